@@ -1,0 +1,25 @@
+// Package mesh holds the nouns of Tacit: who a pod is (ID), what runs where
+// (Workload, Service, World), what a node is told to enrol (Pod), and what
+// happened on one connection (Flow). Every other package speaks in these
+// words, and in no others for the same thing:
+//
+//	mesh         all pods that talk mutual TLS to each other under one trust domain
+//	node         a machine with one agent and one proxy
+//	pod          a network namespace with an identity, on one node
+//	workload     a pod as the others see it: addresses, identity, services
+//	service      a name and virtual addresses for a set of workloads
+//	endpoint     one workload and port behind a port of a service
+//	identity     spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
+//	bundle       the root certificates that are trusted
+//	leaf         the certificate of one identity on one node
+//	enrol        to make a pod part of the mesh; un-enrol, to take it out
+//	capture      to redirect a pod's connections into the proxy
+//	bypass       traffic of an enrolled pod that was not captured
+//	protected    enrolled, captured, and with a valid certificate
+//	direct       one TLS connection per application connection (wire/direct)
+//	permissive   plaintext from outside the mesh is passed on, and counted
+//	outbound     from the application to the network
+//	inbound      from the network to the application
+//
+// The package imports the standard library only, does no I/O and reads no clock.
+package mesh

@@ -1,0 +1,52 @@
+package mesh
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Security is how the bytes of a connection crossed the network.
+type Security string
+
+const (
+	// MutualTLS: both sides proved their identity to each other.
+	MutualTLS Security = "mutual_tls"
+	// Plaintext: nobody proved anything, at least not to us.
+	Plaintext Security = "plaintext"
+)
+
+// Reporter is the side of a connection that tells of it, in Istio's words.
+type Reporter string
+
+const (
+	// BySource: the proxy of the pod that dialled.
+	BySource Reporter = "source"
+	// ByDestination: the proxy of the pod that was dialled.
+	ByDestination Reporter = "destination"
+)
+
+// Flow is one connection, told at its end by one proxy.
+type Flow struct {
+	Reporter Reporter
+	// Source and Destination are nil where the World knows nobody.
+	Source      *Workload
+	Destination *Workload
+	// Service is what the application dialled, nil if it dialled an address.
+	Service    *Service
+	SourceAddr netip.AddrPort
+	// Dialled is what the application asked for, DestinationAddr where it led.
+	Dialled         netip.AddrPort
+	DestinationAddr netip.AddrPort
+	Security        Security
+	// Resumed says that the TLS session was.
+	Resumed bool
+
+	Opened, Closed time.Time
+	// Sent went from source to destination, Received came back; bytes of the application.
+	Sent, Received int64
+	// Flags are Envoy's response flags ("" is "-"): UF upstream failure, UH no
+	// endpoint, UC and DC reset by either end, UAEX denied, UMSDR overload, DT timeout.
+	Flags string
+	// Reason tells what ended it, "" if both sides finished.
+	Reason string
+}

@@ -1,0 +1,30 @@
+package mesh
+
+// What the pods' network namespaces and both halves of a node agree on.
+const (
+	// OutboundPort is where captured outgoing connections arrive, in the pod.
+	OutboundPort = 15101
+	// InboundPort is where captured incoming connections arrive, in the pod.
+	InboundPort = 15106
+
+	// Mark (SO_MARK) is on every socket that the proxy dials with. Packets
+	// that carry it are never captured again.
+	Mark = 0x7ac17
+	// ReplyMark leads an application's replies to a connection that the proxy
+	// opened with a foreign source address back to the proxy. It differs from
+	// Mark, which must not be routed to lo when it leaves the pod.
+	ReplyMark = 0x7ac18
+
+	// DirectPortFirst and DirectPortLast bound the source ports of direct
+	// connections. Linux takes ephemeral ports from 32768-60999 by default, so
+	// a source port of this range hints, and only hints, at TLS.
+	DirectPortFirst = 61000
+	DirectPortLast  = 65535
+)
+
+// IsDirectPort reports whether a source port hints at a direct connection.
+func IsDirectPort(p uint16) bool { return p >= DirectPortFirst }
+
+// IsCapturePort reports whether p is a port of the capture itself. A connection
+// whose destination is one of them would go in circles, and is refused.
+func IsCapturePort(p uint16) bool { return p == OutboundPort || p == InboundPort }

@@ -1,0 +1,85 @@
+package mesh
+
+import "net/netip"
+
+// Workload is a pod as every node sees it. Once it is in a World it is never
+// changed.
+type Workload struct {
+	// UID is unique in the mesh: CLUSTER//Pod/NAMESPACE/NAME, as Istio writes it.
+	UID       string
+	Namespace string
+	Name      string
+	// Node is the name of the node it runs on.
+	Node      string
+	Addresses []netip.Addr
+	ID        ID
+	// Direct says that the pod is captured and announced: it is reached by
+	// wire/direct and by nothing else. False means outside the mesh.
+	Direct bool
+	// HostNetwork pods share their node's addresses; they are never enrolled,
+	// and an address leads to no one of them.
+	HostNetwork bool
+	// Ready endpoints take connections of services; the others only those to
+	// their own address.
+	Ready bool
+	// Services lists, per service key, which ports this workload serves.
+	Services map[string][]Port
+
+	// What metrics and logs name it by. OwnerKind is deployment, job, cronjob or pod.
+	OwnerName         string
+	OwnerKind         string
+	CanonicalName     string
+	CanonicalRevision string
+	Cluster           string
+}
+
+// Port leads from a port of a service to the port of a workload.
+type Port struct {
+	Service uint16
+	Target  uint16
+}
+
+// Service is a name and virtual addresses for a set of workloads. Once it is in
+// a World it is never changed.
+type Service struct {
+	Namespace string
+	Name      string
+	Hostname  string
+	// Addresses are the ClusterIPs, none for a headless service.
+	Addresses []netip.Addr
+	// Ports are the ports served. Target is 0 where it is named, and so may
+	// differ from workload to workload; Workload.Services then has it.
+	Ports []Port
+}
+
+// Key is what Workload.Services names the service by: NAMESPACE/HOSTNAME.
+func (s *Service) Key() string { return s.Namespace + "/" + s.Hostname }
+
+// Endpoint is one workload, and the port on which it serves a port of a service.
+type Endpoint struct {
+	Workload *Workload
+	Port     uint16
+}
+
+// Pod is what a node is told about a pod of its own: who it is, and whether it
+// has to be enrolled.
+type Pod struct {
+	// UID is the Kubernetes metadata.uid.
+	UID       string
+	Namespace string
+	Name      string
+	ID        ID
+	// Enrol asks for the pod to be captured; false asks for its release.
+	Enrol bool
+	// ExcludeOutbound is not captured when going out, ExcludeInbound not when
+	// coming in.
+	ExcludeOutbound []Exclusion
+	ExcludeInbound  []uint16
+}
+
+// Exclusion is a set of destinations that are not captured. A zero Port means
+// all ports, an invalid Prefix all addresses; never both.
+type Exclusion struct {
+	Prefix netip.Prefix
+	Port   uint16
+}
