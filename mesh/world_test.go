@@ -1,0 +1,57 @@
+package mesh
+
+import (
+	"net/netip"
+	"testing"
+)
+
+var addr = netip.MustParseAddr
+
+func TestWorldFindsByAddress(t *testing.T) {
+	a := &Workload{UID: "a", Addresses: []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, Ready: true}
+	s := &Service{Namespace: "d", Hostname: "s", Addresses: []netip.Addr{addr("10.1.0.1")}}
+	w := NewWorld([]*Workload{a}, []*Service{s})
+	for _, got := range []*Workload{w.Workload(addr("10.0.0.1")), w.Workload(addr("::ffff:10.0.0.1")), w.Workload(addr("fd00::1"))} {
+		if got != a {
+			t.Errorf("got %v, want a", got)
+		}
+	}
+	if w.Workload(addr("10.0.0.2")) != nil || w.Service(addr("10.0.0.1")) != nil || w.Service(addr("10.1.0.1")) != s {
+		t.Error("an address led to the wrong thing")
+	}
+}
+
+func TestZeroWorldIsEmpty(t *testing.T) {
+	var w World
+	if w.Workload(addr("10.0.0.1")) != nil || w.Service(addr("10.0.0.1")) != nil || w.Endpoints(&Service{}, 80) != nil {
+		t.Error("the zero World knows something")
+	}
+}
+
+func TestEndpointsAreReadyOnes(t *testing.T) {
+	s := &Service{Namespace: "d", Hostname: "s"}
+	serve := map[string][]Port{"d/s": {{80, 8080}, {90, 9090}}}
+	up := &Workload{UID: "up", Services: serve, Ready: true}
+	down := &Workload{UID: "down", Services: serve}
+	got := NewWorld([]*Workload{up, down}, []*Service{s}).Endpoints(s, 90)
+	if len(got) != 1 || got[0] != (Endpoint{up, 9090}) {
+		t.Errorf("got %v, want up:9090 alone", got)
+	}
+}
+
+func TestHostNetworkAddressLeadsNowhere(t *testing.T) {
+	h := &Workload{Addresses: []netip.Addr{addr("10.0.0.1")}, HostNetwork: true, Ready: true}
+	if NewWorld([]*Workload{h}, nil).Workload(addr("10.0.0.1")) != nil {
+		t.Error("a node's address was taken for a pod")
+	}
+}
+
+func TestReusedAddressBelongsToTheReadyPod(t *testing.T) {
+	done := &Workload{UID: "done", Addresses: []netip.Addr{addr("10.0.0.1")}}
+	live := &Workload{UID: "live", Addresses: []netip.Addr{addr("10.0.0.1")}, Ready: true}
+	for _, order := range [][]*Workload{{done, live}, {live, done}} {
+		if got := NewWorld(order, nil).Workload(addr("10.0.0.1")); got != live {
+			t.Errorf("got %v, want live", got)
+		}
+	}
+}
