@@ -1,0 +1,60 @@
+# Every job of the project. `make help` lists them.
+
+GO       ?= go
+PROGRAMS := tacit tacit-control tacit-node tacit-cni
+VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS  := -s -w -X main.version=$(VERSION)
+# Stories (lab/) are tests too, but take minutes; everything else is quick.
+QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench)
+
+.DEFAULT_GOAL := help
+
+help: ## list the jobs
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: build packages ## the main job: two pods, two nodes, plaintext first, then mutual TLS
+	@lab/demo.sh
+
+test: packages check race stories user-stories ## everything that must pass
+
+build: ## the programs, into bin/
+	@mkdir -p bin
+	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; done
+
+check: ## format, vet, staticcheck, unit, kernel and architecture tests
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: run gofmt -w on these'; exit 1; }
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	.ci/noskip $(GO) test $(QUICK)
+
+race: ## the quick tests again, with the race detector
+	.ci/noskip $(GO) test -race $(QUICK)
+
+stories: build ## the whole mesh, as stories in a lab
+	.ci/noskip $(GO) test -timeout 20m ./lab
+
+user-stories: build ## the stories that need no root, as an ordinary user
+	lab/as-user.sh
+
+soak: build ## stories that take long: ten minutes of silence, many rounds
+	TACIT_SOAK=1 $(GO) test -timeout 60m -v ./lab
+
+lab: build ## a lab to play with: then try bin/tacit lab --help
+	bin/tacit lab up
+
+bench: build packages ## compare Tacit with no proxy and with two splicing proxies
+	$(GO) run ./bench
+
+fuzz: ## each fuzz target for FUZZTIME (10s)
+	.ci/fuzz $(or $(FUZZTIME),10s)
+
+generate: ## the code made from .proto files (needs protoc)
+	$(GO) generate ./...
+
+packages: ## Debian packages that the stories use; installed if root, else named
+	@lab/packages.sh
+
+clean: ## what the jobs made
+	rm -rf bin bench/result.json
+
+.PHONY: help demo test build check race stories user-stories soak lab bench fuzz generate packages clean
