@@ -1,0 +1,97 @@
+// Package relay joins two connections and carries bytes between them until both
+// have finished. It is the last station of a connection on either node: between
+// the application's socket and the wire.
+//
+// It maps ends one to one: FIN becomes FIN, RST becomes RST, and a half-closed
+// connection stays half-closed. It keeps no buffer for a quiet connection. It
+// refuses to look at the bytes, to dial, to accept, and to decide anything.
+package relay
+
+import (
+	"context"
+	"io"
+	"time"
+)
+
+// BufferSize is the length in bytes of the buffers that Join reads into. A Conn
+// does best to fill as much of one as it can without blocking, and to take one
+// whole in a single Write.
+const BufferSize = 64 << 10
+
+// Conn is one end of a joined connection. One Read and one Write may run at the
+// same time; CloseWrite follows the last Write; Abort and Close may be called at
+// any moment, from anywhere, and make whatever blocks return.
+type Conn interface {
+	// Read returns io.EOF only if the peer ended orderly. A reset is
+	// ECONNRESET, a truncation io.ErrUnexpectedEOF.
+	io.Reader
+	io.Writer
+	// CloseWrite tells the peer that no more bytes come. Reading goes on.
+	CloseWrite() error
+	// Abort resets both directions and releases the socket. Idempotent.
+	Abort() error
+	// Close ends orderly, once both directions have, and releases the socket.
+	// Idempotent; after Abort it does nothing.
+	Close() error
+	// AwaitReadable blocks until a Read would not: there is data, the end, or
+	// an error. While it blocks it holds no buffer. It may read ahead into a
+	// buffer of the Conn's own that it keeps until Read has emptied it; that
+	// is cheaper than a look at the socket first.
+	AwaitReadable() error
+	// SetReadDeadline bounds Read and AwaitReadable, SetWriteDeadline Write.
+	SetReadDeadline(time.Time) error
+	SetWriteDeadline(time.Time) error
+}
+
+// ResetWatcher is a Conn that can still notice a reset after its Read returned
+// io.EOF. Without it a reset in that state shows at the next Write only.
+type ResetWatcher interface {
+	// AwaitReset blocks until the peer resets the connection, and returns that
+	// error. It returns net.ErrClosed when the Conn was closed or aborted. It
+	// is called after Read has returned io.EOF, next to a Write.
+	AwaitReset() error
+}
+
+// Config says how to join.
+type Config struct {
+	// HalfCloseTimeout bounds how long a connection of which one direction has
+	// ended may be quiet in the other. 0 means one hour. A connection that is
+	// open in both directions is never cut.
+	HalfCloseTimeout time.Duration
+	// Pool lends buffers and pipes. One pool serves a whole process. nil means
+	// a pool for this call only, which is slow: for tests.
+	Pool *Pool
+}
+
+// Ending tells what ended a joined connection.
+type Ending string
+
+const (
+	// Finished: both sides ended orderly.
+	Finished Ending = "finished"
+	// ByA and ByB: that end was reset, truncated or failed.
+	ByA Ending = "a"
+	ByB Ending = "b"
+	// HalfClosedTooLong: HalfCloseTimeout ran out.
+	HalfClosedTooLong Ending = "half-closed too long"
+	// Cancelled: the context ended.
+	Cancelled Ending = "cancelled"
+)
+
+// Result is what became of a joined connection.
+type Result struct {
+	// AtoB and BtoA are bytes that were written to B and to A.
+	AtoB, BtoA int64
+	Ended      Ending
+	// Err is nil if and only if Ended is Finished.
+	Err error
+}
+
+// Join carries bytes between a and b until both directions have ended, then
+// releases both. The end of input on one becomes CloseWrite on the other. A
+// reset, a truncation or any other error on one aborts both, and so does the end
+// of ctx. Join owns a and b from the call on, and blocks until all it started
+// has ended.
+func Join(ctx context.Context, a, b Conn, cfg Config) Result {
+	panic("relay: not yet")
+}
