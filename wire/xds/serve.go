@@ -1,0 +1,58 @@
+package xds
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+)
+
+// ServeConfig is what Serve needs.
+type ServeConfig struct {
+	// Listener is where nodes connect; Serve closes it. Required.
+	Listener net.Listener
+	// TLS holds control's certificate, or gives it by GetCertificate. Required.
+	TLS *tls.Config
+	// Services are the Register methods of Server and of csr.Server.
+	Services []func(grpc.ServiceRegistrar)
+}
+
+// Serve serves nodes until ctx is done, then ends every stream and returns nil.
+// A peer that went silent is noticed after 10 s at most.
+func Serve(ctx context.Context, cfg ServeConfig) error {
+	if cfg.Listener == nil || cfg.TLS == nil {
+		return errors.New("serve nodes: want a listener and a TLS configuration")
+	}
+	conf := cfg.TLS.Clone()
+	conf.MinVersion = tls.VersionTLS13
+	g := grpc.NewServer(append(serverOptions(), grpc.Creds(credentials.NewTLS(conf)))...)
+	for _, register := range cfg.Services {
+		register(g)
+	}
+	stop := context.AfterFunc(ctx, g.Stop)
+	defer stop()
+	if err := g.Serve(cfg.Listener); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("serve nodes at %s: %w", cfg.Listener.Addr(), err)
+	}
+	return nil
+}
+
+// serverOptions bound what one node can take.
+func serverOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 4 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingEvery / 2, PermitWithoutStream: true}),
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.MaxConcurrentStreams(64),
+		grpc.MaxRecvMsgSize(16 << 20),
+		grpc.ReadBufferSize(8 << 10),
+		grpc.WriteBufferSize(16 << 10),
+		grpc.SharedWriteBuffer(true),
+	}
+}

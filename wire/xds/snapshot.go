@@ -1,0 +1,53 @@
+package xds
+
+import (
+	"time"
+
+	"tacit.dev/mesh"
+)
+
+// Snapshot is all that control tells at one moment. What it points to must not
+// be changed once it is published.
+type Snapshot struct {
+	// Workloads and Services go to every proxy.
+	Workloads []*mesh.Workload
+	Services  []*mesh.Service
+	// Pods go, by name of the node, to that node's agent and to no other.
+	Pods map[string][]mesh.Pod
+}
+
+// PodState is what an agent has made of a pod.
+type PodState string
+
+const (
+	// Captured: rules are there and read back, certificate and listeners too.
+	Captured PodState = "captured"
+	// Released: nothing of ours is left in the pod.
+	Released PodState = "released"
+	// Unprotected: it should be captured and is not; Reason tells why.
+	Unprotected PodState = "unprotected"
+)
+
+// Report is what an agent tells of one of its pods.
+type Report struct {
+	// UID is the Kubernetes metadata.uid.
+	UID       string
+	Namespace string
+	Name      string
+	State     PodState
+	Reason    string
+}
+
+// NodeStatus is what a Server knows of one node; for dumps.
+type NodeStatus struct {
+	Node string
+	// Proxy and Agent say whether each is connected.
+	Proxy, Agent bool
+	// Acked is the publication that the node's proxies have settled on, the
+	// oldest if there are several.
+	Acked uint64
+	// Rejected is the last refusal of a resource that still stands, or "".
+	Rejected string
+	// GoneSince is when the last proxy left; zero while one is connected.
+	GoneSince time.Time
+}

