@@ -1,0 +1,32 @@
+// Package handle is how the agent gives sockets to the proxy: messages with
+// file descriptors (SCM_RIGHTS) over a SOCK_SEQPACKET unix socket. The agent has
+// the privilege and reads nothing from the network; the proxy reads the network
+// and has no privilege; this is the one door between them.
+//
+// The way of a conversation, agent on the left:
+//
+//	          ◄── held    per pod that the proxy serves already: its listeners,
+//	                      so that an agent that was restarted has them again
+//	          ◄── hello   once; both are sent by Dial
+//	pod       ──►         serve this pod; with its listeners. For a pod that is
+//	                      served already: new facts and, if it was draining, serve
+//	                      it again; the files are the listeners it has: close them
+//	          ◄── ready   the pod's certificate is there and its listeners are
+//	                      accepted from. Also the answer for a pod that was served
+//	          ◄── failed  not ready yet, and why; the proxy keeps trying
+//	          ◄── need    Count sockets of Family, please
+//	sockets   ──►         marked, transparent, unconnected, non-blocking TCP sockets
+//	                      of the pod's namespace, at most MaxFiles a message. With no
+//	                      file and a Reason: there are none to be had now
+//	drain     ──►         the pod is being released: nothing new is captured. Keep
+//	                      accepting until the backlog is empty, and end no connection
+//	          ◄── drained the last connection has ended, the pod is not served any more
+//	remove    ──►         the pod is gone: abort its connections, close what is its own.
+//	                      Also sent for a held pod that the agent does not know
+//
+// A message for a UID that the receiver does not know is ignored: the two sides
+// cross. When the connection ends the proxy keeps serving what it has, and dials
+// again.
+//
+// The package refuses to interpret: it checks the form of messages, not their order.
+package handle
