@@ -102,7 +102,7 @@ func Serve(ctx context.Context, l *net.UnixListener, handle func(context.Context
 	for {
 		free <- struct{}{}
 		c, err := l.AcceptUnix()
-		if ctx.Err() != nil {
+		if err != nil && ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {

@@ -1,0 +1,60 @@
+// Command tacit-node is what runs on every node: the agent, which has the
+// privilege and reads nothing from the network, and the proxy, which reads the
+// network and has no privilege. They are two processes of one program.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+const usage = `usage: tacit-node ROLE [flags]
+
+roles:
+  agent    enrols the pods of this node; needs root
+  proxy    carries their connections; needs nothing
+
+tacit-node ROLE -h lists the flags of a role
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(os.Stderr, "tacit-node: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+// run is the role that args begin with, until ctx ends.
+func run(ctx context.Context, args []string) error {
+	roles := map[string]func(context.Context, []string) error{"agent": runAgent, "proxy": runProxy}
+	if len(args) == 0 || roles[args[0]] == nil {
+		fmt.Fprint(os.Stderr, usage)
+		return flag.ErrHelp
+	}
+	return roles[args[0]](ctx, args[1:])
+}
+
+// logTo is the logger that the flags --log-format and --log-level ask for.
+func logTo(format, level string) (*slog.Logger, error) {
+	var o slog.HandlerOptions
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	o.Level = l
+	switch format {
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, &o)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, &o)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want json or text", format)
+}
