@@ -8,7 +8,6 @@
 package relay
 
 import (
-	"context"
 	"io"
 	"time"
 )
@@ -47,7 +46,7 @@ type Conn interface {
 // io.EOF. Without it a reset in that state shows at the next Write only.
 type ResetWatcher interface {
 	// AwaitReset blocks until the peer resets the connection, and returns that
-	// error. It returns net.ErrClosed when the Conn was closed or aborted. It
+	// error. It returns net.ErrClosed when the connection is over otherwise. It
 	// is called after Read has returned io.EOF, next to a Write.
 	AwaitReset() error
 }
@@ -85,13 +84,4 @@ type Result struct {
 	Ended      Ending
 	// Err is nil if and only if Ended is Finished.
 	Err error
-}
-
-// Join carries bytes between a and b until both directions have ended, then
-// releases both. The end of input on one becomes CloseWrite on the other. A
-// reset, a truncation or any other error on one aborts both, and so does the end
-// of ctx. Join owns a and b from the call on, and blocks until all it started
-// has ended.
-func Join(ctx context.Context, a, b Conn, cfg Config) Result {
-	panic("relay: not yet")
 }

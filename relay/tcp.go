@@ -1,26 +1,180 @@
 package relay
 
 import (
+	"errors"
+	"fmt"
+	"io"
 	"net"
+	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
+// tcpClose is the state of a socket that is connected no more (TCP_CLOSE in
+// net/tcp_states.h).
+const tcpClose = 7
+
 // TCPConn is a TCP connection as a Conn.
-type TCPConn struct{ c *net.TCPConn }
+type TCPConn struct {
+	c   *net.TCPConn
+	raw syscall.RawConn
+	// finSent is set before CloseWrite: from then on a closed socket is no
+	// proof of a reset.
+	finSent atomic.Bool
+	release sync.Once
+}
 
 // TCP takes over c and sets SO_LINGER to zero at once, so that the death of this
 // process resets the connection instead of ending it as if all had been said.
-func TCP(c *net.TCPConn) *TCPConn { c.SetLinger(0); return &TCPConn{c} }
+// On a connection that is already closed the first Read or Write says so.
+func TCP(c *net.TCPConn) *TCPConn {
+	_ = c.SetLinger(0)
+	raw, err := c.SyscallConn()
+	if err != nil { // only for a nil *net.TCPConn
+		panic("relay: TCP without a connection")
+	}
+	return &TCPConn{c: c, raw: raw}
+}
 
 // Raw returns the connection that TCP was given. It stays the TCPConn's.
 func (t *TCPConn) Raw() *net.TCPConn { return t.c }
 
-func (t *TCPConn) Read(p []byte) (int, error)         { return t.c.Read(p) }
-func (t *TCPConn) Write(p []byte) (int, error)        { return t.c.Write(p) }
-func (t *TCPConn) CloseWrite() error                  { return t.c.CloseWrite() }
-func (t *TCPConn) Abort() error                       { return t.c.Close() }
-func (t *TCPConn) Close() error                       { t.c.SetLinger(-1); return t.c.Close() }
-func (t *TCPConn) AwaitReadable() error               { return nil }
-func (t *TCPConn) AwaitReset() error                  { return nil }
+// Read reads what is there. It tells a reset from an end even if another call
+// has already been told of the reset.
+func (t *TCPConn) Read(p []byte) (int, error) {
+	n, err := t.c.Read(p)
+	if n == 0 && errors.Is(err, io.EOF) && t.wasReset() {
+		return 0, unix.ECONNRESET
+	}
+	return n, err
+}
+
+func (t *TCPConn) Write(p []byte) (int, error) { return t.c.Write(p) }
+
+// CloseWrite sends FIN.
+func (t *TCPConn) CloseWrite() error {
+	t.finSent.Store(true)
+	return t.c.CloseWrite()
+}
+
+// Abort sends RST.
+func (t *TCPConn) Abort() error {
+	var err error
+	t.release.Do(func() {
+		_ = t.c.SetLinger(0)
+		err = t.c.Close()
+	})
+	return err
+}
+
+// Close lets the kernel deliver what is still unsent, and a FIN. It does not
+// wait for that.
+func (t *TCPConn) Close() error {
+	var err error
+	t.release.Do(func() {
+		t.finSent.Store(true)
+		_ = t.c.SetLinger(-1)
+		err = t.c.Close()
+	})
+	return err
+}
+
+// AwaitReadable looks at the socket before it waits: it costs a system call.
+func (t *TCPConn) AwaitReadable() error {
+	return t.raw.Read(func(fd uintptr) bool {
+		var look [1]byte
+		_, _, err := unix.Recvfrom(int(fd), look[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return err != unix.EAGAIN && err != unix.EINTR
+	})
+}
+
+// AwaitReset implements ResetWatcher.
+func (t *TCPConn) AwaitReset() error {
+	if err := t.raw.Read(func(fd uintptr) bool { return state(fd) == tcpClose }); err != nil {
+		return err
+	}
+	if t.finSent.Load() {
+		return net.ErrClosed
+	}
+	return fmt.Errorf("after its end of input: %w", unix.ECONNRESET)
+}
+
 func (t *TCPConn) SetReadDeadline(d time.Time) error  { return t.c.SetReadDeadline(d) }
 func (t *TCPConn) SetWriteDeadline(d time.Time) error { return t.c.SetWriteDeadline(d) }
+
+// wasReset tells, at an end of input, whether it is none. The kernel reports a
+// reset to one system call only; if that was a write, the next read returns 0
+// as for a FIN. After a FIN alone the socket would still be connected.
+func (t *TCPConn) wasReset() bool {
+	if t.finSent.Load() {
+		return false
+	}
+	reset := false
+	err := t.raw.Control(func(fd uintptr) { reset = state(fd) == tcpClose })
+	return err == nil && reset
+}
+
+// state returns the state of a TCP socket, tcpClose if it cannot be asked.
+func state(fd uintptr) uint8 {
+	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+	if err != nil {
+		return tcpClose
+	}
+	return info.State
+}
+
+func (t *TCPConn) SetDeadline(d time.Time) error { return t.c.SetDeadline(d) }
+
+// taker reads from a TCPConn into buffers of a pool, and takes one only at the
+// moment of the read: a quiet connection holds none, at no extra system call.
+type taker struct {
+	t    *TCPConn
+	pool *Pool
+	try  func(fd uintptr) bool // attempt, bound once
+
+	// What the last attempt gave.
+	b   *buffer
+	n   int
+	err error
+}
+
+func newTaker(t *TCPConn, pool *Pool) *taker {
+	k := &taker{t: t, pool: pool}
+	k.try = k.attempt
+	return k
+}
+
+// take blocks until there is something, and returns it with its buffer, which
+// is the caller's to give back. The buffer is nil if and only if err is not.
+func (k *taker) take() (*buffer, int, error) {
+	if err := k.t.raw.Read(k.try); err != nil {
+		return nil, 0, err
+	}
+	b, n, err := k.b, k.n, k.err
+	k.b = nil
+	if err == io.EOF && k.t.wasReset() {
+		err = unix.ECONNRESET
+	}
+	return b, n, err
+}
+
+func (k *taker) attempt(fd uintptr) bool {
+	b := k.pool.buffer()
+	n, err := unix.Read(int(fd), b[:])
+	for err == unix.EINTR {
+		n, err = unix.Read(int(fd), b[:])
+	}
+	if err == nil && n > 0 {
+		k.b, k.n, k.err = b, n, nil
+		return true
+	}
+	k.pool.keepBuffer(b)
+	if err == nil {
+		err = io.EOF
+	}
+	k.err = err
+	return err != unix.EAGAIN
+}
