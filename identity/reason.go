@@ -1,8 +1,20 @@
 package identity
 
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+)
+
 // Reasons why a handshake failed, for counters and logs.
 const (
-	ReasonNoCertificate    = "no_certificate"
+	ReasonNoCertificate = "no_certificate"
+	// ReasonExpired: outside of its time, also if that has not begun yet.
 	ReasonExpired          = "expired"
 	ReasonForeignRoot      = "foreign_root"
 	ReasonWrongTrustDomain = "wrong_trust_domain"
@@ -20,6 +32,45 @@ const (
 	ReasonOther      = "other"
 )
 
+// alertTexts are errors of crypto/tls that have no type of their own. A test
+// holds them to what crypto/tls really says.
+var alertTexts = [...]struct{ text, reason string }{
+	{"client didn't provide a certificate", ReasonNoCertificate},
+	{"client offered only unsupported versions", ReasonNotTLS13},
+	{"server selected unsupported protocol version", ReasonNotTLS13},
+	{"client requested unsupported application protocols", ReasonNotOurProtocol},
+}
+
 // Reason names why err happened by one of the constants above; "" for nil. It
 // understands errors of this package, of crypto/tls, of contexts and sockets.
-func Reason(err error) string { return ReasonOther }
+func Reason(err error) string {
+	var verify *VerifyError
+	var own *OwnError
+	var header tls.RecordHeaderError
+	var op *net.OpError
+	switch {
+	case err == nil:
+		return ""
+	case errors.As(err, &verify):
+		return verify.Reason
+	case errors.As(err, &own):
+		return own.Reason
+	case errors.As(err, &header):
+		return ReasonNotTLS
+	case errors.Is(err, context.Canceled):
+		return ReasonCanceled
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
+		return ReasonTimeout
+	case errors.As(err, &op) && op.Op == "remote error":
+		return ReasonPeerRefused
+	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		return ReasonPeerClosed
+	}
+	for _, a := range alertTexts {
+		if strings.Contains(err.Error(), a.text) {
+			return a.reason
+		}
+	}
+	return ReasonOther
+}
