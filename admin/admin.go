@@ -1,34 +1,107 @@
 // Package admin lets a person or a program look into one running process:
 // liveness, readiness, metrics, profiles, and dumps of its state as JSON. It
 // stands beside the way of the bytes. It refuses to change anything: every
-// request only reads, and nothing it serves is a secret.
+// request only reads, and what it is given to show must hold no secret.
 package admin
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"net"
+	"net/http"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+const (
+	// headerLimit bounds how long a request may take to arrive, requestLimit
+	// how long one may last: a profile of two minutes is the longest.
+	headerLimit  = 5 * time.Second
+	requestLimit = 3 * time.Minute
+	// farewell is what open requests get when the process ends.
+	farewell = time.Second
 )
 
 // Config is what Run serves.
 type Config struct {
-	// Addr is the TCP address to listen on, HOST:PORT.
+	// Addr is the TCP address to listen on, HOST:PORT. There is no default:
+	// who gives an address without a host means to be seen from outside.
 	Addr string
 	// Registry is served at /metrics. nil means an empty one.
 	Registry *prometheus.Registry
-	// Ready says why the process is not ready, nil if it is. A nil func means
-	// always ready.
+	// Ready says why the process is not ready, nil if it is. It is called per
+	// request and concurrently. A nil func means always ready.
 	Ready func() error
-	// Dump names what /dump/NAME serves as JSON.
+	// Dump names what /dump/NAME serves as JSON. The functions are called
+	// concurrently.
 	Dump map[string]func() any
 	// Log gets what goes wrong while serving. nil means nowhere.
 	Log *slog.Logger
 }
 
+// Validate reports what Run would refuse.
+func (c Config) Validate() error {
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+		return fmt.Errorf("admin address %q: want HOST:PORT: %w", c.Addr, err)
+	}
+	return nil
+}
+
+// NewRegistry returns a registry that holds what the Go runtime and the kernel
+// say of this process.
+func NewRegistry() *prometheus.Registry {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return r
+}
+
 // Run serves until ctx ends, then gives open requests a moment to finish. It
 // returns nil when ctx ended it.
 func Run(ctx context.Context, cfg Config) error {
-	<-ctx.Done()
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", cfg.Addr)
+	if err != nil {
+		return fmt.Errorf("listen on admin address: %w", err)
+	}
+	return serve(ctx, l, cfg)
+}
+
+// serve owns l.
+func serve(ctx context.Context, l net.Listener, cfg Config) error {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &http.Server{
+		Handler:           newHandler(cfg),
+		ReadHeaderTimeout: headerLimit,
+		ReadTimeout:       headerLimit,
+		WriteTimeout:      requestLimit,
+		IdleTimeout:       requestLimit,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+	}
+	ended := make(chan error, 1)
+	stop := context.AfterFunc(ctx, func() { ended <- shutdown(s) })
+	err := s.Serve(l)
+	if stop() || !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("serve admin on %s: %w", l.Addr(), err)
+	}
+	return <-ended
+}
+
+func shutdown(s *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.Background(), farewell)
+	defer cancel()
+	if err := s.Shutdown(ctx); err != nil {
+		return s.Close()
+	}
 	return nil
 }

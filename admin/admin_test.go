@@ -1,0 +1,100 @@
+package admin
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+func TestRequests(t *testing.T) {
+	r := prometheus.NewRegistry()
+	r.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "tacit_test_total", Help: "A count."}))
+	notReady := errors.New("no certificate for default/web yet")
+	h := newHandler(Config{
+		Registry: r,
+		Ready:    func() error { return notReady },
+		Dump: map[string]func() any{
+			"pods":   func() any { return []string{"default/web"} },
+			"broken": func() any { return func() {} },
+		},
+	})
+	for _, tt := range []struct {
+		method, path string
+		code         int
+		body         string
+	}{
+		{"GET", "/", 200, "/dump/pods\n"},
+		{"GET", "/healthz", 200, "ok\n"},
+		{"GET", "/readyz", 503, notReady.Error()},
+		{"GET", "/metrics", 200, "tacit_test_total 0"},
+		{"GET", "/dump/pods", 200, `"default/web"`},
+		{"GET", "/dump/broken", 500, "unsupported type"},
+		{"GET", "/dump/nothing", 404, ""},
+		{"GET", "/debug/pprof/goroutine?debug=1", 200, "goroutine profile"},
+		{"GET", "/elsewhere", 404, ""},
+		{"POST", "/dump/pods", 405, ""},
+		{"POST", "/healthz", 405, ""},
+	} {
+		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest(tt.method, tt.path, nil))
+			if w.Code != tt.code || !strings.Contains(w.Body.String(), tt.body) {
+				t.Errorf("got %d %q, want %d with %q", w.Code, w.Body, tt.code, tt.body)
+			}
+		})
+	}
+}
+
+func TestReady(t *testing.T) {
+	for name, ready := range map[string]func() error{"no func": nil, "no error": func() error { return nil }} {
+		w := httptest.NewRecorder()
+		newHandler(Config{Ready: ready}).ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+		if w.Code != 200 {
+			t.Errorf("%s: got %d, want 200", name, w.Code)
+		}
+	}
+}
+
+func TestServeUntilTheContextEnds(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- serve(ctx, l, Config{Registry: NewRegistry()}) }()
+	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, err := io.ReadAll(resp.Body)
+	resp.Body.Close()
+	if err != nil || !strings.Contains(string(body), "process_resident_memory_bytes") {
+		t.Errorf("metrics without the process's own: %v", err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	for _, addr := range []string{"", "127.0.0.1", taken.Addr().String()} {
+		if err := Run(t.Context(), Config{Addr: addr}); err == nil {
+			t.Errorf("Run on %q succeeded", addr)
+		}
+	}
+}

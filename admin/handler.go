@@ -1,0 +1,78 @@
+package admin
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/pprof"
+	"slices"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// newHandler serves everything, and lists it at the root.
+func newHandler(cfg Config) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /{$}", serveIndex(cfg))
+	mux.HandleFunc("GET /healthz", serveAlive)
+	mux.HandleFunc("GET /readyz", serveReady(cfg.Ready))
+	mux.Handle("GET /metrics", metrics(cfg.Registry))
+	mux.HandleFunc("GET /dump/{name}", serveDump(cfg))
+	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	return mux
+}
+
+func serveIndex(cfg Config) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, "/healthz\n/readyz\n/metrics\n/debug/pprof/\n")
+		for _, name := range slices.Sorted(maps.Keys(cfg.Dump)) {
+			fmt.Fprintf(w, "/dump/%s\n", name)
+		}
+	}
+}
+
+// serveAlive: whoever answers is alive.
+func serveAlive(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok\n") }
+
+func serveReady(ready func() error) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) {
+		if ready != nil {
+			if err := ready(); err != nil {
+				http.Error(w, err.Error(), http.StatusServiceUnavailable)
+				return
+			}
+		}
+		io.WriteString(w, "ok\n")
+	}
+}
+
+func metrics(r *prometheus.Registry) http.Handler {
+	if r == nil {
+		r = prometheus.NewRegistry()
+	}
+	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+}
+
+func serveDump(cfg Config) http.HandlerFunc {
+	return func(w http.ResponseWriter, req *http.Request) {
+		dump, ok := cfg.Dump[req.PathValue("name")]
+		if !ok {
+			http.NotFound(w, req)
+			return
+		}
+		text, err := json.MarshalIndent(dump(), "", "  ")
+		if err != nil {
+			http.Error(w, fmt.Sprintf("dump %s: %v", req.PathValue("name"), err), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		w.Write(append(text, '\n'))
+	}
+}
