@@ -6,12 +6,26 @@
 package ca
 
 import (
-	"crypto/tls"
+	"bytes"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"sync"
 	"time"
 
 	"tacit.dev/mesh"
+)
+
+const (
+	rootLife         = 10 * 365 * 24 * time.Hour
+	intermediateLife = 365 * 24 * time.Hour
+	serverLife       = 24 * time.Hour
+	// DefaultLeafTTL is how long a leaf lives if nobody says otherwise.
+	DefaultLeafTTL = 24 * time.Hour
+	// clockSkew is how far back a certificate begins at most, for verifiers
+	// whose clock is behind.
+	clockSkew = 2 * time.Minute
 )
 
 // ErrRequest is wrapped by errors of Sign that are the requester's fault.
@@ -33,29 +47,136 @@ type Config struct {
 	Log *slog.Logger
 }
 
+func (c Config) validate() error {
+	var errs []error
+	if c.Dir == "" {
+		errs = append(errs, errors.New("no directory for the CA's keys"))
+	}
+	if _, err := mesh.ParseID(mesh.ID{TrustDomain: c.TrustDomain, Namespace: "n", ServiceAccount: "s"}.String()); err != nil {
+		errs = append(errs, fmt.Errorf("trust domain %q: want 1 to 253 of a-z A-Z 0-9 . _ -", c.TrustDomain))
+	}
+	if c.LeafTTL < time.Second {
+		errs = append(errs, fmt.Errorf("leaf ttl %v: want at least 1s", c.LeafTTL))
+	}
+	return errors.Join(errs...)
+}
+
+func (c Config) withDefaults() Config {
+	if c.LeafTTL == 0 {
+		c.LeafTTL = DefaultLeafTTL
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
 // CA signs. It is safe for concurrent use.
 type CA struct {
 	cfg Config
+
+	mu           sync.Mutex // guards what follows; held while an intermediate is made
+	root         *pair
+	intermediate *pair
 }
 
 // Open loads root and intermediate from cfg.Dir, and makes what is missing.
-func Open(cfg Config) (*CA, error) { return &CA{cfg: cfg}, nil }
+// root.key is needed only to make an intermediate: it may be kept elsewhere as
+// long as the intermediate lasts.
+func Open(cfg Config) (*CA, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("open CA: %w", err)
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("open CA: %w", err)
+	}
+	root, err := openRoot(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open CA: %w", err)
+	}
+	c := &CA{cfg: cfg, root: root}
+	if c.intermediate, err = load(cfg.Dir, "intermediate"); err != nil {
+		return nil, fmt.Errorf("open CA: %w", err)
+	}
+	if _, err := c.signer(); err != nil {
+		return nil, fmt.Errorf("open CA: %w", err)
+	}
+	return c, nil
+}
 
-// Sign returns a certificate for id and the key of the request: PEM of the
-// leaf, the intermediate, and last the bundle. The leaf names id and nothing
-// else; names inside the request must be absent or equal id. ttl is a wish: 0
-// means the default, longer than the default is cut to it. An error that wraps
-// ErrRequest is the requester's fault.
-func (c *CA) Sign(id mesh.ID, csrPEM []byte, ttl time.Duration) ([]byte, error) {
-	return nil, errors.New("sign: not yet")
+// openRoot loads the root. It makes one only where nothing is: a root that is
+// there and unreadable must not be replaced, since every node trusts it.
+func openRoot(cfg Config) (*pair, error) {
+	root, err := load(cfg.Dir, "root")
+	if err != nil || root != nil {
+		return root, checkRoot(root, cfg, err)
+	}
+	root, err = makeRoot(cfg.TrustDomain, cfg.Now())
+	if err != nil {
+		return nil, err
+	}
+	cfg.Log.Info("root made", "dir", cfg.Dir, "trust_domain", cfg.TrustDomain, "expires", root.cert.NotAfter)
+	return root, root.save(cfg.Dir, "root")
+}
+
+func checkRoot(root *pair, cfg Config, err error) error {
+	if err != nil {
+		return err
+	}
+	if want := rootName(cfg.TrustDomain); root.cert.Subject.CommonName != want {
+		return fmt.Errorf("%s/root.pem is %q, want %q: use another directory for another trust domain",
+			cfg.Dir, root.cert.Subject.CommonName, want)
+	}
+	if !cfg.Now().Before(root.cert.NotAfter) {
+		return fmt.Errorf("%s/root.pem expired at %v", cfg.Dir, root.cert.NotAfter)
+	}
+	return nil
+}
+
+// signer returns an intermediate with at least a fifth of its life left, and
+// makes it if need be. If it cannot be made, the old one serves to its end.
+func (c *CA) signer() (*pair, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.cfg.Now()
+	old := c.intermediate
+	if old != nil && (old.key == nil || old.cert.CheckSignatureFrom(c.root.cert) != nil) {
+		c.cfg.Log.Warn("intermediate is without key, or not of this root", "dir", c.cfg.Dir)
+		old = nil
+	}
+	if old != nil && old.cert.NotAfter.Sub(now) > intermediateLife/5 {
+		return old, nil
+	}
+	fresh, err := c.newIntermediate(now)
+	if err != nil && old != nil && now.Before(old.cert.NotAfter) {
+		c.cfg.Log.Error("intermediate not renewed", "error", err, "expires", old.cert.NotAfter)
+		return old, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.intermediate = fresh
+	return fresh, nil
+}
+
+func (c *CA) newIntermediate(now time.Time) (*pair, error) {
+	if c.root.key == nil {
+		return nil, fmt.Errorf("sign intermediate: %s/root.key is missing: put it back, or an intermediate of this root", c.cfg.Dir)
+	}
+	p, err := makeIntermediate(c.root, c.cfg.TrustDomain, now)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.save(c.cfg.Dir, "intermediate"); err != nil {
+		return nil, err
+	}
+	c.cfg.Log.Info("intermediate made", "dir", c.cfg.Dir, "expires", p.cert.NotAfter)
+	return p, nil
 }
 
 // Bundle returns the PEM of all roots that are trusted. The caller owns it.
-func (c *CA) Bundle() []byte { return nil }
-
-// ServerCertificate returns a new certificate and key for a server that is
-// reached by these DNS names and IP addresses: control itself. It carries no
-// identity, so it is worth nothing between pods.
-func (c *CA) ServerCertificate(names []string) (*tls.Certificate, error) {
-	return nil, errors.New("server certificate: not yet")
-}
+func (c *CA) Bundle() []byte { return bytes.Clone(c.root.pem()) }
