@@ -1,25 +1,238 @@
 package proxy
 
 import (
+	"context"
 	"log/slog"
+	"net/netip"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tacit.dev/mesh"
 )
 
+// maxSeries bounds how many label sets the traffic metrics may have. What comes
+// above is counted under unknown workloads.
+const maxSeries = 4096
+
+// unknown is Istio's word for a label of which nothing is known.
+const unknown = "unknown"
+
+// seriesLabels are those of Istio's TCP metrics, in the order of seriesKey.values.
+var seriesLabels = []string{
+	"reporter", "request_protocol", "response_flags", "connection_security_policy",
+	"source_workload", "source_workload_namespace", "source_principal", "source_app", "source_version",
+	"source_canonical_service", "source_canonical_revision", "source_cluster",
+	"destination_workload", "destination_workload_namespace", "destination_principal", "destination_app",
+	"destination_version", "destination_canonical_service", "destination_canonical_revision", "destination_cluster",
+	"destination_service", "destination_service_name", "destination_service_namespace",
+}
+
+// party is what the metrics name one side of a connection by. None of it is as
+// numerous as pods or addresses.
+type party struct {
+	workload, namespace, canonicalName, canonicalRevision, cluster string
+	principal                                                      mesh.ID
+}
+
+// seriesKey is one label set. The zero party and service are unknown.
+type seriesKey struct {
+	reporter                               mesh.Reporter
+	security                               mesh.Security
+	flags                                  string
+	source, destination                    party
+	service, serviceName, serviceNamespace string
+}
+
+// series are the counters of one label set.
+type series struct{ opened, closed, sent, received prometheus.Counter }
+
 // telemetry tells of connections: Istio's TCP metrics when one opens and when it
 // ends, and one line of access log at its end. It is safe for concurrent use.
-type telemetry struct{ log *slog.Logger }
+type telemetry struct {
+	log                            *slog.Logger
+	opened, closed, sent, received *prometheus.CounterVec
+	refused                        prometheus.Counter
 
-// newTelemetry registers the metrics at reg. A nil log means no access log.
+	mu     sync.RWMutex
+	series map[seriesKey]series // guarded by mu
+	most   int                  // maxSeries, but in tests
+}
+
+// newTelemetry registers the metrics at reg. A nil log means no access log, a
+// nil reg metrics that nobody sees.
 func newTelemetry(reg *prometheus.Registry, log *slog.Logger) *telemetry {
-	return &telemetry{log}
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	t := &telemetry{
+		log:    log,
+		opened: trafficCounter("istio_tcp_connections_opened_total", "TCP connections opened."),
+		closed: trafficCounter("istio_tcp_connections_closed_total", "TCP connections closed."),
+		sent:   trafficCounter("istio_tcp_sent_bytes_total", "Bytes that the destination sent to the source (the response)."),
+		received: trafficCounter("istio_tcp_received_bytes_total",
+			"Bytes that the destination received from the source (the request)."),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tacit_metric_series_refused_total",
+			Help: "Connections counted under unknown workloads, because the traffic metrics have as many label sets as they may.",
+		}),
+		series: make(map[seriesKey]series),
+		most:   maxSeries,
+	}
+	if reg != nil {
+		reg.MustRegister(t.opened, t.closed, t.sent, t.received, t.refused)
+	}
+	return t
+}
+
+func trafficCounter(name, help string) *prometheus.CounterVec {
+	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, seriesLabels)
 }
 
 // Opened counts a connection whose source, destination, service and security
-// are known by now. Closed must follow with the same Flow.
-func (t *telemetry) Opened(f *mesh.Flow) {}
+// are known by now. Closed must follow with the same Flow. Connections that fail
+// before they are open go to Closed alone.
+func (t *telemetry) Opened(f *mesh.Flow) {
+	k := keyOf(f)
+	k.flags = ""
+	t.of(k).opened.Inc()
+}
 
-// Closed counts the end of a connection and logs it.
-func (t *telemetry) Closed(f *mesh.Flow) {}
+// Closed counts the end of a connection and logs it. Flow's Sent is Istio's
+// received: Istio speaks of the destination.
+func (t *telemetry) Closed(f *mesh.Flow) {
+	s := t.of(keyOf(f))
+	s.closed.Inc()
+	s.sent.Add(float64(f.Received))
+	s.received.Add(float64(f.Sent))
+	t.logClosed(f)
+}
+
+// of returns the counters of a label set.
+func (t *telemetry) of(k seriesKey) series {
+	t.mu.RLock()
+	s, ok := t.series[k]
+	t.mu.RUnlock()
+	if ok {
+		return s
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.addLocked(k)
+}
+
+// addLocked makes a label set known; above the bound it is made one of the few
+// that say nothing of workloads, and those are always let in.
+func (t *telemetry) addLocked(k seriesKey) series {
+	if _, known := t.series[k]; !known && len(t.series) >= t.most {
+		t.refused.Inc()
+		k = seriesKey{reporter: k.reporter, security: k.security, flags: k.flags}
+	}
+	s, ok := t.series[k]
+	if !ok {
+		v := k.values()
+		s = series{t.opened.WithLabelValues(v...), t.closed.WithLabelValues(v...),
+			t.sent.WithLabelValues(v...), t.received.WithLabelValues(v...)}
+		t.series[k] = s
+	}
+	return s
+}
+
+func keyOf(f *mesh.Flow) seriesKey {
+	k := seriesKey{
+		reporter:    f.Reporter,
+		security:    f.Security,
+		flags:       f.Flags,
+		source:      partyOf(f.Source, f.Security),
+		destination: partyOf(f.Destination, f.Security),
+	}
+	if s := f.Service; s != nil {
+		k.service, k.serviceName, k.serviceNamespace = s.Hostname, s.Name, s.Namespace
+	}
+	return k
+}
+
+// partyOf names a principal only if it was proved on this connection.
+func partyOf(w *mesh.Workload, security mesh.Security) party {
+	if w == nil {
+		return party{}
+	}
+	p := party{
+		workload:          w.OwnerName,
+		namespace:         w.Namespace,
+		canonicalName:     w.CanonicalName,
+		canonicalRevision: w.CanonicalRevision,
+		cluster:           w.Cluster,
+	}
+	if p.workload == "" {
+		p.workload = w.Name
+	}
+	if security == mesh.MutualTLS {
+		p.principal = w.ID
+	}
+	return p
+}
+
+// values are the label values, in the order of seriesLabels.
+func (k seriesKey) values() []string {
+	policy, flags := unknown, "-"
+	if k.security == mesh.MutualTLS {
+		policy = string(k.security)
+	}
+	if k.flags != "" {
+		flags = k.flags
+	}
+	v := []string{string(k.reporter), "tcp", flags, policy}
+	for _, p := range []party{k.source, k.destination} {
+		v = append(v, p.workload, p.namespace, p.principal.String(), p.canonicalName, p.canonicalRevision,
+			p.canonicalName, p.canonicalRevision, p.cluster)
+	}
+	v = append(v, k.service, k.serviceName, k.serviceNamespace)
+	for i := range v {
+		if v[i] == "" {
+			v[i] = unknown
+		}
+	}
+	return v
+}
+
+// logClosed writes the access log's one line for a connection.
+func (t *telemetry) logClosed(f *mesh.Flow) {
+	ctx := context.Background()
+	if !t.log.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	attrs := make([]slog.Attr, 0, 18)
+	attrs = append(attrs, slog.String("reporter", string(f.Reporter)), slog.String("security", string(f.Security)))
+	attrs = appendParty(attrs, [3]string{"src", "src_pod", "src_addr"}, f.Source, f.SourceAddr)
+	attrs = appendParty(attrs, [3]string{"dst", "dst_pod", "dst_addr"}, f.Destination, f.DestinationAddr)
+	if f.Service != nil {
+		attrs = append(attrs, slog.String("service", f.Service.Key()))
+	}
+	if f.Dialled != f.DestinationAddr && f.Dialled.IsValid() {
+		attrs = append(attrs, slog.String("dialled", f.Dialled.String()))
+	}
+	attrs = append(attrs,
+		slog.Bool("resumed", f.Resumed),
+		slog.Int64("sent", f.Sent),
+		slog.Int64("received", f.Received),
+		slog.Duration("duration", f.Closed.Sub(f.Opened)))
+	if f.Flags != "" {
+		attrs = append(attrs, slog.String("flags", f.Flags))
+	}
+	if f.Reason != "" {
+		attrs = append(attrs, slog.String("reason", f.Reason))
+	}
+	t.log.LogAttrs(ctx, slog.LevelInfo, "connection closed", attrs...)
+}
+
+// appendParty says who, which pod, and where; keys name the three.
+func appendParty(attrs []slog.Attr, keys [3]string, w *mesh.Workload, addr netip.AddrPort) []slog.Attr {
+	if w != nil {
+		attrs = append(attrs, slog.String(keys[0], w.ID.String()), slog.String(keys[1], w.Namespace+"/"+w.Name))
+	}
+	if addr.IsValid() {
+		attrs = append(attrs, slog.String(keys[2], addr.String()))
+	}
+	return attrs
+}

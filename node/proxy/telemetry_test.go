@@ -1,0 +1,170 @@
+package proxy
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+
+	"tacit.dev/mesh"
+)
+
+func telemetryFlow() *mesh.Flow {
+	opened := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	return &mesh.Flow{
+		Reporter: mesh.BySource,
+		Source: &mesh.Workload{
+			Namespace: "default", Name: "client-1", OwnerName: "client", CanonicalName: "client",
+			CanonicalRevision: "latest", Cluster: "Kubernetes",
+			ID: mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "client"},
+		},
+		Destination: &mesh.Workload{
+			Namespace: "shop", Name: "web-1", OwnerName: "web", CanonicalName: "web",
+			CanonicalRevision: "v2", Cluster: "Kubernetes",
+			ID: mesh.ID{TrustDomain: "lab", Namespace: "shop", ServiceAccount: "web"},
+		},
+		Service:         &mesh.Service{Namespace: "shop", Name: "web", Hostname: "web.shop.svc.cluster.local"},
+		SourceAddr:      netip.MustParseAddrPort("10.30.1.2:40000"),
+		Dialled:         netip.MustParseAddrPort("10.31.0.9:80"),
+		DestinationAddr: netip.MustParseAddrPort("10.30.2.2:8080"),
+		Security:        mesh.MutualTLS,
+		Opened:          opened,
+		Closed:          opened.Add(1500 * time.Millisecond),
+		Sent:            3,
+		Received:        7,
+	}
+}
+
+// gathered is the registry as Prometheus would read it, without help lines.
+func gathered(t *testing.T, reg *prometheus.Registry) string {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(&b, f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var lines []string
+	for line := range strings.Lines(b.String()) {
+		if !strings.HasPrefix(line, "#") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
+}
+
+func TestTelemetryMetrics(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	tel := newTelemetry(reg, nil)
+	f := telemetryFlow()
+	tel.Opened(f)
+	tel.Closed(f)
+	labels := `{connection_security_policy="mutual_tls",destination_app="web",` +
+		`destination_canonical_revision="v2",destination_canonical_service="web",destination_cluster="Kubernetes",` +
+		`destination_principal="spiffe://lab/ns/shop/sa/web",destination_service="web.shop.svc.cluster.local",` +
+		`destination_service_name="web",destination_service_namespace="shop",destination_version="v2",` +
+		`destination_workload="web",destination_workload_namespace="shop",reporter="source",` +
+		`request_protocol="tcp",response_flags="-",source_app="client",source_canonical_revision="latest",` +
+		`source_canonical_service="client",source_cluster="Kubernetes",` +
+		`source_principal="spiffe://lab/ns/default/sa/client",source_version="latest",source_workload="client",` +
+		`source_workload_namespace="default"}`
+	want := "istio_tcp_connections_closed_total" + labels + " 1\n" +
+		"istio_tcp_connections_opened_total" + labels + " 1\n" +
+		"istio_tcp_received_bytes_total" + labels + " 3\n" +
+		"istio_tcp_sent_bytes_total" + labels + " 7\n" +
+		"tacit_metric_series_refused_total 0\n"
+	if diff := cmp.Diff(want, gathered(t, reg)); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
+	}
+}
+
+// Over plaintext nobody proved to be anybody, whatever the World says.
+func TestTelemetryPlaintextHasNoPrincipal(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	tel := newTelemetry(reg, nil)
+	f := telemetryFlow()
+	f.Security, f.Source, f.Flags = mesh.Plaintext, nil, "UF"
+	tel.Opened(f)
+	tel.Closed(f)
+	got := gathered(t, reg)
+	for _, want := range []string{
+		`connection_security_policy="unknown"`, `destination_principal="unknown"`, `source_workload="unknown"`,
+		`response_flags="UF"`, `response_flags="-"`, `destination_workload="web"`,
+	} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s in:\n%s", want, got)
+		}
+	}
+	if strings.Contains(got, "spiffe://") {
+		t.Errorf("a principal in:\n%s", got)
+	}
+}
+
+func TestTelemetryIsBounded(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	tel := newTelemetry(reg, nil)
+	tel.most = 5
+	for i := range 15 {
+		f := telemetryFlow()
+		f.Destination.OwnerName = fmt.Sprint("job-", i)
+		tel.Opened(f)
+	}
+	if n := len(tel.series); n != 6 {
+		t.Errorf("%d label sets, want 5 and one for the rest", n)
+	}
+	if got := gathered(t, reg); !strings.Contains(got, "tacit_metric_series_refused_total 10\n") {
+		t.Error("the refused are not counted")
+	}
+}
+
+func TestTelemetryAccessLog(t *testing.T) {
+	var b bytes.Buffer
+	noTime := func(_ []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.TimeKey {
+			return slog.Attr{}
+		}
+		return a
+	}
+	tel := newTelemetry(nil, slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: noTime})))
+	f := telemetryFlow()
+	f.Flags, f.Reason = "UC", "reset by the destination"
+	tel.Closed(f)
+	tel.Closed(&mesh.Flow{Reporter: mesh.ByDestination, Security: mesh.Plaintext})
+	want := `level=INFO msg="connection closed" reporter=source security=mutual_tls` +
+		` src=spiffe://lab/ns/default/sa/client src_pod=default/client-1 src_addr=10.30.1.2:40000` +
+		` dst=spiffe://lab/ns/shop/sa/web dst_pod=shop/web-1 dst_addr=10.30.2.2:8080` +
+		` service=shop/web.shop.svc.cluster.local dialled=10.31.0.9:80 resumed=false sent=3 received=7` +
+		` duration=1.5s flags=UC reason="reset by the destination"` + "\n" +
+		`level=INFO msg="connection closed" reporter=destination security=plaintext resumed=false sent=0 received=0 duration=0s` + "\n"
+	if diff := cmp.Diff(want, b.String()); diff != "" {
+		t.Errorf("access log (-want +got):\n%s", diff)
+	}
+}
+
+func TestTelemetryAllocatesNothingForKnownSeries(t *testing.T) {
+	tel, f := newTelemetry(nil, nil), telemetryFlow()
+	tel.Opened(f)
+	if n := testing.AllocsPerRun(100, func() { tel.of(keyOf(f)).opened.Inc() }); n > 0 {
+		t.Errorf("%v allocations per connection, want none", n)
+	}
+}
+
+func BenchmarkTelemetry(b *testing.B) {
+	tel, f := newTelemetry(nil, nil), telemetryFlow()
+	b.ReportAllocs()
+	for b.Loop() {
+		tel.Opened(f)
+		tel.Closed(f)
+	}
+}
