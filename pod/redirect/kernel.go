@@ -1,0 +1,147 @@
+package redirect
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"sync"
+
+	"tacit.dev/pod/netns"
+)
+
+// ErrRules says that a namespace does not have the rules that it should have.
+var ErrRules = errors.New("the rules are not as they should be")
+
+// maxKnown bounds how many rulesets are remembered as the kernel tells them.
+const maxKnown = 256
+
+// Kernel applies rules, reads them back and removes them. Its methods may be
+// called by many goroutines at once, for different namespaces.
+type Kernel struct {
+	nft string // path of the nft program
+
+	// mu guards what follows.
+	mu sync.Mutex
+	// scratch is a namespace nobody is in, where a ruleset is loaded once to
+	// learn what the kernel says of it. Made when first needed.
+	scratch *netns.NS
+	// known is, by text of a ruleset, the kernel's own words for it.
+	known map[string]digest
+}
+
+// NewKernel finds the nft program, and starts nothing. Close it.
+func NewKernel() (*Kernel, error) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		nft, err = exec.LookPath("/usr/sbin/nft")
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find nft (install the package nftables): %w", err)
+	}
+	return &Kernel{nft: nft, known: make(map[string]digest)}, nil
+}
+
+// Close lets go of what Kernel holds. No rule changes.
+func (k *Kernel) Close() error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.scratch == nil {
+		return nil
+	}
+	ns := k.scratch
+	k.scratch = nil
+	return ns.Close()
+}
+
+// Apply gives the namespace exactly the rules of c, whatever it had of ours
+// before, and reads them back. Nothing that is established is interrupted. After
+// an error the rules are either the old or the new ones, never a part; Apply may
+// be called again.
+func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
+	// The way back first: a connection captured before it exists would hang.
+	if err := addReplyRoutes(ns); err != nil {
+		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
+	}
+	if err := k.load(ctx, ns, Ruleset(c)); err != nil {
+		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
+	}
+	return k.Check(ctx, ns, c)
+}
+
+// Check reads rules and routes back. The error is ErrRules if they differ from
+// those of c in any way.
+func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
+	want, err := k.expected(ctx, Ruleset(c))
+	if err != nil {
+		return err
+	}
+	got, err := readTable(ns)
+	if err != nil {
+		return fmt.Errorf("read rules in namespace %d: %w", ns.Inode(), err)
+	}
+	if got != want {
+		return fmt.Errorf("namespace %d, table inet tacit: %w", ns.Inode(), ErrRules)
+	}
+	return checkReplyRoutes(ns)
+}
+
+// Remove takes away all that Apply made. It is no error if nothing is there.
+// The relayed connections of the pod must have ended: they break.
+func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
+	err := k.load(ctx, ns, "add table inet tacit\ndelete table inet tacit\n")
+	if err := errors.Join(err, delReplyRoutes(ns)); err != nil {
+		return fmt.Errorf("remove rules in namespace %d: %w", ns.Inode(), err)
+	}
+	return nil
+}
+
+// expected is what the kernel says of a ruleset. To compare texts would not do:
+// each version of nft writes them differently.
+func (k *Kernel) expected(ctx context.Context, text string) (digest, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if d, ok := k.known[text]; ok {
+		return d, nil
+	}
+	if err := k.makeScratch(); err != nil {
+		return digest{}, err
+	}
+	if err := k.load(ctx, k.scratch, text); err != nil {
+		return digest{}, fmt.Errorf("load rules in a namespace of our own: %w", err)
+	}
+	d, err := readTable(k.scratch)
+	if err != nil {
+		return digest{}, fmt.Errorf("read rules in a namespace of our own: %w", err)
+	}
+	if len(k.known) >= maxKnown {
+		clear(k.known)
+	}
+	k.known[text] = d
+	return d, nil
+}
+
+func (k *Kernel) makeScratch() (err error) {
+	if k.scratch == nil {
+		k.scratch, err = netns.Unnamed()
+	}
+	return err
+}
+
+// load runs nft inside the namespace. The transaction happens as a whole or not
+// at all.
+func (k *Kernel) load(ctx context.Context, ns *netns.NS, text string) error {
+	cmd := exec.CommandContext(ctx, k.nft, "-f", "-")
+	cmd.Stdin = strings.NewReader(text)
+	var out strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &out
+	// A process is in the namespace of the thread that starts it.
+	if err := ns.Do(cmd.Start); err != nil {
+		return fmt.Errorf("start nft: %w", err)
+	}
+	if err := cmd.Wait(); err != nil {
+		return fmt.Errorf("nft (needs CAP_NET_ADMIN and the kernel's nf_tables): %w: %s", err, strings.TrimSpace(out.String()))
+	}
+	return nil
+}
