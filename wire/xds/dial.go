@@ -150,4 +150,3 @@ func (t token) GetRequestMetadata(context.Context, ...string) (map[string]string
 }
 
 func (t token) RequireTransportSecurity() bool { return true }
-

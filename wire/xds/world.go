@@ -5,8 +5,10 @@ import (
 	"log/slog"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"tacit.dev/mesh"
+	"tacit.dev/wire/xds/message"
 )
 
 // ClientConfig is what WorldClient and PodClient need.
@@ -26,8 +28,7 @@ type ClientConfig struct {
 // WorldClient keeps a proxy's World. It keeps what it knows while control is
 // away, and is told only what differs when control is back.
 type WorldClient struct {
-	cfg   ClientConfig
-	apply func(*mesh.World) <-chan struct{}
+	delta *delta[any]
 }
 
 // NewWorldClient starts nothing. apply is called by one goroutine, never
@@ -37,12 +38,37 @@ type WorldClient struct {
 // more, and control is told so, in the order of the Worlds; later Worlds are
 // applied meanwhile.
 func NewWorldClient(cfg ClientConfig, apply func(*mesh.World) (settled <-chan struct{})) *WorldClient {
-	return &WorldClient{cfg: cfg, apply: apply}
+	d := newDelta[any](cfg, addressType)
+	d.decode = unpackAddress
+	d.apply = func(values []any) <-chan struct{} { return apply(newWorld(values)) }
+	return &WorldClient{d}
 }
 
 // Run keeps the World until ctx is done. It connects again for ever, and returns
-// only ctx's error, or one of the configuration.
-func (c *WorldClient) Run(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }
+// only ctx's error, or one of the configuration. It may be called once.
+func (c *WorldClient) Run(ctx context.Context) error { return c.delta.run(ctx) }
 
 // Synced is closed at control's first word, that is after the first call of apply.
-func (c *WorldClient) Synced() <-chan struct{} { return nil }
+func (c *WorldClient) Synced() <-chan struct{} { return c.delta.first }
+
+func unpackAddress(body *anypb.Any) (string, any, error) {
+	m := &message.Address{}
+	if err := unpack(body, addressType, m); err != nil {
+		return "", nil, err
+	}
+	return decodeAddress(m)
+}
+
+func newWorld(values []any) *mesh.World {
+	workloads := make([]*mesh.Workload, 0, len(values))
+	var services []*mesh.Service
+	for _, v := range values {
+		switch v := v.(type) {
+		case *mesh.Workload:
+			workloads = append(workloads, v)
+		case *mesh.Service:
+			services = append(services, v)
+		}
+	}
+	return mesh.NewWorld(workloads, services)
+}

@@ -1,0 +1,244 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"tacit.dev/mesh"
+	"tacit.dev/wire/xds/message"
+)
+
+const (
+	addressType = "type.googleapis.com/istio.workload.Address"
+
+	// directExtension on a Workload says mesh.Workload.Direct. Istio's own
+	// clients skip an extension that they do not know.
+	directExtension = "tacit.dev/direct"
+
+	// What Istio leaves empty on the wire.
+	defaultTrustDomain    = "cluster.local"
+	defaultServiceAccount = "default"
+	defaultCluster        = "Kubernetes"
+
+	// maxName bounds the name of a resource; Kubernetes allows 253 for each part.
+	maxName = 1024
+)
+
+func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
+	if w.Direct && (w.ID.IsZero() || w.ID.Namespace != w.Namespace) {
+		return nil, fmt.Errorf("direct with identity %q in namespace %q", w.ID, w.Namespace)
+	}
+	addresses, err := encodeAddrs(w.Addresses)
+	if err != nil {
+		return nil, err
+	}
+	kind, ok := workloadTypes[w.OwnerKind]
+	if !ok && w.OwnerKind != "" {
+		return nil, fmt.Errorf("owner kind %q: want deployment, cronjob, pod or job", w.OwnerKind)
+	}
+	m := &message.Workload{
+		Uid: w.UID, Name: w.Name, Namespace: w.Namespace, Node: w.Node, ClusterId: w.Cluster,
+		Addresses: addresses, TrustDomain: w.ID.TrustDomain, ServiceAccount: w.ID.ServiceAccount,
+		WorkloadName: w.OwnerName, WorkloadType: kind,
+		CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision,
+		Services: encodeServices(w.Services),
+	}
+	if !w.Ready {
+		m.Status = message.WorkloadStatus_UNHEALTHY
+	}
+	if w.HostNetwork {
+		m.NetworkMode = message.NetworkMode_HOST_NETWORK
+	}
+	if w.Direct {
+		m.Extensions = []*message.Extension{{Name: directExtension}}
+	}
+	return &message.Address{Type: &message.Address_Workload{Workload: m}}, nil
+}
+
+func encodeService(s *mesh.Service) (*message.Address, error) {
+	m := &message.Service{Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname, Ports: encodePorts(s.Ports)}
+	addresses, err := encodeAddrs(s.Addresses)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addresses {
+		m.Addresses = append(m.Addresses, &message.NetworkAddress{Address: a})
+	}
+	return &message.Address{Type: &message.Address_Service{Service: m}}, nil
+}
+
+// decodeAddress gives the resource's name and a *mesh.Workload or *mesh.Service.
+func decodeAddress(m *message.Address) (name string, v any, err error) {
+	switch t := m.GetType().(type) {
+	case *message.Address_Workload:
+		w, err := decodeWorkload(t.Workload)
+		if err != nil {
+			return "", nil, err
+		}
+		return w.UID, w, nil
+	case *message.Address_Service:
+		s, err := decodeService(t.Service)
+		if err != nil {
+			return "", nil, err
+		}
+		return s.Key(), s, nil
+	}
+	return "", nil, errors.New("neither workload nor service")
+}
+
+func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
+	id, direct, err := decodeIdentity(m)
+	if err != nil {
+		return nil, err
+	}
+	if m.GetUid() == "" {
+		return nil, errors.New("workload without uid")
+	}
+	kind, ok := ownerKinds[m.GetWorkloadType()]
+	if !ok {
+		return nil, fmt.Errorf("workload type %d is unknown", m.GetWorkloadType())
+	}
+	w := &mesh.Workload{
+		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), ID: id, Direct: direct,
+		HostNetwork: m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
+		Ready:       m.GetStatus() == message.WorkloadStatus_HEALTHY,
+		OwnerName:   m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
+		CanonicalName: m.GetCanonicalName(), CanonicalRevision: m.GetCanonicalRevision(),
+	}
+	if w.Addresses, err = decodeAddrs(m.GetAddresses()); err != nil {
+		return nil, err
+	}
+	if w.Services, err = decodeServices(m.GetServices()); err != nil {
+		return nil, err
+	}
+	return w, nil
+}
+
+// decodeIdentity fills in Istio's defaults, but not for a workload that is to be
+// reached by direct: whom to expect there must be said, not guessed.
+func decodeIdentity(m *message.Workload) (id mesh.ID, direct bool, err error) {
+	for _, e := range m.GetExtensions() {
+		direct = direct || e.GetName() == directExtension
+	}
+	if direct && (m.GetTrustDomain() == "" || m.GetServiceAccount() == "") {
+		return id, direct, errors.New("direct without an identity of its own")
+	}
+	id, err = mesh.ParseID(mesh.ID{
+		TrustDomain:    or(m.GetTrustDomain(), defaultTrustDomain),
+		Namespace:      m.GetNamespace(),
+		ServiceAccount: or(m.GetServiceAccount(), defaultServiceAccount),
+	}.String())
+	return id, direct, err
+}
+
+func decodeService(m *message.Service) (*mesh.Service, error) {
+	if m.GetNamespace() == "" || m.GetHostname() == "" {
+		return nil, fmt.Errorf("service of namespace %q and hostname %q: want both", m.GetNamespace(), m.GetHostname())
+	}
+	s := &mesh.Service{Namespace: m.GetNamespace(), Name: m.GetName(), Hostname: m.GetHostname()}
+	var raw [][]byte
+	for _, a := range m.GetAddresses() {
+		raw = append(raw, a.GetAddress())
+	}
+	var err error
+	if s.Addresses, err = decodeAddrs(raw); err != nil {
+		return nil, err
+	}
+	s.Ports, err = decodePorts(m.GetPorts(), true)
+	return s, err
+}
+
+func encodeAddrs(addrs []netip.Addr) ([][]byte, error) {
+	var out [][]byte
+	for _, a := range addrs {
+		if !a.IsValid() || a.Zone() != "" {
+			return nil, fmt.Errorf("address %q: want IPv4 or IPv6 without a zone", a)
+		}
+		out = append(out, a.Unmap().AsSlice())
+	}
+	return out, nil
+}
+
+func decodeAddrs(raw [][]byte) ([]netip.Addr, error) {
+	var out []netip.Addr
+	for _, b := range raw {
+		a, ok := netip.AddrFromSlice(b)
+		if !ok {
+			return nil, fmt.Errorf("address of %d bytes: want 4 or 16", len(b))
+		}
+		out = append(out, a.Unmap())
+	}
+	return out, nil
+}
+
+func encodeServices(services map[string][]mesh.Port) map[string]*message.PortList {
+	if len(services) == 0 {
+		return nil
+	}
+	out := make(map[string]*message.PortList, len(services))
+	for key, ports := range services {
+		out[key] = &message.PortList{Ports: encodePorts(ports)}
+	}
+	return out
+}
+
+func decodeServices(services map[string]*message.PortList) (map[string][]mesh.Port, error) {
+	if len(services) == 0 {
+		return nil, nil
+	}
+	out := make(map[string][]mesh.Port, len(services))
+	for key, list := range services {
+		ports, err := decodePorts(list.GetPorts(), false)
+		if err != nil {
+			return nil, fmt.Errorf("service %q: %w", key, err)
+		}
+		out[key] = ports
+	}
+	return out, nil
+}
+
+func encodePorts(ports []mesh.Port) []*message.Port {
+	var out []*message.Port
+	for _, p := range ports {
+		out = append(out, &message.Port{ServicePort: uint32(p.Service), TargetPort: uint32(p.Target)})
+	}
+	return out
+}
+
+// decodePorts takes a target of 0, that is a named one, only of a service; of a
+// workload it would be dialled.
+func decodePorts(ports []*message.Port, named bool) ([]mesh.Port, error) {
+	var out []mesh.Port
+	for _, p := range ports {
+		s, t := p.GetServicePort(), p.GetTargetPort()
+		if s == 0 || s > 65535 || t > 65535 || t == 0 && !named {
+			return nil, fmt.Errorf("port %d to %d: want 1 to 65535", s, t)
+		}
+		out = append(out, mesh.Port{Service: uint16(s), Target: uint16(t)})
+	}
+	return out, nil
+}
+
+func or(s, otherwise string) string {
+	if s == "" {
+		return otherwise
+	}
+	return s
+}
+
+// Read only.
+var (
+	workloadTypes = map[string]message.WorkloadType{
+		"deployment": message.WorkloadType_DEPLOYMENT,
+		"cronjob":    message.WorkloadType_CRONJOB,
+		"pod":        message.WorkloadType_POD,
+		"job":        message.WorkloadType_JOB,
+	}
+	ownerKinds = map[message.WorkloadType]string{
+		message.WorkloadType_DEPLOYMENT: "deployment",
+		message.WorkloadType_CRONJOB:    "cronjob",
+		message.WorkloadType_POD:        "pod",
+		message.WorkloadType_JOB:        "job",
+	}
+)

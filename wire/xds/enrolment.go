@@ -1,0 +1,185 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"tacit.dev/wire/xds/message"
+)
+
+// maxReports bounds the opening list of one agent, far beyond the pods of a node.
+const maxReports = 16 << 10
+
+// enrolment takes the agents' reports.
+type enrolment struct {
+	message.UnimplementedEnrolmentServer
+	server *Server
+}
+
+// reportStream is an agent's way back to control. A node has one: a newer one
+// ends the older, which may belong to an agent that is dead already.
+type reportStream struct {
+	node    string
+	replace context.CancelFunc
+
+	// mu is held while a callback runs; over says that the successor is there,
+	// so that no word of the older one comes after its first.
+	mu   sync.Mutex
+	over bool
+}
+
+func (e enrolment) Report(g message.Enrolment_ReportServer) error {
+	s := e.server
+	name, err := s.admit(g.Context())
+	if err != nil {
+		return err
+	}
+	defer s.dismiss(name)
+	ctx, cancel := context.WithCancel(g.Context())
+	defer cancel()
+	rs := &reportStream{node: name, replace: cancel}
+	s.openReports(rs)
+	defer s.closeReports(rs)
+	done := make(chan error, 1)
+	// reportLoop ends when the handler returns, for gRPC then ends the stream;
+	// it cannot be waited for before.
+	go s.reportLoop(g, rs, done)
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = status.Error(codes.Aborted, "another agent reports for this node")
+	}
+	return err
+}
+
+func (s *Server) openReports(rs *reportStream) {
+	s.mu.Lock()
+	n := s.node(rs.node)
+	old := n.reports
+	n.reports = rs
+	s.mu.Unlock()
+	if old != nil {
+		s.cfg.Log.Info("agent replaced", "node", rs.node)
+		old.end()
+	}
+	s.notify()
+}
+
+// end waits for a callback under way.
+func (rs *reportStream) end() {
+	rs.replace()
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	rs.over = true
+}
+
+func (s *Server) closeReports(rs *reportStream) {
+	rs.end()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if n := s.nodes[rs.node]; n.reports == rs {
+		n.reports = nil
+	}
+	s.notify()
+}
+
+func (s *Server) reportLoop(g message.Enrolment_ReportServer, rs *reportStream, done chan<- error) {
+	all, synced := []Report{}, false
+	for {
+		m, err := g.Recv()
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
+		if m == nil || err != nil {
+			done <- err
+			return
+		}
+		r, err := decodeReport(m)
+		switch {
+		case err != nil:
+		case m.GetSynced() && synced:
+			err = status.Error(codes.InvalidArgument, "synced twice")
+		case m.GetSynced():
+			synced = true
+			err = rs.call(func() { s.onReports(rs.node, all) })
+			all = nil
+		case synced:
+			err = rs.call(func() { s.onReport(rs.node, r) })
+		case len(all) == maxReports:
+			err = status.Errorf(codes.ResourceExhausted, "more than %d pods", maxReports)
+		default:
+			all = append(all, r)
+		}
+		if err == nil && synced {
+			err = g.Send(&message.ReportAck{Sequence: m.GetSequence()})
+		}
+		if err != nil {
+			done <- err
+			return
+		}
+	}
+}
+
+// call runs f unless the stream was replaced.
+func (rs *reportStream) call(f func()) error {
+	rs.mu.Lock()
+	defer rs.mu.Unlock()
+	if rs.over {
+		return status.Error(codes.Aborted, "another agent reports for this node")
+	}
+	f()
+	return nil
+}
+
+func (s *Server) onReports(node string, all []Report) {
+	if s.cfg.OnReports != nil {
+		s.cfg.OnReports(node, all)
+	}
+	s.notify()
+}
+
+func (s *Server) onReport(node string, r Report) {
+	if s.cfg.OnReport != nil {
+		s.cfg.OnReport(node, r)
+	}
+	s.notify()
+}
+
+func encodeReport(r Report, sequence uint64) *message.PodReport {
+	state := message.PodState_POD_STATE_UNSPECIFIED
+	switch r.State {
+	case Captured:
+		state = message.PodState_POD_STATE_CAPTURED
+	case Released:
+		state = message.PodState_POD_STATE_RELEASED
+	case Unprotected:
+		state = message.PodState_POD_STATE_UNPROTECTED
+	}
+	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason}
+}
+
+func decodeReport(m *message.PodReport) (Report, error) {
+	r := Report{UID: m.GetUid(), Namespace: m.GetNamespace(), Name: m.GetName(), Reason: m.GetReason()}
+	if m.GetSynced() {
+		return r, nil
+	}
+	switch m.GetState() {
+	case message.PodState_POD_STATE_CAPTURED:
+		r.State = Captured
+	case message.PodState_POD_STATE_RELEASED:
+		r.State = Released
+	case message.PodState_POD_STATE_UNPROTECTED:
+		r.State = Unprotected
+	default:
+		return r, status.Errorf(codes.InvalidArgument, "report of pod %q in state %d: want 1 to 3", r.UID, m.GetState())
+	}
+	if r.UID == "" || len(r.UID) > maxName || len(r.Reason) > 4*maxName {
+		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: want a uid and a short reason", r.UID)
+	}
+	return r, nil
+}

@@ -1,0 +1,77 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"tacit.dev/mesh"
+	"tacit.dev/wire/xds/message"
+)
+
+// podType is a type of our own: no foreign client asks for it.
+const podType = "type.googleapis.com/tacit.node.v1.Pod"
+
+func encodePod(p mesh.Pod) (*message.Pod, error) {
+	m := &message.Pod{Uid: p.UID, Namespace: p.Namespace, Name: p.Name, Identity: p.ID.String(), Enrol: p.Enrol}
+	for _, e := range p.ExcludeOutbound {
+		x := &message.Exclusion{Port: uint32(e.Port)}
+		if e.Prefix.IsValid() {
+			x.Address, x.Length = e.Prefix.Addr().AsSlice(), uint32(e.Prefix.Bits())
+		}
+		m.ExcludeOutbound = append(m.ExcludeOutbound, x)
+	}
+	for _, port := range p.ExcludeInbound {
+		m.ExcludeInbound = append(m.ExcludeInbound, uint32(port))
+	}
+	// What a node would refuse is not sent.
+	_, err := decodePod(m)
+	return m, err
+}
+
+func decodePod(m *message.Pod) (mesh.Pod, error) {
+	p := mesh.Pod{UID: m.GetUid(), Namespace: m.GetNamespace(), Name: m.GetName(), Enrol: m.GetEnrol()}
+	if p.UID == "" || p.Namespace == "" || p.Name == "" {
+		return p, fmt.Errorf("pod %q of %q and %q: want uid, namespace and name", p.UID, p.Namespace, p.Name)
+	}
+	var err error
+	if p.ID, err = mesh.ParseID(m.GetIdentity()); err != nil {
+		return p, err
+	}
+	if p.ID.Namespace != p.Namespace {
+		return p, fmt.Errorf("pod of namespace %q with identity %s", p.Namespace, p.ID)
+	}
+	for _, x := range m.GetExcludeOutbound() {
+		e, err := decodeExclusion(x)
+		if err != nil {
+			return p, err
+		}
+		p.ExcludeOutbound = append(p.ExcludeOutbound, e)
+	}
+	for _, port := range m.GetExcludeInbound() {
+		if port == 0 || port > 65535 {
+			return p, fmt.Errorf("inbound exclusion of port %d: want 1 to 65535", port)
+		}
+		p.ExcludeInbound = append(p.ExcludeInbound, uint16(port))
+	}
+	return p, nil
+}
+
+func decodeExclusion(x *message.Exclusion) (mesh.Exclusion, error) {
+	if x.GetPort() > 65535 {
+		return mesh.Exclusion{}, fmt.Errorf("outbound exclusion of port %d: want 0 to 65535", x.GetPort())
+	}
+	e := mesh.Exclusion{Port: uint16(x.GetPort())}
+	if len(x.GetAddress()) == 0 {
+		if e.Port == 0 {
+			return e, errors.New("outbound exclusion of every address and every port")
+		}
+		return e, nil
+	}
+	a, ok := netip.AddrFromSlice(x.GetAddress())
+	if !ok || x.GetLength() > uint32(a.BitLen()) {
+		return e, fmt.Errorf("outbound exclusion of %d bytes / %d bits: want an address and its prefix", len(x.GetAddress()), x.GetLength())
+	}
+	e.Prefix = netip.PrefixFrom(a, int(x.GetLength()))
+	return e, nil
+}
