@@ -8,6 +8,7 @@ import "net/netip"
 type World struct {
 	workloads map[netip.Addr]*Workload
 	services  map[netip.Addr]*Service
+	named     map[string]*Service
 	endpoints map[endpointKey][]Endpoint
 }
 
@@ -24,9 +25,11 @@ func NewWorld(workloads []*Workload, services []*Service) *World {
 	w := &World{
 		workloads: make(map[netip.Addr]*Workload, len(workloads)),
 		services:  make(map[netip.Addr]*Service, len(services)),
+		named:     make(map[string]*Service, len(services)),
 		endpoints: make(map[endpointKey][]Endpoint),
 	}
 	for _, s := range services {
+		w.named[s.Key()] = s
 		for _, a := range s.Addresses {
 			w.services[a.Unmap()] = s
 		}
@@ -61,6 +64,9 @@ func (w *World) Workload(a netip.Addr) *Workload { return w.workloads[a.Unmap()]
 
 // Service returns the service that has the virtual address, or nil.
 func (w *World) Service(a netip.Addr) *Service { return w.services[a.Unmap()] }
+
+// ServiceNamed returns the service with that Key, or nil.
+func (w *World) ServiceNamed(key string) *Service { return w.named[key] }
 
 // Endpoints returns the ready endpoints of a port of a service. The slice is
 // the World's own: read only.

@@ -1,0 +1,77 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+)
+
+const (
+	acceptDelayFirst = 5 * time.Millisecond
+	acceptDelayMax   = time.Second
+)
+
+// acceptLoop accepts from l until it is closed. all waits for it and for what
+// it starts. When there are no descriptors or no memory it waits and tries
+// again: the connections wait in the backlog meanwhile.
+func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) {
+	delay := acceptDelayFirst
+	for {
+		c, err := l.AcceptTCP()
+		if ctx.Err() != nil {
+			if err == nil {
+				c.Close()
+			}
+			return
+		}
+		if err != nil {
+			d.p.metrics.acceptErrors.Inc()
+			d.log.Error("accept", "role", string(l.role), "err", err, "retry", delay)
+			if !pause(ctx, delay) {
+				return
+			}
+			delay = min(2*delay, acceptDelayMax)
+			continue
+		}
+		delay = acceptDelayFirst
+		d.accepted.Add(1)
+		d.start(ctx, all, l, c)
+	}
+}
+
+// start reserves one of the pod's connections and starts it, or refuses it.
+func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *net.TCPConn) {
+	j := newJourney(d, l.role.Inbound(), c)
+	if !d.quota.take() {
+		j.refuse(&refusal{reasonConnectionLimit, flagOverload, errConnectionLimit})
+		return
+	}
+	all.Go(func() { d.carry(ctx, j) })
+}
+
+// carry takes a connection the whole way and gives its place back at the end.
+func (d *pod) carry(ctx context.Context, j *journey) {
+	defer func() {
+		if d.quota.give() && d.drains.Load() {
+			d.wake()
+		}
+	}()
+	if j.inbound {
+		d.inbound(ctx, j)
+	} else {
+		d.outbound(ctx, j)
+	}
+}
+
+// pause waits, and reports false if ctx ended first.
+func pause(ctx context.Context, t time.Duration) bool {
+	timer := time.NewTimer(t)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}

@@ -1,0 +1,213 @@
+package proxy
+
+import (
+	"context"
+	"strings"
+
+	"tacit.dev/identity"
+	"tacit.dev/mesh"
+	"tacit.dev/relay"
+	"tacit.dev/wire/direct"
+)
+
+// expectation is what the receiver makes of a new connection, before a byte of it
+// has come.
+type expectation uint8
+
+const (
+	// expectPlaintext: served at once, without a look.
+	expectPlaintext expectation = iota
+	// expectEither: looked at for the time of LookLimit, then plaintext.
+	expectEither
+	// expectDirect: TLS, or refused.
+	expectDirect
+)
+
+// expect is the receiver's decision table: who the World knows at the source
+// address, and the source port.
+//
+//	source               port marked     not marked
+//	mesh pod             direct          either: the port was rewritten on the way
+//	pod outside of it    either          plaintext
+//	unknown              either          plaintext
+//
+// A pod outside the mesh with a marked port is looked at, since it may be
+// outside in our World only: it is captured before it is announced, and
+// withdrawn before it is released. Without the look its ClientHello would reach the application.
+func expect(source *mesh.Workload, port uint16) expectation {
+	known := source != nil && source.Direct
+	switch {
+	case known && mesh.IsDirectPort(port):
+		return expectDirect
+	case known || mesh.IsDirectPort(port):
+		return expectEither
+	}
+	return expectPlaintext
+}
+
+// inbound takes a connection that came for the pod to its application.
+func (d *pod) inbound(ctx context.Context, j *journey) {
+	to, err := dialled(j.conn)
+	if err != nil {
+		j.refuse(&refusal{reasonNotCaptured, flagUpstreamFailure, err})
+		return
+	}
+	j.flow.Dialled, j.flow.DestinationAddr = to, to
+	w := d.p.know.world()
+	source := w.Workload(j.flow.SourceAddr.Addr())
+	j.flow.Source, j.flow.Destination = source, d.self(w)
+	if mesh.IsCapturePort(to.Port()) {
+		j.refuse(refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr))
+		return
+	}
+	isDirect, err := d.look(ctx, j, expect(source, j.flow.SourceAddr.Port()))
+	if err != nil {
+		j.refuse(refusalOf(err))
+		return
+	}
+	if isDirect {
+		d.admitDirect(ctx, j, w)
+	} else {
+		d.admitPlaintext(ctx, j)
+	}
+}
+
+// look decides between TLS and plaintext, and refuses what is neither where
+// TLS is expected.
+func (d *pod) look(ctx context.Context, j *journey, e expectation) (isDirect bool, err error) {
+	limit := d.p.cfg.LookLimit
+	switch e {
+	case expectPlaintext:
+		return false, nil
+	case expectDirect:
+		limit = d.p.cfg.HandshakeTimeout
+	}
+	kind, err := direct.Look(ctx, j.conn, limit)
+	switch {
+	case err != nil:
+		return false, &refusal{identity.Reason(err), flagDownstreamReset, err}
+	case kind == direct.KindDirect:
+		return true, nil
+	case e == expectEither:
+		return false, nil
+	case kind == direct.KindQuiet:
+		return false, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)
+	case kind == direct.KindOtherTLS:
+		return false, refuse(identity.ReasonNotOurProtocol, flagDenied, "TLS of another kind from a pod of the mesh")
+	}
+	return false, refuse(identity.ReasonNotTLS, flagDenied, "no TLS from a pod of the mesh")
+}
+
+// admitPlaintext passes a connection from outside the mesh on: the mode is permissive.
+func (d *pod) admitPlaintext(ctx context.Context, j *journey) {
+	j.kind = outside
+	if j.flow.Source != nil {
+		j.kind = plaintext
+	}
+	app, err := d.dialApplication(ctx, j)
+	if err != nil {
+		j.refuse(refusalOf(err))
+		return
+	}
+	j.join(ctx, app, 0)
+}
+
+// admitDirect proves who the peer is, dials the application, and tells the peer.
+func (d *pod) admitDirect(ctx context.Context, j *journey, w *mesh.World) {
+	j.kind, j.flow.Security = mutual, mesh.MutualTLS
+	c, hello, err := d.answer(ctx, j)
+	if err != nil {
+		j.refuse(refusalOf(err))
+		return
+	}
+	j.near, j.flow.Resumed = c, c.Peer().Resumed
+	err = j.identify(c.Peer().ID)
+	if err == nil {
+		j.flow.Service = serviceNamed(w, j.flow.Destination, hello.Service)
+		err = d.deliverTo(ctx, j, c)
+	}
+	if err != nil {
+		r := refusalOf(err)
+		if c.Reply(replyOf(r)) == nil && c.CloseWrite() == nil {
+			c.Close()
+		}
+		j.refuse(r)
+	}
+}
+
+// answer runs the handshake as the pod's identity.
+func (d *pod) answer(ctx context.Context, j *journey) (*direct.Conn, direct.Hello, error) {
+	leaf, err := d.leaf()
+	if err != nil {
+		return nil, direct.Hello{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
+	defer cancel()
+	if err := d.p.answering.take(ctx); err != nil {
+		return nil, direct.Hello{}, err
+	}
+	defer d.p.answering.give()
+	return direct.Server(ctx, j.conn, d.p.cfg.TLS.Server(leaf))
+}
+
+// identify compares the identity that the peer proved with that of the
+// World for its address. Where the World knows nobody, any identity of the trust
+// domain will do: package identity has checked it.
+func (j *journey) identify(id mesh.ID) error {
+	if j.flow.Source == nil {
+		j.flow.Source = &mesh.Workload{Namespace: id.Namespace, ID: id}
+		return nil
+	}
+	if id != j.flow.Source.ID {
+		return refuse(identity.ReasonWrongIdentity, flagDenied, "%s proved to be %s: want %s",
+			j.flow.SourceAddr, id, j.flow.Source.ID)
+	}
+	return nil
+}
+
+// deliverTo joins the peer and the application. It fails only before the reply.
+func (d *pod) deliverTo(ctx context.Context, j *journey, c *direct.Conn) error {
+	app, err := d.dialApplication(ctx, j)
+	if err != nil {
+		return err
+	}
+	if err := c.Reply(direct.Reply{Status: direct.StatusOK}); err != nil {
+		app.Abort()
+		return &refusal{reasonReset, flagDownstreamReset, err}
+	}
+	j.join(ctx, app, 0)
+	return nil
+}
+
+// dialApplication opens the last piece of the way. The application sees the
+// client's own address, and its port too unless that is taken.
+func (d *pod) dialApplication(ctx context.Context, j *journey) (relay.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.DialTimeout)
+	defer cancel()
+	from := j.flow.SourceAddr
+	c, err := d.dial(ctx, dialling{from: from.Addr(), port: from.Port(), ports: samePort, to: j.flow.Dialled})
+	if err != nil {
+		return nil, err
+	}
+	return relay.TCP(c), nil
+}
+
+// serviceNamed returns the service that the peer says was dialled, if it is one
+// that the destination serves: what a peer says must not grow the metrics.
+func serviceNamed(w *mesh.World, destination *mesh.Workload, name string) *mesh.Service {
+	key, _, _ := cutLast(name, ":")
+	if key == "" || destination == nil {
+		return nil
+	}
+	if _, serves := destination.Services[key]; !serves {
+		return nil
+	}
+	return w.ServiceNamed(key)
+}
+
+func cutLast(s, sep string) (before, after string, found bool) {
+	if i := strings.LastIndex(s, sep); i >= 0 {
+		return s[:i], s[i+len(sep):], true
+	}
+	return s, "", false
+}

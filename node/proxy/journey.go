@@ -1,0 +1,96 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"time"
+
+	"tacit.dev/mesh"
+	"tacit.dev/relay"
+)
+
+// journey is one connection on its way through this proxy. One goroutine owns it.
+type journey struct {
+	d       *pod
+	inbound bool
+	kind    kind
+	// near is the end that was accepted: the application's socket if it goes
+	// out, the network's if it comes in.
+	near relay.Conn
+	// conn is the accepted socket itself. It belongs to near.
+	conn *net.TCPConn
+	flow mesh.Flow
+}
+
+// newJourney begins with what is known at accept.
+func newJourney(d *pod, inbound bool, c *net.TCPConn) *journey {
+	j := &journey{d: d, inbound: inbound, near: relay.TCP(c), conn: c}
+	j.flow.Opened = time.Now()
+	j.flow.Security = mesh.Plaintext
+	j.flow.Reporter = mesh.BySource
+	if inbound {
+		j.flow.Reporter = mesh.ByDestination
+	}
+	if a, ok := c.RemoteAddr().(*net.TCPAddr); ok {
+		p := a.AddrPort()
+		j.flow.SourceAddr = netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
+	}
+	return j
+}
+
+// self is what the metrics call the pod itself: as the World knows it, or as the
+// agent told of it while control has not.
+func (d *pod) self(w *mesh.World) *mesh.Workload {
+	f := d.facts.Load()
+	for _, a := range f.caller.addresses {
+		if wl := w.Workload(a); wl != nil {
+			return wl
+		}
+	}
+	return f.workload
+}
+
+// refuse resets the connection and tells why.
+func (j *journey) refuse(r *refusal) {
+	j.near.Abort()
+	j.flow.Flags, j.flow.Reason = r.flags, r.Error()
+	j.d.p.metrics.refused(j.inbound, r.reason)
+	j.d.counts.refused.Add(1)
+	j.d.p.tell.Opened(&j.flow)
+	j.flow.Closed = time.Now()
+	j.d.p.tell.Closed(&j.flow)
+}
+
+// join carries bytes between both ends until both have finished. sent bytes have gone to
+// far before.
+func (j *journey) join(ctx context.Context, far relay.Conn, sent int64) {
+	p := j.d.p
+	p.metrics.opened(j.inbound, j.kind)
+	j.d.counts.of[j.kind].opened()
+	p.tell.Opened(&j.flow)
+	res := relay.Join(ctx, j.near, far, p.relay)
+	j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA
+	j.flow.Flags, j.flow.Reason = ending(res)
+	j.flow.Closed = time.Now()
+	j.d.counts.of[j.kind].closed()
+	p.metrics.closed(j.inbound, j.kind)
+	p.tell.Closed(&j.flow)
+}
+
+// ending names what ended a joined connection. The end that was accepted is
+// downstream, the end that was dialled upstream, on either side of the mesh.
+func ending(res relay.Result) (flags, reason string) {
+	switch res.Ended {
+	case relay.Finished:
+		return "", ""
+	case relay.ByA:
+		return flagDownstreamReset, res.Err.Error()
+	case relay.ByB:
+		return flagUpstreamReset, res.Err.Error()
+	case relay.HalfClosedTooLong:
+		return flagTimeout, res.Err.Error()
+	}
+	return flagUpstreamReset, errors.Join(errPodGone, res.Err).Error()
+}

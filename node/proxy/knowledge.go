@@ -1,0 +1,121 @@
+package proxy
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"tacit.dev/mesh"
+)
+
+// knowledge is the World that decides, and the record of which dials were
+// decided under which World. It is safe for concurrent use.
+//
+//	apply(World 1)   apply(World 2)        apply(World 3)
+//	     │                │                     │
+//	   epoch 1 ───────► epoch 2 ────────────► epoch 3   current
+//	   a lease each     closed; no lease      settled when 1 and 2 have no lease
+//
+// An acknowledgement of a World means that nothing is still being dialled as an
+// older one said. Only then may control release a pod.
+type knowledge struct {
+	current atomic.Pointer[epoch]
+	// known is closed when the first World is there.
+	known chan struct{}
+
+	// mu guards older and what hangs on it.
+	mu sync.Mutex
+	// older are the epochs that are not yet settled, the current one last.
+	older []*epoch
+}
+
+// epoch is the time during which one World decides.
+type epoch struct {
+	world *mesh.World
+	// leases counts the dials decided under world, plus one while it is current.
+	leases atomic.Int64
+	// settled is closed when no older epoch has a lease.
+	settled chan struct{}
+}
+
+func newKnowledge() *knowledge {
+	k := &knowledge{known: make(chan struct{})}
+	first := newEpoch(&mesh.World{})
+	k.older = []*epoch{first}
+	k.current.Store(first)
+	return k
+}
+
+func newEpoch(w *mesh.World) *epoch {
+	e := &epoch{world: w, settled: make(chan struct{})}
+	e.leases.Store(1)
+	return e
+}
+
+// apply lets w decide from now on. The channel is closed when no dial decided
+// under an older World is under way any more.
+func (k *knowledge) apply(w *mesh.World) <-chan struct{} {
+	k.mu.Lock()
+	had, e := k.current.Load(), newEpoch(w)
+	k.older = append(k.older, e)
+	k.current.Store(e)
+	if !k.isKnown() {
+		close(k.known)
+	}
+	k.mu.Unlock()
+	k.release(had)
+	return e.settled
+}
+
+// isKnown reports whether a World has ever been applied.
+func (k *knowledge) isKnown() bool {
+	select {
+	case <-k.known:
+		return true
+	default:
+		return false
+	}
+}
+
+// await blocks until the first World is there. It returns ctx's error otherwise.
+func (k *knowledge) await(ctx context.Context) error {
+	select {
+	case <-k.known:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// world returns what is known now, for decisions that no acknowledgement waits for.
+func (k *knowledge) world() *mesh.World { return k.current.Load().world }
+
+// lease returns the current epoch and keeps it unsettled until release.
+func (k *knowledge) lease() *epoch {
+	for {
+		e := k.current.Load()
+		for n := e.leases.Load(); n > 0; n = e.leases.Load() {
+			if e.leases.CompareAndSwap(n, n+1) {
+				return e
+			}
+		}
+		// e was replaced and emptied in between: there is a newer one.
+	}
+}
+
+// release ends a lease.
+func (k *knowledge) release(e *epoch) {
+	if e.leases.Add(-1) == 0 {
+		k.settle()
+	}
+}
+
+// settle closes the settled channel of each epoch before which nothing is left.
+func (k *knowledge) settle() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for len(k.older) > 1 && k.older[0].leases.Load() == 0 {
+		k.older = k.older[1:]
+		close(k.older[0].settled)
+	}
+}

@@ -1,0 +1,138 @@
+package proxy
+
+import (
+	"sync/atomic"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// kind is how a connection crosses, in the eyes of who counts what is protected.
+type kind uint8
+
+const (
+	// mutual: by wire/direct.
+	mutual kind = iota
+	// plaintext: in the clear, with another workload of the cluster.
+	plaintext
+	// outside: in the clear, with somebody that the World does not know.
+	outside
+	// within: it never leaves the pod.
+	within
+
+	kinds
+)
+
+// String is the word for metrics and dumps.
+func (k kind) String() string {
+	return [...]string{"mutual_tls", "plaintext", "outside", "within"}[k]
+}
+
+// podCounts are the connections of one pod.
+type podCounts struct {
+	of      [kinds]count
+	refused atomic.Int64
+}
+
+type count struct{ now, total atomic.Int64 }
+
+func (c *count) opened() { c.now.Add(1); c.total.Add(1) }
+func (c *count) closed() { c.now.Add(-1) }
+
+// metrics are Tacit's own; Istio's are in telemetry.go.
+type metrics struct {
+	total        [2][kinds]prometheus.Counter
+	open         [2][kinds]prometheus.Gauge
+	refusals     *prometheus.CounterVec
+	retries      prometheus.Counter
+	acceptErrors prometheus.Counter
+}
+
+func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
+	m := &metrics{
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tacit_refused_connections_total",
+			Help: "Connections that were reset before a byte went through, by reason.",
+		}, []string{"direction", "reason"}),
+		retries: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tacit_endpoint_retries_total",
+			Help: "Endpoints of services that failed, so that another one was tried.",
+		}),
+		acceptErrors: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tacit_accept_errors_total",
+			Help: "Failures to accept a connection, such as no free descriptor.",
+		}),
+	}
+	reg.MustRegister(m.refusals, m.retries, m.acceptErrors)
+	m.registerKinds(reg)
+	registerGauges(reg, p)
+	return m
+}
+
+// registerKinds makes one child for each direction and kind, so that none is
+// looked up per connection.
+func (m *metrics) registerKinds(reg *prometheus.Registry) {
+	labels := []string{"direction", "kind"}
+	total := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tacit_connections_total", Help: "Connections that reached their other end, by how they crossed the network.",
+	}, labels)
+	open := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "tacit_connections_open", Help: "Connections open now, by how they cross the network.",
+	}, labels)
+	reg.MustRegister(total, open)
+	for _, inbound := range []bool{false, true} {
+		for k := range kinds {
+			m.total[index(inbound)][k] = total.WithLabelValues(direction(inbound), k.String())
+			m.open[index(inbound)][k] = open.WithLabelValues(direction(inbound), k.String())
+		}
+	}
+}
+
+func registerGauges(reg *prometheus.Registry, p *Proxy) {
+	gauge := func(name, help string, f func() float64) {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+	}
+	gauge("tacit_outbound_handshakes", "TLS handshakes under way as client.",
+		func() float64 { return float64(p.dialling.used.Load()) })
+	gauge("tacit_inbound_handshakes", "TLS handshakes under way as server.",
+		func() float64 { return float64(p.answering.used.Load()) })
+	gauge("tacit_agent_connected", "Whether the agent's socket is connected.", func() float64 {
+		if p.link.up.Load() {
+			return 1
+		}
+		return 0
+	})
+	for _, s := range []podState{starting, serving, draining, drained} {
+		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tacit_proxy_pods", Help: "Pods that the agent gave to the proxy, by state.",
+			ConstLabels: prometheus.Labels{"state": string(s)},
+		}, func() float64 { return float64(p.podsIn(s)) }))
+	}
+	reg.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "tacit_sockets_awaited_total", Help: "Dials that had to wait for a socket from the agent.",
+	}, func() float64 { return float64(p.starved.Load()) }))
+}
+
+func index(inbound bool) int {
+	if inbound {
+		return 1
+	}
+	return 0
+}
+
+func direction(inbound bool) string {
+	if inbound {
+		return "inbound"
+	}
+	return "outbound"
+}
+
+func (m *metrics) opened(inbound bool, k kind) {
+	m.total[index(inbound)][k].Inc()
+	m.open[index(inbound)][k].Inc()
+}
+
+func (m *metrics) closed(inbound bool, k kind) { m.open[index(inbound)][k].Dec() }
+
+func (m *metrics) refused(inbound bool, reason string) {
+	m.refusals.WithLabelValues(direction(inbound), reason).Inc()
+}

@@ -1,0 +1,73 @@
+package proxy
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// soOriginalDst is SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST: one number for
+// both levels (linux/netfilter_ipv4.h, netfilter_ipv6/ip6_tables.h).
+const soOriginalDst = 80
+
+// dialled returns the address that the peer of a captured connection dialled,
+// before the redirect led it to us. Conntrack of the pod's namespace knows it.
+func dialled(c *net.TCPConn) (netip.AddrPort, error) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return netip.AddrPort{}, err
+	}
+	var to netip.AddrPort
+	var got error
+	err = raw.Control(func(fd uintptr) { to, got = originalDestination(int(fd), isV6(c)) })
+	if err == nil {
+		err = got
+	}
+	if err != nil {
+		return netip.AddrPort{}, fmt.Errorf("ask for the address that %s dialled: %w", c.RemoteAddr(), err)
+	}
+	return to, nil
+}
+
+// isV6 reports whether c is a connection of IPv6. The listeners of both
+// families are apart, so that there is no IPv4 in IPv6.
+func isV6(c *net.TCPConn) bool {
+	a, ok := c.LocalAddr().(*net.TCPAddr)
+	return ok && a.IP.To4() == nil
+}
+
+func originalDestination(fd int, v6 bool) (netip.AddrPort, error) {
+	if v6 {
+		var sa unix.RawSockaddrInet6
+		if err := getsockopt(fd, unix.SOL_IPV6, unsafe.Pointer(&sa), unsafe.Sizeof(sa)); err != nil {
+			return netip.AddrPort{}, err
+		}
+		return netip.AddrPortFrom(netip.AddrFrom16(sa.Addr), port(&sa.Port)), nil
+	}
+	var sa unix.RawSockaddrInet4
+	if err := getsockopt(fd, unix.SOL_IP, unsafe.Pointer(&sa), unsafe.Sizeof(sa)); err != nil {
+		return netip.AddrPort{}, err
+	}
+	return netip.AddrPortFrom(netip.AddrFrom4(sa.Addr), port(&sa.Port)), nil
+}
+
+// port reads a port that the kernel keeps in network byte order.
+func port(p *uint16) uint16 {
+	return binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(p))[:])
+}
+
+// getsockopt reads SO_ORIGINAL_DST. x/sys/unix has no call that takes a
+// structure of this kind.
+func getsockopt(fd, level int, p unsafe.Pointer, size uintptr) error {
+	length := uint32(size)
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), soOriginalDst,
+		uintptr(p), uintptr(unsafe.Pointer(&length)), 0)
+	if errno != 0 {
+		return errno
+	}
+	return nil
+}

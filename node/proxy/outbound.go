@@ -1,0 +1,244 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"strconv"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/identity"
+	"tacit.dev/mesh"
+	"tacit.dev/relay"
+	"tacit.dev/wire/direct"
+)
+
+// chunkSize is how much of what an application says first is kept until the
+// other side has answered, in bytes.
+const chunkSize = 16 << 10
+
+// outbound takes a connection that the application opened to where it leads.
+func (d *pod) outbound(ctx context.Context, j *journey) {
+	far, sent, err := d.reach(ctx, j)
+	if err != nil {
+		j.refuse(refusalOf(err))
+		return
+	}
+	j.join(ctx, far, sent)
+}
+
+// reach connects to what the application dialled. The lease lasts until the
+// other side is there, so that a World is not acknowledged while an older one
+// is still acted upon.
+func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
+	to, err := dialled(j.conn)
+	if err != nil {
+		return nil, 0, &refusal{reasonNotCaptured, flagUpstreamFailure, err}
+	}
+	j.flow.Dialled, j.flow.DestinationAddr = to, to
+	if !d.p.know.isKnown() {
+		return nil, 0, &refusal{reasonNoWorld, flagUpstreamFailure, errNoWorld}
+	}
+	lease := d.p.know.lease()
+	defer d.p.know.release(lease)
+	f := d.facts.Load()
+	j.flow.Source = d.self(lease.world)
+	r, err := f.caller.find(lease.world, to)
+	j.flow.Service = r.service
+	if err != nil {
+		return nil, 0, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.DialTimeout)
+	defer cancel()
+	return d.tryAll(ctx, j, r)
+}
+
+// tryAll tries the targets until one accepts, or a byte may have been consumed.
+func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int64, error) {
+	first := firstBytes{conn: j.conn, pool: &d.p.chunks}
+	defer first.release()
+	for i, t := range r.targets {
+		j.towards(t, r.inside)
+		far, err := d.try(ctx, len(r.targets)-i, t, j, &first)
+		if err == nil {
+			return far, int64(first.n), nil
+		}
+		var last *finalError
+		if errors.As(err, &last) || ctx.Err() != nil || i == len(r.targets)-1 {
+			return nil, 0, err
+		}
+		d.p.metrics.retries.Inc()
+		d.log.Debug("next endpoint", "refused", t.addr.String(), "err", err)
+	}
+	panic("proxy: route without targets")
+}
+
+// towards notes where the connection goes.
+func (j *journey) towards(t target, inside bool) {
+	j.flow.Destination, j.flow.DestinationAddr = t.workload, t.addr
+	j.flow.Security, j.kind = mesh.Plaintext, outside
+	switch {
+	case t.direct:
+		j.flow.Security, j.kind = mesh.MutualTLS, mutual
+	case t.workload != nil && t.workload == j.flow.Source:
+		j.kind = within
+	case inside:
+		j.kind = plaintext
+	}
+}
+
+// try dials one target. It takes its share of the time that is left for all.
+func (d *pod) try(ctx context.Context, left int, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	if deadline, ok := ctx.Deadline(); ok && left > 1 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
+		defer cancel()
+	}
+	if t.direct {
+		return d.tryDirect(ctx, t, j, first)
+	}
+	c, err := d.dial(ctx, dialling{to: t.addr})
+	if err != nil {
+		return nil, err
+	}
+	return relay.TCP(c), nil
+}
+
+// finalError is one after which no other target may be tried.
+type finalError struct{ error }
+
+func (e *finalError) Unwrap() error { return e.error }
+
+// tryDirect dials a pod of the mesh: TLS to exactly the identity that the World
+// names, or nothing.
+func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	leaf, err := d.leaf()
+	if err != nil {
+		return nil, &finalError{err}
+	}
+	if err := d.p.dialling.take(ctx); err != nil {
+		return nil, err
+	}
+	c, err := d.handshake(ctx, leaf, t, j)
+	d.p.dialling.give()
+	if err != nil {
+		return nil, err
+	}
+	j.flow.Resumed = c.Peer().Resumed
+	if err := first.send(ctx, c); err != nil {
+		c.Abort()
+		return nil, &finalError{err}
+	}
+	reply, err := c.AwaitReply(ctx)
+	if err == nil && reply.Status == direct.StatusOK {
+		return c, nil
+	}
+	c.Abort()
+	if err == nil {
+		return nil, refusalOfReply(reply)
+	}
+	if first.n > 0 { // nobody knows whether they were consumed
+		return nil, &finalError{err}
+	}
+	return nil, err
+}
+
+// leaf returns the pod's own certificate, or the refusal that names why there is none.
+func (d *pod) leaf() (*identity.Leaf, error) {
+	leaf, err := d.p.cfg.Leaves.Leaf(d.id)
+	if err == nil {
+		return leaf, nil
+	}
+	reason := identity.Reason(err)
+	if reason != identity.ReasonExpired {
+		reason = identity.ReasonNoCertificate
+	}
+	return nil, refuse("own_"+reason, flagUpstreamFailure, "own certificate: %w", err)
+}
+
+// handshake dials t from the pod's own address, with a source port that hints at
+// TLS, and proves identities.
+func (d *pod) handshake(ctx context.Context, leaf *identity.Leaf, t target, j *journey) (*direct.Conn, error) {
+	f := d.facts.Load()
+	own, ok := f.address(t.addr.Addr().Is6())
+	if !ok {
+		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
+	}
+	c, err := d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
+	if err != nil {
+		return nil, err
+	}
+	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
+	return direct.Client(ctx, c, cfg, direct.Hello{Service: serviceOf(j), SourcePod: f.pod})
+}
+
+// serviceOf is how the preamble names what was dialled.
+func serviceOf(j *journey) string {
+	if j.flow.Service == nil {
+		return ""
+	}
+	return j.flow.Service.Key() + ":" + strconv.Itoa(int(j.flow.Dialled.Port()))
+}
+
+// firstBytes is what the application said first. It is kept until the other side
+// has answered, so that another endpoint can be told the same.
+type firstBytes struct {
+	conn *net.TCPConn
+	pool interface {
+		Get() any
+		Put(any)
+	}
+	buf *[chunkSize]byte
+	n   int
+}
+
+// send sends what the application has said by now, if it has. It does not wait for
+// more: what comes later follows when the other side has answered.
+func (b *firstBytes) send(ctx context.Context, to *direct.Conn) error {
+	if b.n == 0 {
+		if err := b.read(); err != nil {
+			return &refusal{reasonReset, flagDownstreamReset, err}
+		}
+	}
+	if b.n == 0 {
+		return nil
+	}
+	deadline, _ := ctx.Deadline()
+	to.SetWriteDeadline(deadline)
+	defer to.SetWriteDeadline(time.Time{})
+	_, err := to.Write(b.buf[:b.n])
+	return err
+}
+
+// read takes what is there, without waiting. The end of the stream is left to
+// who reads next.
+func (b *firstBytes) read() error {
+	raw, err := b.conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	if b.buf == nil {
+		b.buf = b.pool.Get().(*[chunkSize]byte)
+	}
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		b.n, rerr = unix.Read(int(fd), b.buf[:])
+		return true
+	})
+	b.n = max(b.n, 0)
+	if errors.Is(rerr, syscall.EAGAIN) || errors.Is(rerr, syscall.EINTR) {
+		rerr = nil
+	}
+	return errors.Join(err, rerr)
+}
+
+// release gives the buffer back.
+func (b *firstBytes) release() {
+	if b.buf != nil {
+		b.pool.Put(b.buf)
+		b.buf = nil
+	}
+}

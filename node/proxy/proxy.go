@@ -1,0 +1,221 @@
+// Package proxy is the unprivileged half of a node: every byte from the network
+// and from the applications of the node's pods is read here. It stands at both
+// ends of the wire:
+//
+//	app ─► outbound ─► route ─► dial ═══ wire/direct ═══► inbound ─► dial ─► app
+//
+// The files, in the order of a connection's way: link.go (the agent gives pods
+// and sockets), pod.go (listeners of one pod), accept.go, origin.go (what was
+// dialled), outbound.go, route.go (where that leads), dial.go with sockets.go
+// (from inside the pod's namespace); then, on the other node, inbound.go;
+// finish.go tells of it at the end. knowledge.go holds the World, limits.go the bounds.
+//
+// It refuses to enter a namespace, to make a socket, to change a rule, or to
+// hold a privilege. It fails closed: a pod of the mesh is reached by mutual TLS
+// or not at all, and without a valid certificate of its own nobody is served.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"tacit.dev/identity"
+	"tacit.dev/mesh"
+	"tacit.dev/relay"
+)
+
+// Leaves gives the certificates of the node's pods: an identity.Keeper. It is
+// safe for concurrent use.
+type Leaves interface {
+	// Hold asks for a leaf of id until release is called.
+	Hold(id mesh.ID) (release func())
+	// Ready blocks until there is a valid leaf of id, or ctx ends.
+	Ready(ctx context.Context, id mesh.ID) error
+	// Leaf returns the valid leaf of id, or says why there is none. It never blocks.
+	Leaf(id mesh.ID) (*identity.Leaf, error)
+}
+
+// Config is what a Proxy needs.
+type Config struct {
+	// Node is the name of the node.
+	Node string
+	// Handle is the path of the agent's socket (wire/handle).
+	Handle string
+	// Leaves and TLS come from package identity.
+	Leaves Leaves
+	TLS    *identity.TLS
+
+	// DialTimeout bounds the way from an accepted connection to the other
+	// side's reply, or to the application. Default 10 s.
+	DialTimeout time.Duration
+	// HandshakeTimeout bounds how long a peer may take for its handshake. Default 10 s.
+	HandshakeTimeout time.Duration
+	// LookLimit bounds how long a connection that may be TLS is looked at
+	// before it is taken for plaintext. Default 200 ms.
+	LookLimit time.Duration
+	// ReadyTimeout is how long a new pod's connections wait in the backlog for
+	// certificate and World before they are refused instead. Default 10 s.
+	ReadyTimeout time.Duration
+	// HalfCloseTimeout is relay.Config's. Default 1 h.
+	HalfCloseTimeout time.Duration
+	// DrainQuiet is how long a draining pod must be without a connection
+	// before it counts as drained. Default 2 s.
+	DrainQuiet time.Duration
+	// TrimInterval is how often quiet pods give sockets back. Default 30 s.
+	TrimInterval time.Duration
+	// MaxConnectionsPerPod bounds those going out and coming in together. Default 32,768.
+	MaxConnectionsPerPod int
+	// MaxHandshakes bounds the handshakes under way, each of those as client and
+	// those as server. More wait, no longer than HandshakeTimeout. Default 2,048.
+	MaxHandshakes int
+
+	// Registry gets the metrics. nil means a registry of its own.
+	Registry *prometheus.Registry
+	// Log gets one line per connection, and what goes wrong. nil means nowhere.
+	Log *slog.Logger
+}
+
+// withDefaults fills what was left out.
+func (c Config) withDefaults() Config {
+	c.DialTimeout = orDefault(c.DialTimeout, 10*time.Second)
+	c.HandshakeTimeout = orDefault(c.HandshakeTimeout, 10*time.Second)
+	c.LookLimit = orDefault(c.LookLimit, 200*time.Millisecond)
+	c.ReadyTimeout = orDefault(c.ReadyTimeout, 10*time.Second)
+	c.HalfCloseTimeout = orDefault(c.HalfCloseTimeout, time.Hour)
+	c.DrainQuiet = orDefault(c.DrainQuiet, 2*time.Second)
+	c.TrimInterval = orDefault(c.TrimInterval, 30*time.Second)
+	c.MaxConnectionsPerPod = orDefault(c.MaxConnectionsPerPod, 32768)
+	c.MaxHandshakes = orDefault(c.MaxHandshakes, 2048)
+	if c.Registry == nil {
+		c.Registry = prometheus.NewRegistry()
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func orDefault[T comparable](v, def T) T {
+	var zero T
+	if v == zero {
+		return def
+	}
+	return v
+}
+
+// validate says what a Config lacks.
+func (c Config) validate() error {
+	var errs []error
+	if c.Handle == "" {
+		errs = append(errs, errors.New("no path of the agent's socket"))
+	}
+	if c.Leaves == nil || c.TLS == nil {
+		errs = append(errs, errors.New("no source of certificates"))
+	}
+	if c.MaxHandshakes < 0 || c.MaxConnectionsPerPod < 0 {
+		errs = append(errs, fmt.Errorf("limits of %d handshakes and %d connections: want none below 0",
+			c.MaxHandshakes, c.MaxConnectionsPerPod))
+	}
+	return errors.Join(errs...)
+}
+
+// Proxy serves the enrolled pods of one node.
+type Proxy struct {
+	cfg     Config
+	log     *slog.Logger
+	know    *knowledge
+	tell    *telemetry
+	metrics *metrics
+	relay   relay.Config
+	// dialling and answering bound the handshakes of either side. They are apart: two
+	// pods of one node would otherwise wait for each other.
+	dialling, answering *slots
+	// chunks lends buffers for first bytes, *[chunkSize]byte.
+	chunks sync.Pool
+	link   *link
+
+	// mu guards pods.
+	mu   sync.Mutex
+	pods map[string]*pod
+	// starved counts the dials that had to wait for a socket.
+	starved atomic.Uint64
+	// running are the pods' goroutines; Run waits for them.
+	running sync.WaitGroup
+}
+
+// New returns a Proxy that does nothing before Run.
+func New(cfg Config) (*Proxy, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, fmt.Errorf("proxy: %w", err)
+	}
+	p := &Proxy{
+		cfg:       cfg,
+		log:       cfg.Log,
+		know:      newKnowledge(),
+		tell:      newTelemetry(cfg.Registry, cfg.Log),
+		relay:     relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
+		dialling:  newSlots(cfg.MaxHandshakes),
+		answering: newSlots(cfg.MaxHandshakes),
+		chunks:    sync.Pool{New: func() any { return new([chunkSize]byte) }},
+		pods:      make(map[string]*pod),
+	}
+	p.metrics = newMetrics(cfg.Registry, p)
+	p.link = newLink(p)
+	return p, nil
+}
+
+// Apply lets w decide about connections from now on. The channel is closed when
+// no dial that an older World decided is under way any more: then w may be
+// acknowledged.
+func (p *Proxy) Apply(w *mesh.World) <-chan struct{} { return p.know.apply(w) }
+
+// Ready says why the proxy is not ready, nil if it is: the agent is there, and
+// control has told of the mesh once.
+func (p *Proxy) Ready() error {
+	if !p.know.isKnown() {
+		return errNoWorld
+	}
+	if !p.link.up.Load() {
+		return fmt.Errorf("no connection to the agent at %s", p.cfg.Handle)
+	}
+	return nil
+}
+
+// Run serves until ctx ends. Then connections are reset, and Run returns when
+// the last one is gone. The listeners are the agent's too: new
+// connections wait in them for the next proxy.
+func (p *Proxy) Run(ctx context.Context) error {
+	defer p.relay.Pool.Close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.link.run(ctx) })
+	g.Go(func() error { return p.trimSockets(ctx) })
+	err := g.Wait()
+	p.running.Wait()
+	return err
+}
+
+// trimSockets gives back, at intervals, the sockets that quiet pods do not need.
+func (p *Proxy) trimSockets(ctx context.Context) error {
+	tick := time.NewTicker(p.cfg.TrimInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			for _, d := range p.list() {
+				d.sockets4.trim()
+				d.sockets6.trim()
+			}
+		}
+	}
+}

@@ -1,0 +1,143 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+
+	"tacit.dev/identity"
+	"tacit.dev/wire/direct"
+)
+
+// Why a connection was refused, for the counter tacit_refused_connections_total
+// and the log, next to the reasons of package identity.
+const (
+	reasonCapturePort     = "capture_port"
+	reasonNotCaptured     = "not_captured"
+	reasonNoWorld         = "no_world"
+	reasonNoEndpoint      = "no_endpoint"
+	reasonNoAddress       = "no_address"
+	reasonNoSocket        = "no_socket"
+	reasonConnectionLimit = "connection_limit"
+	reasonHandshakeLimit  = "handshake_limit"
+	reasonConnRefused     = "connection_refused"
+	reasonUnreachable     = "unreachable"
+	reasonReset           = "reset"
+	reasonShuttingDown    = "shutting_down"
+	reasonDenied          = "denied"
+)
+
+// Envoy's response flags, as Istio's dashboards know them.
+const (
+	flagUpstreamFailure = "UF"
+	flagNoEndpoint      = "UH"
+	flagUpstreamReset   = "UC"
+	flagDownstreamReset = "DC"
+	flagDenied          = "UAEX"
+	flagOverload        = "UMSDR"
+	flagTimeout         = "DT"
+)
+
+var (
+	errHandshakeLimit  = errors.New("too many handshakes under way (--max-handshakes)")
+	errConnectionLimit = errors.New("too many connections of this pod (--max-connections-per-pod)")
+	errNoWorld         = errors.New("control has not told yet who is in the mesh")
+	errPodGone         = errors.New("the pod or the proxy goes away")
+)
+
+// refusal is why a connection ends before its first byte has gone through.
+type refusal struct {
+	// reason is one of a bounded set, for counters.
+	reason string
+	// flags are Envoy's.
+	flags string
+	err   error
+}
+
+func (r *refusal) Error() string {
+	if r.err == nil {
+		return r.reason
+	}
+	return r.reason + ": " + r.err.Error()
+}
+
+func (r *refusal) Unwrap() error { return r.err }
+
+// refuse makes a refusal of our own.
+func refuse(reason, flags, format string, args ...any) *refusal {
+	return &refusal{reason, flags, fmt.Errorf(format, args...)}
+}
+
+// refusalOf names what went wrong on the way to the other side.
+func refusalOf(err error) *refusal {
+	var r *refusal
+	switch {
+	case errors.As(err, &r):
+		return r
+	case errors.Is(err, errHandshakeLimit):
+		return &refusal{reasonHandshakeLimit, flagOverload, err}
+	case errors.Is(err, errNoSocket):
+		return &refusal{reasonNoSocket, flagOverload, err}
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return &refusal{reasonConnRefused, flagUpstreamFailure, err}
+	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
+		return &refusal{reasonUnreachable, flagUpstreamFailure, err}
+	case isTimeout(err):
+		return &refusal{identity.ReasonTimeout, flagTimeout, err}
+	case errors.Is(err, context.Canceled):
+		return &refusal{reasonShuttingDown, flagUpstreamReset, err}
+	}
+	return &refusal{identity.Reason(err), flagUpstreamFailure, err}
+}
+
+func isTimeout(err error) bool {
+	var n net.Error
+	return errors.Is(err, syscall.ETIMEDOUT) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.Is(err, context.DeadlineExceeded) || errors.As(err, &n) && n.Timeout()
+}
+
+// isReset reports whether a peer hung up.
+func isReset(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// refusalOfReply names a server's status other than ok.
+func refusalOfReply(r direct.Reply) *refusal {
+	err := errors.New("the other side answered: " + r.Reason)
+	switch r.Status {
+	case direct.StatusDenied:
+		return &refusal{reasonDenied, flagDenied, err}
+	case direct.StatusRefused:
+		return &refusal{reasonConnRefused, flagUpstreamFailure, err}
+	case direct.StatusTimedOut:
+		return &refusal{identity.ReasonTimeout, flagTimeout, err}
+	case direct.StatusShuttingDown:
+		return &refusal{reasonShuttingDown, flagUpstreamFailure, err}
+	}
+	return &refusal{reasonUnreachable, flagUpstreamFailure, err}
+}
+
+// replyOf tells the client's proxy why its connection was refused. Only the
+// words that help it go over the wire, no addresses of ours.
+func replyOf(r *refusal) direct.Reply {
+	reply := direct.Reply{Status: direct.StatusUnreachable, Reason: r.reason}
+	switch r.reason {
+	case identity.ReasonWrongIdentity, reasonDenied:
+		reply.Status = direct.StatusDenied
+	case reasonConnRefused:
+		reply.Status = direct.StatusRefused
+	case identity.ReasonTimeout:
+		reply.Status = direct.StatusTimedOut
+	case reasonShuttingDown:
+		reply.Status = direct.StatusShuttingDown
+	}
+	var errno syscall.Errno
+	if errors.As(r.err, &errno) {
+		reply.Reason = errno.Error()
+	}
+	return reply
+}

@@ -1,0 +1,126 @@
+package proxy
+
+import (
+	"net/netip"
+	"slices"
+
+	"tacit.dev/mesh"
+)
+
+// maxTargets is how many endpoints of a service are tried for one connection.
+const maxTargets = 4
+
+// target is one place to dial.
+type target struct {
+	addr netip.AddrPort
+	// workload is who the World knows there, nil if nobody.
+	workload *mesh.Workload
+	// direct means mutual TLS with workload, and nothing else: if that fails
+	// the connection fails.
+	direct bool
+}
+
+// route is where a connection goes.
+type route struct {
+	// service is what was dialled, nil if it was an address.
+	service *mesh.Service
+	// targets are tried in their order; there is at least one.
+	targets []target
+	// inside means that service or workload are the cluster's, so that
+	// plaintext there is plaintext that the mesh could have avoided.
+	inside bool
+}
+
+// caller is who asks for a route.
+type caller struct {
+	addresses []netip.Addr
+	// pick returns a number of [0,n).
+	pick func(n int) int
+}
+
+// find decides where a connection to the address to leads. It is pure but for
+// the caller's pick. The order of its questions is the order of the issue: our own ports, the
+// pod itself, a service, a pod, and the rest of the world.
+func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
+	if mesh.IsCapturePort(to.Port()) {
+		return route{}, refuse(reasonCapturePort, flagUpstreamFailure, "dial %s: that is a port of the mesh's own", to)
+	}
+	if c.isSelf(to.Addr()) {
+		return route{targets: []target{{addr: to, workload: w.Workload(to.Addr())}}, inside: true}, nil
+	}
+	if s := w.Service(to.Addr()); s != nil {
+		return c.findEndpoints(s, to, w.Endpoints(s, to.Port()))
+	}
+	t := c.target(to, w.Workload(to.Addr()))
+	return route{targets: []target{t}, inside: t.workload != nil}, nil
+}
+
+// target says how to reach workload wl, which may be nil, at addr.
+func (c *caller) target(addr netip.AddrPort, wl *mesh.Workload) target {
+	direct := wl != nil && wl.Direct && !c.isSelf(addr.Addr())
+	return target{addr: addr, workload: wl, direct: direct}
+}
+
+func (c *caller) isSelf(a netip.Addr) bool {
+	return slices.Contains(c.addresses, a) || a.IsLoopback()
+}
+
+// findEndpoints picks endpoints of s evenly, of the family that was dialled. A
+// service that is known and has none is refused: kube-proxy may know a newer
+// endpoint that is in the mesh, and would lead plaintext to it.
+func (c *caller) findEndpoints(s *mesh.Service, to netip.AddrPort, endpoints []mesh.Endpoint) (route, error) {
+	chosen := sample(len(endpoints), maxTargets, c.pick)
+	r := route{service: s, inside: true, targets: make([]target, 0, len(chosen))}
+	for _, i := range chosen {
+		if a, ok := addressLike(endpoints[i].Workload, to.Addr()); ok {
+			t := c.target(netip.AddrPortFrom(a, endpoints[i].Port), endpoints[i].Workload)
+			r.targets = append(r.targets, t)
+		}
+	}
+	if len(r.targets) < len(chosen) {
+		return c.findEndpoints(s, to, ofFamily(endpoints, to.Addr()))
+	}
+	if len(r.targets) == 0 {
+		return r, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s has no ready endpoint at this port and family", to, s.Key())
+	}
+	return r, nil
+}
+
+// ofFamily returns the endpoints that have an address of the family of a.
+func ofFamily(endpoints []mesh.Endpoint, a netip.Addr) []mesh.Endpoint {
+	var fit []mesh.Endpoint
+	for _, e := range endpoints {
+		if _, ok := addressLike(e.Workload, a); ok {
+			fit = append(fit, e)
+		}
+	}
+	return fit
+}
+
+// addressLike returns the address of wl of the same family as a.
+func addressLike(wl *mesh.Workload, a netip.Addr) (netip.Addr, bool) {
+	for _, b := range wl.Addresses {
+		if b.Unmap().Is4() == a.Is4() {
+			return b.Unmap(), true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// sample returns at most k different numbers of [0,n), each order of them
+// equally likely.
+func sample(n, k int, pick func(n int) int) []int {
+	if n <= 0 {
+		return nil
+	}
+	k = min(n, k)
+	chosen := make([]int, 0, k)
+	// Floyd's algorithm would not give a random order; with k ≤ 4 trying
+	// again is quick, also for n = k.
+	for len(chosen) < k {
+		if i := pick(n); !slices.Contains(chosen, i) {
+			chosen = append(chosen, i)
+		}
+	}
+	return chosen
+}
