@@ -1,6 +1,111 @@
 package main
 
-import "context"
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
+
+	"tacit.dev/admin"
+	"tacit.dev/identity"
+	"tacit.dev/node/proxy"
+	"tacit.dev/wire/csr"
+	"tacit.dev/wire/xds"
+)
+
+// proxyFlags are the proxy's flags, as given.
+type proxyFlags struct {
+	proxy               proxy.Config
+	dial                xds.DialConfig
+	admin               string
+	ttl                 time.Duration
+	logFormat, logLevel string
+}
+
+func parseProxyFlags(args []string) (*proxyFlags, error) {
+	var f proxyFlags
+	s := flag.NewFlagSet("tacit-node proxy", flag.ContinueOnError)
+	s.StringVar(&f.proxy.Node, "node", "", "`name` of this node")
+	s.StringVar(&f.dial.Addr, "control", "", "`HOST:PORT` of tacit-control")
+	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node to control")
+	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
+	s.StringVar(&f.proxy.Handle, "handle", "/run/tacit/handle.sock", "`path` of the agent's socket")
+	s.StringVar(&f.admin, "admin", "127.0.0.1:15021", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	s.DurationVar(&f.proxy.DialTimeout, "dial-timeout", 10*time.Second, "how long a connection may take to reach its other end")
+	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
+	s.DurationVar(&f.proxy.HalfCloseTimeout, "half-close-timeout", time.Hour, "how long a half-closed connection may be quiet")
+	s.IntVar(&f.proxy.MaxConnectionsPerPod, "max-connections-per-pod", 32768, "connections of one pod, both ways together")
+	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 2048, "TLS handshakes under way, each way; more of them wait")
+	s.DurationVar(&f.ttl, "ttl", 0, "wished life of a certificate; 0 leaves it to control")
+	s.StringVar(&f.logFormat, "log-format", "json", "text or json")
+	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	if err := s.Parse(args); err != nil {
+		return nil, err
+	}
+	if s.NArg() > 0 || f.proxy.Node == "" {
+		return nil, fmt.Errorf("proxy: want --node, and no arguments (%q)", s.Args())
+	}
+	return &f, nil
+}
 
 // runProxy is the proxy's flags, Config and Run.
-func runProxy(ctx context.Context, args []string) error { return nil }
+func runProxy(ctx context.Context, args []string) error {
+	f, err := parseProxyFlags(args)
+	if err != nil {
+		return err
+	}
+	log, err := logTo(f.logFormat, f.logLevel)
+	if err != nil {
+		return err
+	}
+	if err := dropPrivileges(); err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	conn, err := xds.Dial(f.dial)
+	if err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	defer conn.Close()
+	return f.serve(ctx, log, conn)
+}
+
+// serve runs the proxy and what feeds it until ctx ends or one of them fails.
+func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn) error {
+	reg := prometheus.NewRegistry()
+	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	signer := csr.NewClient(conn)
+	signer.TTL = f.ttl
+	keeper := identity.NewKeeper(identity.KeeperConfig{Signer: signer, Log: log})
+	cfg := f.proxy
+	cfg.Leaves, cfg.TLS = keeper, identity.NewTLS(identity.TLSConfig{})
+	cfg.Registry, cfg.Log = reg, log
+	p, err := proxy.New(cfg)
+	if err != nil {
+		return err
+	}
+	world := xds.NewWorldClient(xds.ClientConfig{Conn: conn, Node: cfg.Node, Log: log, Registry: reg}, p.Apply)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return keeper.Run(ctx) })
+	g.Go(func() error { return world.Run(ctx) })
+	g.Go(func() error { return p.Run(ctx) })
+	g.Go(func() error {
+		return admin.Run(ctx, admin.Config{
+			Addr: f.admin, Registry: reg, Ready: p.Ready, Log: log,
+			Dump: map[string]func() any{
+				"pods":         func() any { return p.Pods() },
+				"certificates": func() any { return keeper.Dump() },
+			},
+		})
+	})
+	log.Info("proxy runs", "node", cfg.Node, "handle", cfg.Handle)
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}

@@ -67,8 +67,8 @@ type pod struct {
 	mu        sync.Mutex
 	state     podState
 	listeners []*listener
-	// answer is due to the agent when the pod is where the agent wants it.
-	answer bool
+	// owed says that a word is due to the agent when the pod is where the agent wants it.
+	owed bool
 }
 
 // facts is what the agent tells of a pod. It is not changed.
@@ -251,7 +251,7 @@ func (d *pod) drain() {
 // order has run look again, and answer the agent.
 func (d *pod) order() {
 	d.mu.Lock()
-	d.answer = true
+	d.owed = true
 	d.mu.Unlock()
 	d.wake()
 }
@@ -360,8 +360,8 @@ func (d *pod) step(isReady bool, q *quietness) {
 // enter enters state s and tells the agent, if it waits to hear or it is news.
 func (d *pod) enter(s podState, word handle.Kind) {
 	d.mu.Lock()
-	tell := d.answer || d.state != s
-	d.state, d.answer = s, false
+	tell := d.owed || d.state != s
+	d.state, d.owed = s, false
 	d.mu.Unlock()
 	if tell {
 		d.p.link.post(handle.Message{Kind: word, UID: d.uid})
