@@ -6,6 +6,9 @@
 package kube
 
 import (
+	"cmp"
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 
@@ -31,6 +34,12 @@ type BuildConfig struct {
 	Domain string
 }
 
+func (c BuildConfig) withDefaults() BuildConfig {
+	c.Cluster = cmp.Or(c.Cluster, "Kubernetes")
+	c.Domain = cmp.Or(c.Domain, "cluster.local")
+	return c
+}
+
 // Pod is a pod that its node has to know. Pod.Enrol says what its labels ask for.
 type Pod struct {
 	mesh.Pod
@@ -47,6 +56,8 @@ type Problem struct {
 	Text   string
 }
 
+func (p Problem) String() string { return p.Object + ": " + p.Text }
+
 // Result is what the objects say. Workload.Direct is false everywhere: whether
 // a pod is announced is not in the objects.
 type Result struct {
@@ -58,4 +69,59 @@ type Result struct {
 
 // Build reads the objects. It is pure; its result is sorted, shares nothing with
 // the objects, and is the same for the same objects in any order.
-func Build(o Objects, cfg BuildConfig) Result { return Result{} }
+func Build(o Objects, cfg BuildConfig) Result {
+	b := builder{
+		cfg:        cfg.withDefaults(),
+		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
+		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
+	}
+	for _, n := range o.Namespaces {
+		b.namespaces[n.Name] = n.Labels
+	}
+	for _, p := range o.Pods {
+		b.pod(p)
+	}
+	b.services(o.Services, o.EndpointSlices)
+	return b.sorted()
+}
+
+// builder holds what Build has found so far.
+type builder struct {
+	cfg        BuildConfig
+	namespaces map[string]map[string]string // labels by name
+	workloads  map[string]*mesh.Workload    // by UID
+	result     Result
+}
+
+func (b *builder) problem(kind, namespace, name, text string) {
+	b.result.Problems = append(b.result.Problems, Problem{kind + " " + namespace + "/" + name, text})
+}
+
+func (b *builder) sorted() Result {
+	r := b.result
+	for _, w := range b.workloads {
+		r.Workloads = append(r.Workloads, w)
+	}
+	slices.SortFunc(r.Workloads, func(x, y *mesh.Workload) int { return cmp.Compare(x.UID, y.UID) })
+	slices.SortFunc(r.Services, func(x, y *mesh.Service) int { return cmp.Compare(x.Key(), y.Key()) })
+	r.Pods = b.unique(r.Pods)
+	r.Problems = b.result.Problems
+	slices.SortFunc(r.Problems, func(x, y Problem) int {
+		return cmp.Or(cmp.Compare(x.Object, y.Object), cmp.Compare(x.Text, y.Text))
+	})
+	return r
+}
+
+// unique sorts pods by UID. Of two with one UID, which only a hand-written file
+// can bring about, the first by name counts.
+func (b *builder) unique(pods []Pod) []Pod {
+	slices.SortFunc(pods, func(x, y Pod) int {
+		return cmp.Or(cmp.Compare(x.UID, y.UID), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
+	return slices.CompactFunc(pods, func(p, had Pod) bool {
+		if had.UID == p.UID {
+			b.problem("Pod", p.Namespace, p.Name, "not enrolled: UID "+p.UID+" is also that of "+had.Namespace+"/"+had.Name)
+		}
+		return had.UID == p.UID
+	})
+}

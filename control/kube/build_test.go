@@ -1,0 +1,193 @@
+package kube
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/rogpeppe/go-internal/txtar"
+
+	"tacit.dev/mesh"
+)
+
+var update = flag.Bool("update", false, "write the results into testdata")
+
+var labConfig = BuildConfig{TrustDomain: "lab"}
+
+// Each file of testdata holds objects, and what Build makes of them.
+func TestBuild(t *testing.T) {
+	paths, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("%d files, %v", len(paths), err)
+	}
+	for _, path := range paths {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) { testBuild(t, path) })
+	}
+}
+
+func testBuild(t *testing.T, path string) {
+	a, err := txtar.ParseFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	objects, want := archive(t, a)
+	got := text(Build(objects, labConfig))
+	if *update {
+		want.Data = []byte(got)
+		if err := os.WriteFile(path, txtar.Format(a), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if diff := cmp.Diff(string(want.Data), got); diff != "" {
+		t.Errorf("(-want +got, or run with -update)\n%s", diff)
+	}
+}
+
+// archive reads the objects of an archive, and finds its file "want".
+func archive(t *testing.T, a *txtar.Archive) (o Objects, want *txtar.File) {
+	t.Helper()
+	seen := make(map[string]bool)
+	for i := range a.Files {
+		if a.Files[i].Name == "want" {
+			want = &a.Files[i]
+			continue
+		}
+		more, err := Decode(a.Files[i].Data)
+		if err != nil {
+			t.Fatalf("%s: %v", a.Files[i].Name, err)
+		}
+		if twice := o.append(more, seen); len(twice) != 0 {
+			t.Fatalf("%s: %v stand there twice", a.Files[i].Name, twice)
+		}
+	}
+	if want == nil {
+		t.Fatal("no file want")
+	}
+	return o, want
+}
+
+// text is a result as a person reads it.
+func text(r Result) string {
+	var b strings.Builder
+	for _, w := range r.Workloads {
+		fmt.Fprintf(&b, "workload %s\n", w.UID)
+		fmt.Fprintf(&b, "  node %q addresses %v ready %v host-network %v direct %v\n", w.Node, w.Addresses, w.Ready, w.HostNetwork, w.Direct)
+		fmt.Fprintf(&b, "  identity %q\n", w.ID)
+		fmt.Fprintf(&b, "  owner %s %s canonical %s %s\n", w.OwnerKind, w.OwnerName, w.CanonicalName, w.CanonicalRevision)
+		for _, key := range sortedKeys(w.Services) {
+			fmt.Fprintf(&b, "  serves %s %s\n", key, ports(w.Services[key]))
+		}
+	}
+	for _, s := range r.Services {
+		fmt.Fprintf(&b, "service %s addresses %v ports %s\n", s.Key(), s.Addresses, ports(s.Ports))
+	}
+	for _, p := range r.Pods {
+		fmt.Fprintf(&b, "pod %s %s/%s node %s enrol %v workload %v\n", p.UID, p.Namespace, p.Name, p.Node, p.Enrol, p.Workload != nil)
+		for _, e := range p.ExcludeOutbound {
+			fmt.Fprintf(&b, "  excludes outbound %s\n", exclusion(e))
+		}
+		for _, port := range p.ExcludeInbound {
+			fmt.Fprintf(&b, "  excludes inbound %d\n", port)
+		}
+	}
+	for _, p := range r.Problems {
+		fmt.Fprintf(&b, "problem %s\n", p)
+	}
+	return b.String()
+}
+
+func ports(list []mesh.Port) string {
+	var texts []string
+	for _, p := range list {
+		texts = append(texts, fmt.Sprintf("%d→%d", p.Service, p.Target))
+	}
+	return strings.Join(texts, " ")
+}
+
+func exclusion(e mesh.Exclusion) string {
+	prefix, port := "any", "any"
+	if e.Prefix.IsValid() {
+		prefix = e.Prefix.String()
+	}
+	if e.Port != 0 {
+		port = fmt.Sprint(e.Port)
+	}
+	return prefix + " port " + port
+}
+
+func sortedKeys[V any](m map[string]V) []string {
+	var keys []string
+	for k := range m {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// The order of the objects says nothing, and Build leaves them as they are.
+func TestBuildIsPure(t *testing.T) {
+	paths, err := filepath.Glob("testdata/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for _, path := range paths {
+		a, err := txtar.ParseFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o, _ := archive(t, a)
+		untouched, _ := archive(t, a)
+		want := Build(o, labConfig)
+		if diff := cmp.Diff(untouched, o); diff != "" {
+			t.Fatalf("%s: objects were changed (-before +after)\n%s", path, diff)
+		}
+		for range 20 {
+			shuffle(random, o.Namespaces)
+			shuffle(random, o.Pods)
+			shuffle(random, o.Services)
+			shuffle(random, o.EndpointSlices)
+			if diff := cmp.Diff(want, Build(o, labConfig), cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})); diff != "" {
+				t.Fatalf("%s: (-want +got)\n%s", path, diff)
+			}
+		}
+	}
+}
+
+func shuffle[T any](r *rand.Rand, list []T) {
+	r.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+}
+
+func BenchmarkBuild(b *testing.B) {
+	file, err := os.ReadFile("testdata/services.txtar")
+	if err != nil {
+		b.Fatal(err)
+	}
+	var o Objects
+	for _, f := range txtar.Parse(file).Files {
+		if f.Name == "want" {
+			continue
+		}
+		for i := range 1000 {
+			more, err := Decode([]byte(strings.ReplaceAll(string(f.Data), "namespace: shop", fmt.Sprintf("namespace: shop%d", i))))
+			if err != nil {
+				b.Fatal(err)
+			}
+			o.append(more, make(map[string]bool))
+		}
+	}
+	for b.Loop() {
+		Build(o, labConfig)
+	}
+}

@@ -1,0 +1,135 @@
+package kube
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"tacit.dev/mesh"
+)
+
+// What users write on namespaces and pods.
+const (
+	// LabelMesh says on or off; of a pod it counts more than of its namespace.
+	LabelMesh = "tacit.dev/mesh"
+	// LabelIstio says ambient or none, and means the same. LabelMesh beside it
+	// counts more.
+	LabelIstio = "istio.io/dataplane-mode"
+	// AnnotationExcludeOutbound lists destinations of a pod that are not
+	// captured: ADDRESS, PREFIX, PORT, ADDRESS:PORT or [PREFIX]:PORT, separated
+	// by commas.
+	AnnotationExcludeOutbound = "tacit.dev/exclude-outbound"
+	// AnnotationExcludeInbound lists ports of a pod that are not captured.
+	AnnotationExcludeInbound = "tacit.dev/exclude-inbound-ports"
+)
+
+// maxExclusions bounds each of the two annotations: every entry is a rule that
+// each new connection of the pod passes.
+const maxExclusions = 64
+
+// wanted tells whether a pod should be enrolled. A label that says something
+// else counts as if it were not there.
+func (b *builder) wanted(p *corev1.Pod) bool {
+	if on, said := b.label(p.Labels, "Pod", p.Namespace, p.Name); said {
+		return on
+	}
+	on, _ := b.label(b.namespaces[p.Namespace], "Namespace", "", p.Namespace)
+	return on
+}
+
+func (b *builder) label(labels map[string]string, kind, namespace, name string) (on, said bool) {
+	for _, l := range []struct{ key, on, off string }{{LabelMesh, "on", "off"}, {LabelIstio, "ambient", "none"}} {
+		switch v, ok := labels[l.key]; {
+		case !ok:
+		case v == l.on:
+			return true, true
+		case v == l.off:
+			return false, true
+		default:
+			b.problem(kind, namespace, name, fmt.Sprintf("label %s: %q: want %q or %q", l.key, v, l.on, l.off))
+		}
+	}
+	return false, false
+}
+
+// parseOutbound reads AnnotationExcludeOutbound. What it cannot read stays
+// captured, and is told in bad.
+func parseOutbound(text string) (list []mesh.Exclusion, bad []string) {
+	for _, s := range fields(text) {
+		e, ok := parseExclusion(s)
+		if !ok {
+			bad = append(bad, fmt.Sprintf("%q: want ADDRESS, PREFIX, PORT, ADDRESS:PORT or [PREFIX]:PORT", s))
+		} else if len(list) == maxExclusions {
+			bad = append(bad, fmt.Sprintf("%q: more than %d exclusions", s, maxExclusions))
+		} else {
+			list = append(list, e)
+		}
+	}
+	return list, bad
+}
+
+func parseExclusion(s string) (mesh.Exclusion, bool) {
+	if p, ok := parsePort(s); ok {
+		return mesh.Exclusion{Port: p}, true
+	}
+	if prefix, ok := parsePrefix(s); ok {
+		return mesh.Exclusion{Prefix: prefix}, true
+	}
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 {
+		return mesh.Exclusion{}, false
+	}
+	port, ok := parsePort(s[i+1:])
+	if !ok {
+		return mesh.Exclusion{}, false
+	}
+	host := s[:i]
+	if in, ok := strings.CutPrefix(host, "["); ok {
+		if host, ok = strings.CutSuffix(in, "]"); !ok {
+			return mesh.Exclusion{}, false
+		}
+	} else if strings.Contains(host, ":") { // fd00::1:80 is an address, or nothing
+		return mesh.Exclusion{}, false
+	}
+	prefix, ok := parsePrefix(host)
+	return mesh.Exclusion{Prefix: prefix, Port: port}, ok
+}
+
+func parsePrefix(s string) (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(s); err == nil && a.Zone() == "" {
+		a = a.Unmap()
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	p, err := netip.ParsePrefix(s)
+	if err != nil || p.Addr().Is4In6() {
+		return netip.Prefix{}, false
+	}
+	return p.Masked(), true
+}
+
+// parsePorts reads AnnotationExcludeInbound.
+func parsePorts(text string) (list []uint16, bad []string) {
+	for _, s := range fields(text) {
+		p, ok := parsePort(s)
+		if !ok {
+			bad = append(bad, fmt.Sprintf("%q: want a port", s))
+		} else if len(list) == maxExclusions {
+			bad = append(bad, fmt.Sprintf("%q: more than %d exclusions", s, maxExclusions))
+		} else {
+			list = append(list, p)
+		}
+	}
+	return list, bad
+}
+
+func parsePort(s string) (uint16, bool) {
+	p, err := strconv.ParseUint(s, 10, 16)
+	return uint16(p), err == nil && p != 0
+}
+
+func fields(text string) []string {
+	return strings.FieldsFunc(text, func(r rune) bool { return r == ',' || r == ' ' || r == '\t' || r == '\n' })
+}

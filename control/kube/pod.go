@@ -1,0 +1,138 @@
+package kube
+
+import (
+	"cmp"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"tacit.dev/mesh"
+)
+
+// pod takes in one pod. A finished one is left out: its address may already be
+// another's. One without a node is nobody's yet.
+func (b *builder) pod(p *corev1.Pod) {
+	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Spec.NodeName == "" {
+		return
+	}
+	id := mesh.ID{
+		TrustDomain:    b.cfg.TrustDomain,
+		Namespace:      p.Namespace,
+		ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
+	}
+	if _, err := mesh.ParseID(id.String()); err != nil {
+		b.problem("Pod", p.Namespace, p.Name, "left out: "+err.Error())
+		return
+	}
+	w := b.workload(p, id)
+	if w != nil {
+		b.workloads[w.UID] = w
+	}
+	if !p.Spec.HostNetwork {
+		b.result.Pods = append(b.result.Pods, Pod{Pod: b.enrolment(p, id), Node: p.Spec.NodeName, Workload: w})
+	}
+}
+
+func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
+	m := mesh.Pod{
+		UID:       cmp.Or(string(p.UID), p.Namespace+"/"+p.Name),
+		Namespace: p.Namespace,
+		Name:      p.Name,
+		ID:        id,
+		Enrol:     b.wanted(p),
+	}
+	var bad []string
+	m.ExcludeOutbound, bad = parseOutbound(p.Annotations[AnnotationExcludeOutbound])
+	for _, s := range bad {
+		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeOutbound+": "+s)
+	}
+	m.ExcludeInbound, bad = parsePorts(p.Annotations[AnnotationExcludeInbound])
+	for _, s := range bad {
+		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeInbound+": "+s)
+	}
+	return m
+}
+
+func (b *builder) workloadUID(kind, namespace, name string) string {
+	return b.cfg.Cluster + "/" + kind + "/" + namespace + "/" + name
+}
+
+// workload is the pod as the others see it, nil while it has no address.
+func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
+	addrs := podAddresses(p)
+	if len(addrs) == 0 {
+		return nil
+	}
+	owner, kind := ownerOf(p)
+	return &mesh.Workload{
+		UID:         b.workloadUID("/Pod", p.Namespace, p.Name),
+		Namespace:   p.Namespace,
+		Name:        p.Name,
+		Node:        p.Spec.NodeName,
+		Addresses:   addrs,
+		ID:          id,
+		HostNetwork: p.Spec.HostNetwork,
+		Ready:       isReady(p),
+		OwnerName:   owner,
+		OwnerKind:   kind,
+		CanonicalName: cmp.Or(p.Labels["service.istio.io/canonical-name"], p.Labels["app.kubernetes.io/name"],
+			p.Labels["app"], owner),
+		CanonicalRevision: cmp.Or(p.Labels["service.istio.io/canonical-revision"],
+			p.Labels["app.kubernetes.io/version"], p.Labels["version"], "latest"),
+		Cluster: b.cfg.Cluster,
+	}
+}
+
+func podAddresses(p *corev1.Pod) []netip.Addr {
+	texts := []string{p.Status.PodIP}
+	for _, ip := range p.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	return addresses(texts)
+}
+
+// addresses reads what are addresses, each once, in order.
+func addresses(texts []string) []netip.Addr {
+	var addrs []netip.Addr
+	for _, t := range texts {
+		a, err := netip.ParseAddr(t)
+		if err == nil && a.Zone() == "" && !slices.Contains(addrs, a.Unmap()) {
+			addrs = append(addrs, a.Unmap())
+		}
+	}
+	return addrs
+}
+
+func isReady(p *corev1.Pod) bool {
+	return p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+}
+
+// cronJob is how the CronJob controller names its jobs: with the minute of the schedule.
+var cronJob = regexp.MustCompile(`^(.+)-\d{8,}$`)
+
+// ownerOf tells what a pod belongs to, as Istio's metrics name it: the
+// Deployment behind the ReplicaSet, the CronJob behind the Job.
+func ownerOf(p *corev1.Pod) (name, kind string) {
+	ref := metav1.GetControllerOf(p)
+	if ref == nil {
+		return p.Name, "pod"
+	}
+	switch ref.Kind {
+	case "ReplicaSet":
+		if name, ok := strings.CutSuffix(ref.Name, "-"+p.Labels["pod-template-hash"]); ok {
+			return name, "deployment"
+		}
+	case "Job":
+		if m := cronJob.FindStringSubmatch(ref.Name); m != nil {
+			return m[1], "cronjob"
+		}
+		return ref.Name, "job"
+	}
+	return ref.Name, "pod"
+}

@@ -1,0 +1,208 @@
+package kube
+
+import (
+	"cmp"
+	"math"
+	"net/netip"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"tacit.dev/mesh"
+)
+
+// services takes in all services and connects them with the workloads that
+// serve them.
+func (b *builder) services(services []*corev1.Service, slicesOf []*discoveryv1.EndpointSlice) {
+	ends := endpoints{b: b, byAddress: b.byAddress(), found: make(map[endpointKey]*endpointSet)}
+	known := make(map[string]*corev1.Service, len(services))
+	for _, s := range services {
+		if s.Spec.Type == corev1.ServiceTypeExternalName {
+			continue
+		}
+		known[s.Namespace+"/"+s.Name] = s
+		b.result.Services = append(b.result.Services, b.service(s))
+	}
+	for _, slice := range slicesOf {
+		if s := known[slice.Namespace+"/"+slice.Labels[discoveryv1.LabelServiceName]]; s != nil {
+			ends.slice(slice, s, b.hostname(s))
+		}
+	}
+	ends.join()
+}
+
+func (b *builder) hostname(s *corev1.Service) string {
+	return s.Name + "." + s.Namespace + ".svc." + b.cfg.Domain
+}
+
+func (b *builder) service(s *corev1.Service) *mesh.Service {
+	m := &mesh.Service{
+		Namespace: s.Namespace,
+		Name:      s.Name,
+		Hostname:  b.hostname(s),
+		Addresses: addresses(append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...)),
+	}
+	for _, p := range s.Spec.Ports {
+		if !isTCP(p.Protocol) || !isPort(p.Port) {
+			continue
+		}
+		m.Ports = append(m.Ports, mesh.Port{Service: uint16(p.Port), Target: targetPort(p)})
+	}
+	slices.SortFunc(m.Ports, func(x, y mesh.Port) int { return cmp.Compare(x.Service, y.Service) })
+	return m
+}
+
+// targetPort is 0 where the port is named: it may differ from pod to pod.
+func targetPort(p corev1.ServicePort) uint16 {
+	if p.TargetPort.Type == intstr.String && p.TargetPort.StrVal != "" {
+		return 0
+	}
+	if isPort(p.TargetPort.IntVal) {
+		return uint16(p.TargetPort.IntVal)
+	}
+	return uint16(p.Port)
+}
+
+func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
+func isPort(p int32) bool          { return 0 < p && p <= math.MaxUint16 }
+
+// byAddress finds the pod behind an endpoint that does not name one. Pods of the
+// host's network share an address, which says nothing.
+func (b *builder) byAddress() map[netip.Addr]*mesh.Workload {
+	found := make(map[netip.Addr]*mesh.Workload, 2*len(b.workloads))
+	for _, w := range b.workloads {
+		for _, a := range w.Addresses {
+			if had := found[a]; !w.HostNetwork && (had == nil || had.UID > w.UID) {
+				found[a] = w
+			}
+		}
+	}
+	return found
+}
+
+// endpoints collects who serves which port of which service.
+type endpoints struct {
+	b         *builder
+	byAddress map[netip.Addr]*mesh.Workload
+	found     map[endpointKey]*endpointSet
+}
+
+type endpointKey struct {
+	service string // mesh.Service.Key
+	port    uint16
+}
+
+// endpointSet is who serves one port: those that are ready, and those that are
+// terminating but still serve.
+type endpointSet struct{ ready, serving []endpoint }
+
+type endpoint struct {
+	workload *mesh.Workload
+	target   uint16
+}
+
+func (e *endpoints) slice(slice *discoveryv1.EndpointSlice, s *corev1.Service, hostname string) {
+	for _, p := range slice.Ports {
+		// The slice has resolved a named port; its own name is that of the service's.
+		i := slices.IndexFunc(s.Spec.Ports, func(sp corev1.ServicePort) bool {
+			return isTCP(sp.Protocol) && sp.Name == value(p.Name)
+		})
+		if i < 0 || p.Port == nil || !isPort(*p.Port) || p.Protocol != nil && !isTCP(*p.Protocol) {
+			continue
+		}
+		key := endpointKey{s.Namespace + "/" + hostname, uint16(s.Spec.Ports[i].Port)}
+		for _, end := range slice.Endpoints {
+			e.endpoint(key, slice, end, uint16(*p.Port))
+		}
+	}
+}
+
+func (e *endpoints) endpoint(key endpointKey, slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, target uint16) {
+	w := e.workload(slice, end)
+	if w == nil {
+		return
+	}
+	set := e.found[key]
+	if set == nil {
+		set = &endpointSet{}
+		e.found[key] = set
+	}
+	// Absent means ready and serving (discovery/v1, EndpointConditions).
+	c := end.Conditions
+	switch ready := c.Ready == nil || *c.Ready; {
+	case value(c.Terminating):
+		if c.Serving == nil && ready || value(c.Serving) {
+			set.serving = append(set.serving, endpoint{w, target})
+		}
+	case ready:
+		set.ready = append(set.ready, endpoint{w, target})
+	}
+}
+
+// workload finds the pod behind an endpoint. An endpoint that is no pod (the API
+// server's, or one of a hand-made slice) becomes a workload outside of the mesh to
+// which no address leads: the World only has to know that the service has it.
+func (e *endpoints) workload(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint) *mesh.Workload {
+	if r := end.TargetRef; r != nil && r.Kind == "Pod" {
+		return e.b.workloads[e.b.workloadUID("/Pod", cmp.Or(r.Namespace, slice.Namespace), r.Name)]
+	}
+	addrs := addresses(end.Addresses)
+	if len(addrs) == 0 {
+		return nil
+	}
+	if w := e.byAddress[addrs[0]]; w != nil {
+		return w
+	}
+	uid := e.b.workloadUID("discovery.k8s.io/EndpointSlice", slice.Namespace, slice.Name+"/"+addrs[0].String())
+	w := e.b.workloads[uid]
+	if w == nil {
+		w = &mesh.Workload{
+			UID: uid, Namespace: slice.Namespace, Name: slice.Name, Node: value(end.NodeName), Addresses: addrs[:1],
+			HostNetwork: true, OwnerName: slice.Name, OwnerKind: "pod", CanonicalName: slice.Name,
+			CanonicalRevision: "latest", Cluster: e.b.cfg.Cluster,
+		}
+		e.b.workloads[uid] = w
+	}
+	return w
+}
+
+// join writes the endpoints into their workloads. Terminating endpoints take new
+// connections only if a port has no others (as kube-proxy does, KEP-1669). A
+// workload that serves is ready, whatever its pod says: the slice has the last
+// word, see publishNotReadyAddresses.
+func (e *endpoints) join() {
+	for key, set := range e.found {
+		list := set.ready
+		if len(list) == 0 {
+			list = set.serving
+		}
+		for _, end := range list {
+			end.workload.Ready = true
+			if end.workload.Services == nil {
+				end.workload.Services = make(map[string][]mesh.Port)
+			}
+			p := mesh.Port{Service: key.port, Target: end.target}
+			// A pod is in the slices of both address families.
+			if ports := end.workload.Services[key.service]; !slices.Contains(ports, p) {
+				end.workload.Services[key.service] = append(ports, p)
+			}
+		}
+	}
+	for _, w := range e.b.workloads {
+		for _, ports := range w.Services {
+			slices.SortFunc(ports, func(x, y mesh.Port) int {
+				return cmp.Or(cmp.Compare(x.Service, y.Service), cmp.Compare(x.Target, y.Target))
+			})
+		}
+	}
+}
+
+// value is what p points to, or the zero value.
+func value[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
+}
