@@ -1,0 +1,207 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"regexp"
+	"strconv"
+	"time"
+)
+
+// settle is how long connections are quiet before memory is read.
+const settle = 5 * time.Second
+
+// sample is what one measurement in one mode gave, by the names of the result.
+type sample map[string]float64
+
+// measure is one kind of load.
+type measure struct {
+	name string
+	take func(ctx context.Context, r *rig, m mode, seconds int) (sample, error)
+}
+
+func measures() []measure {
+	return []measure{
+		{"throughput_1", throughput(1)},
+		{"throughput_8", throughput(8)},
+		{"rr_1", roundTrips(1)},
+		{"rr_64", roundTrips(64)},
+		{"new_connections", newConnections},
+	}
+}
+
+// measureAll goes through all modes within each measure, and through all
+// measures within each round: what changes on the machine meanwhile meets all
+// modes alike.
+func measureAll(ctx context.Context, r *rig, cfg config) (*result, error) {
+	res := newResult(r.modes)
+	if !pause(ctx, settle) {
+		return nil, ctx.Err()
+	}
+	if err := measureMemory(res, r.modes, "idle"); err != nil {
+		return nil, err
+	}
+	for round := range cfg.rounds {
+		for _, what := range measures() {
+			if cfg.only != "" && cfg.only != what.name {
+				continue
+			}
+			for _, m := range r.modes {
+				s, err := what.take(ctx, r, m, cfg.seconds)
+				if err != nil {
+					return nil, fmt.Errorf("measure %s with %s between client and server: %w", what.name, m.name, err)
+				}
+				res.add(round, m.name, s)
+			}
+		}
+	}
+	return res, measureHeld(ctx, r, res)
+}
+
+// measureHeld reads the memory with 1,000 and with 10,000 quiet connections.
+func measureHeld(ctx context.Context, r *rig, res *result) error {
+	for _, n := range []int{1_000, 10_000} {
+		err := r.hold(ctx, r.modes[2], n, func() error {
+			if !pause(ctx, settle) {
+				return ctx.Err()
+			}
+			return measureMemory(res, r.modes, fmt.Sprint(n))
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func measureMemory(res *result, modes []mode, when string) error {
+	for _, m := range modes {
+		for _, p := range m.proxies {
+			bytes, err := p.rss()
+			if err != nil {
+				return err
+			}
+			res.memory(p.name, when, bytes)
+		}
+	}
+	return nil
+}
+
+// throughput sends one way, client to server, as iperf3 does by default.
+func throughput(connections int) func(context.Context, *rig, mode, int) (sample, error) {
+	return func(ctx context.Context, r *rig, m mode, seconds int) (sample, error) {
+		host, port, err := net.SplitHostPort(m.address(iperfPort))
+		if err != nil {
+			return nil, err
+		}
+		before, err := cpuOf(m.proxies)
+		if err != nil {
+			return nil, err
+		}
+		out, err := r.output(ctx, "exec", m.client, "--", "iperf3", "-J", "-c", host, "-p", port,
+			"-t", strconv.Itoa(seconds), "-P", strconv.Itoa(connections))
+		if err != nil {
+			return nil, err
+		}
+		after, err := cpuOf(m.proxies)
+		if err != nil {
+			return nil, err
+		}
+		gbits, gigabytes, err := parseIperf3([]byte(out))
+		name := fmt.Sprintf("throughput_%d", connections)
+		return sample{name: gbits, name + "_cpu_seconds": after - before, name + "_gigabytes": gigabytes}, err
+	}
+}
+
+// parseIperf3 reads what the server received: Gbit/s, and gigabytes in all.
+func parseIperf3(text []byte) (gbits, gigabytes float64, err error) {
+	var out struct {
+		End struct {
+			Received struct {
+				Bytes float64 `json:"bytes"`
+				Rate  float64 `json:"bits_per_second"`
+			} `json:"sum_received"`
+		} `json:"end"`
+		Error string `json:"error"`
+	}
+	if err := json.Unmarshal(text, &out); err != nil {
+		return 0, 0, fmt.Errorf("parse what iperf3 says: %w", err)
+	}
+	if out.Error != "" || out.End.Received.Bytes == 0 {
+		return 0, 0, fmt.Errorf("iperf3 moved no bytes: %s", out.Error)
+	}
+	return out.End.Received.Rate / 1e9, out.End.Received.Bytes / 1e9, nil
+}
+
+// roundTrips is a small request and a small answer at a time on each connection.
+func roundTrips(connections int) func(context.Context, *rig, mode, int) (sample, error) {
+	return func(ctx context.Context, r *rig, m mode, seconds int) (sample, error) {
+		w, err := wrk(ctx, r, m, seconds, "-c", strconv.Itoa(connections))
+		suffix := fmt.Sprintf("_%d", connections)
+		return sample{"rr_p50" + suffix: w.p50, "rr_p99" + suffix: w.p99, "rr_per_second" + suffix: w.rate}, err
+	}
+}
+
+// newConnections is a connection for each request, 16 at a time.
+func newConnections(ctx context.Context, r *rig, m mode, seconds int) (sample, error) {
+	before, err := cpuOf(m.proxies)
+	if err != nil {
+		return nil, err
+	}
+	w, err := wrk(ctx, r, m, seconds, "-c", "16", "-H", "Connection: close")
+	if err != nil {
+		return nil, err
+	}
+	after, err := cpuOf(m.proxies)
+	return sample{
+		"new_connections":                 w.rate,
+		"cpu_milliseconds_per_connection": 1000 * (after - before) / (w.rate * float64(seconds)),
+	}, err
+}
+
+// wrkSays is what is read of wrk's words; times are microseconds.
+type wrkSays struct{ rate, p50, p99 float64 }
+
+func wrk(ctx context.Context, r *rig, m mode, seconds int, more ...string) (wrkSays, error) {
+	words := append([]string{"exec", m.client, "--", "wrk", "--latency", "-t", "1", "-d", strconv.Itoa(seconds)}, more...)
+	out, err := r.output(ctx, append(words, "http://"+m.address(httpPort)+"/")...)
+	if err != nil {
+		return wrkSays{}, err
+	}
+	return parseWrk(out)
+}
+
+var (
+	wrkRate     = regexp.MustCompile(`Requests/sec:\s+([0-9.]+)`)
+	wrkLatency  = regexp.MustCompile(`\s(50|99)%\s+([0-9.]+)(us|ms|s)\b`)
+	wrkTrouble  = regexp.MustCompile(`Socket errors: .*|Non-2xx.*`)
+	wrkInMicros = map[string]float64{"us": 1, "ms": 1e3, "s": 1e6}
+)
+
+func parseWrk(text string) (w wrkSays, err error) {
+	if trouble := wrkTrouble.FindString(text); trouble != "" {
+		return w, fmt.Errorf("wrk met trouble: %s", trouble)
+	}
+	rate := wrkRate.FindStringSubmatch(text)
+	latencies := wrkLatency.FindAllStringSubmatch(text, -1)
+	if rate == nil || len(latencies) != 2 {
+		return w, fmt.Errorf("parse what wrk says: no rate or latencies in %q", text)
+	}
+	if w.rate, err = strconv.ParseFloat(rate[1], 64); err != nil {
+		return w, err
+	}
+	for _, l := range latencies {
+		v, err := strconv.ParseFloat(l[2], 64)
+		if err != nil {
+			return w, err
+		}
+		if v *= wrkInMicros[l[3]]; l[1] == "50" {
+			w.p50 = v
+		} else {
+			w.p99 = v
+		}
+	}
+	return w, nil
+}

@@ -1,0 +1,312 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"tacit.dev/lab"
+)
+
+// Ports: of the servers, and what stands before them in the plain pods.
+const (
+	iperfPort = "5201"
+	httpPort  = "8080"
+	// shift from a server's port to that of the splicing proxy before it.
+	spliceDigit = "2"
+)
+
+// holdPorts are the ports over which held connections are spread: one address has
+// only as many source ports for direct connections as mesh.DirectPortFirst leaves.
+var holdPorts = [...]string{"8080", "8081", "8082", "8083"}
+
+// mode is what stands between client and server.
+type mode struct {
+	name string
+	// client is the pod from which the load comes.
+	client string
+	// address leads to a port of the server.
+	address func(port string) string
+	// proxies are the processes that carry the bytes.
+	proxies []process
+}
+
+// rig is a running lab with four pods, the same two servers on either side:
+//
+//	node n1                          node n2
+//	plain/client ── (splice) ─────── (splice) ── plain/server
+//	mesh/client ─── tacit ────────── tacit ───── mesh/server
+type rig struct {
+	dir   string
+	lab   *lab.Started
+	tools string // folder of splice and load
+	modes []mode
+}
+
+func newRig(ctx context.Context, cfg config) (_ *rig, err error) {
+	r := &rig{dir: lab.Folder(fmt.Sprintf("bench-%d", os.Getpid()))}
+	if r.tools, err = os.MkdirTemp("", "tacit-bench-"); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.tail(), r.down())
+		}
+	}()
+	if err := r.build(ctx); err != nil {
+		return nil, err
+	}
+	start := lab.StartConfig{
+		Program: filepath.Join(cfg.bin, "tacit"), Dir: r.dir,
+		Options: []string{"bin=" + cfg.bin}, Leashed: true, Stderr: os.Stderr,
+	}
+	if r.lab, err = lab.Start(ctx, start); err != nil {
+		return nil, err
+	}
+	if err := r.populate(ctx); err != nil {
+		return nil, err
+	}
+	return r, r.findModes(ctx)
+}
+
+// build makes the baseline and the load. They may run in the pods of other users.
+func (r *rig) build(ctx context.Context) error {
+	if err := os.Chmod(r.tools, 0o755); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-o", r.tools+"/", "tacit.dev/bench/splice", "tacit.dev/bench/load")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build the splicing proxy and the load: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// down ends the lab and removes what the run made.
+func (r *rig) down() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return errors.Join(lab.Down(ctx, r.dir), os.RemoveAll(r.tools))
+}
+
+// tail is the end of the logs, for when the lab did not come up.
+func (r *rig) tail() error {
+	var errs []error
+	logs, err := filepath.Glob(filepath.Join(r.dir, "run", "logs", "*.log"))
+	for _, path := range logs {
+		text, err := os.ReadFile(path)
+		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+		last := lines[max(0, len(lines)-5):]
+		errs = append(errs, err, fmt.Errorf("%s:\n\t%s", filepath.Base(path), strings.Join(last, "\n\t")))
+	}
+	return errors.Join(append(errs, err)...)
+}
+
+func (r *rig) populate(ctx context.Context) error {
+	answer := "load answer " + strings.Join(holdPorts[:], " ")
+	for _, words := range []string{
+		"node n1 n2",
+		"label namespace plain tacit.dev/mesh=off",
+		"label namespace mesh tacit.dev/mesh=on",
+		"pod n1/plain/client", "pod n2/plain/server", "pod n1/mesh/client", "pod n2/mesh/server",
+		"wait protected mesh/client mesh/server",
+		"start plain-iperf3 plain/server -- iperf3 -s -p " + iperfPort,
+		"start mesh-iperf3 mesh/server -- iperf3 -s -p " + iperfPort,
+		"start plain-answer plain/server -- " + answer,
+		"start mesh-answer mesh/server -- " + answer,
+	} {
+		if err := r.do(ctx, words); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// do has the lab carry out a verb.
+func (r *rig) do(ctx context.Context, words string) error {
+	_, err := r.output(ctx, strings.Fields(words)...)
+	return err
+}
+
+// output carries out a verb and returns what it prints. After "--" stands a
+// command; splice and load are found without their folder.
+func (r *rig) output(ctx context.Context, words ...string) (string, error) {
+	out, err := os.CreateTemp(r.tools, "output-")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(out.Name())
+	defer out.Close()
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		return "", err
+	}
+	defer null.Close()
+	code, err := lab.Do(ctx, lab.Call{Dir: r.dir, Args: r.located(words), Stdin: null, Stdout: out, Stderr: out})
+	text, readErr := os.ReadFile(out.Name())
+	if err == nil {
+		err = readErr
+	}
+	if err == nil && code != 0 {
+		err = fmt.Errorf("exit code %d", code)
+	}
+	if err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(words, " "), err, bytes.TrimSpace(text))
+	}
+	return string(text), nil
+}
+
+func (r *rig) located(words []string) []string {
+	words = slices.Clone(words)
+	if i := slices.Index(words, "--") + 1; i > 0 && (words[i] == "splice" || words[i] == "load") {
+		words[i] = filepath.Join(r.tools, words[i])
+	}
+	return words
+}
+
+// findModes starts the splicing proxies and finds all processes.
+func (r *rig) findModes(ctx context.Context) error {
+	plain, err := r.output(ctx, "exec", "plain/server", "--", "printenv", "POD_IP")
+	if err != nil {
+		return err
+	}
+	meshed, err := r.output(ctx, "exec", "mesh/server", "--", "printenv", "POD_IP")
+	if err != nil {
+		return err
+	}
+	plain, meshed = strings.TrimSpace(plain), strings.TrimSpace(meshed)
+	near, far := "", ""
+	for _, port := range append([]string{iperfPort}, holdPorts[:]...) {
+		near += fmt.Sprintf(" 127.0.0.1:%s=%s:%s%s", port, plain, spliceDigit, port)
+		far += fmt.Sprintf(" %s:%s%s=127.0.0.1:%s", plain, spliceDigit, port, port)
+	}
+	if err := errors.Join(
+		r.do(ctx, "start splice-client plain/client -- splice"+near),
+		r.do(ctx, "start splice-server plain/server -- splice"+far)); err != nil {
+		return err
+	}
+	r.modes = []mode{
+		{name: "none", client: "plain/client", address: func(port string) string { return plain + ":" + port }},
+		{name: "splice", client: "plain/client", address: func(port string) string { return "127.0.0.1:" + port }},
+		{name: "tacit", client: "mesh/client", address: func(port string) string { return meshed + ":" + port }},
+	}
+	if err := r.awaitServers(ctx); err != nil {
+		return err
+	}
+	return r.findProcesses()
+}
+
+// awaitServers waits until every way leads to an answer.
+func (r *rig) awaitServers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	for _, m := range r.modes {
+		words := []string{"exec", m.client, "--", "load", "hold", "1", m.address(httpPort)}
+		_, err := r.output(ctx, words...)
+		for err != nil {
+			if !pause(ctx, 100*time.Millisecond) {
+				return fmt.Errorf("no answer with %s between client and server: %w", m.name, err)
+			}
+			_, err = r.output(ctx, words...)
+		}
+	}
+	return nil
+}
+
+// pause reports whether ctx lasted that long.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// findProcesses finds the proxies of either kind by their command lines.
+func (r *rig) findProcesses() error {
+	all, err := descendants(r.lab.Process.Pid)
+	if err != nil {
+		return err
+	}
+	splice, tacit := &r.modes[1].proxies, &r.modes[2].proxies
+	for pid, words := range all {
+		if len(words) == 0 {
+			continue
+		}
+		switch filepath.Base(words[0]) {
+		case "splice":
+			side := "server"
+			if strings.HasPrefix(words[1], "127.") {
+				side = "client"
+			}
+			*splice = append(*splice, process{pid, "splice " + side})
+		case "tacit-node":
+			*tacit = append(*tacit, process{pid, words[1] + " " + after(words, "--node")})
+		case "tacit-control":
+			*tacit = append(*tacit, process{pid, "control"})
+		}
+	}
+	if len(*splice) != 2 || len(*tacit) != 5 {
+		return fmt.Errorf("found %d splicing proxies and %d processes of Tacit, want 2 and 5: %v %v", len(*splice), len(*tacit), *splice, *tacit)
+	}
+	byName := func(a, b process) int { return strings.Compare(a.name, b.name) }
+	slices.SortFunc(*splice, byName)
+	slices.SortFunc(*tacit, byName)
+	return nil
+}
+
+func after(words []string, flag string) string {
+	if i := slices.Index(words, flag) + 1; i > 0 && i < len(words) {
+		return words[i]
+	}
+	return ""
+}
+
+// hold opens n connections from the mode's client, has measure look, and closes
+// them again.
+func (r *rig) hold(ctx context.Context, m mode, n int, measure func() error) error {
+	stdin, stdinW, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer stdin.Close()
+	stdoutR, stdout, err := os.Pipe()
+	if err != nil {
+		return errors.Join(err, stdinW.Close())
+	}
+	defer stdoutR.Close()
+	words := []string{"exec", m.client, "--", "load", "hold", fmt.Sprint(n)}
+	for _, port := range holdPorts {
+		words = append(words, m.address(port))
+	}
+	ended := make(chan error, 1)
+	go func() {
+		defer stdout.Close()
+		code, err := lab.Do(ctx, lab.Call{Dir: r.dir, Args: r.located(words), Stdin: stdin, Stdout: stdout, Stderr: stdout})
+		if err == nil && code != 0 {
+			err = fmt.Errorf("exit code %d", code)
+		}
+		ended <- err
+	}()
+	said := make([]byte, 5)
+	_, err = io.ReadFull(stdoutR, said)
+	if err == nil && string(said) == "open\n" {
+		err = measure()
+	} else {
+		rest, _ := io.ReadAll(stdoutR)
+		err = errors.Join(err, fmt.Errorf("hold %d connections: %s%s", n, said, rest))
+	}
+	stdinW.Close()
+	return errors.Join(err, <-ended)
+}
