@@ -169,3 +169,56 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	}
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
+
+// IsListener checks that a file is a TCP listener at addr, inside this namespace.
+func (n *NS) IsListener(f *os.File, addr netip.AddrPort) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return fmt.Errorf("listener at %s: %w", addr, err)
+	}
+	if e := raw.Control(func(fd uintptr) { err = n.isListener(int(fd), addr) }); e != nil {
+		err = e
+	}
+	if err != nil {
+		return fmt.Errorf("listener at %s in namespace %d: %w", addr, n.key.Inode, err)
+	}
+	return nil
+}
+
+func (n *NS) isListener(fd int, addr netip.AddrPort) error {
+	listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil || listening != 1 {
+		return fmt.Errorf("not a listening socket (%w)", err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	if got := addrPort(at); got != addr {
+		return fmt.Errorf("listens at %s", got)
+	}
+	home, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
+	if err != nil {
+		return fmt.Errorf("namespace of the socket: %w", err)
+	}
+	file := os.NewFile(uintptr(home), "namespace of a socket")
+	defer file.Close()
+	key, err := keyOf(file)
+	if err != nil {
+		return fmt.Errorf("namespace of the socket: %w", err)
+	}
+	if key != n.key {
+		return fmt.Errorf("is in namespace %d", key.Inode)
+	}
+	return nil
+}
+
+func addrPort(a unix.Sockaddr) netip.AddrPort {
+	switch a := a.(type) {
+	case *unix.SockaddrInet4:
+		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
+	case *unix.SockaddrInet6:
+		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
+	}
+	return netip.AddrPort{}
+}

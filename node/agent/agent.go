@@ -1,0 +1,251 @@
+// Package agent is the privileged half of a node: it enrols pods. It opens the
+// listeners inside a pod's network namespace and hands them to the proxy, leads
+// the pod's connections there by rules, hands out the sockets that the proxy
+// dials with, and keeps reading the rules back. It is asked by the CNI plugin for
+// pods that begin and end, and told by control which pods are to be enrolled.
+//
+// Its station is before the first byte: no byte of a connection ever passes it,
+// and it refuses to read anything from the network. Rules and listeners stay
+// where they are when it ends; the next agent finds them by its records.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/mesh"
+	"tacit.dev/pod/cni"
+	"tacit.dev/pod/redirect"
+	"tacit.dev/wire/handle"
+	"tacit.dev/wire/xds"
+)
+
+// Reporter takes what the agent has made of its pods; an xds.PodClient is one.
+// Report does not block, and is called by one goroutine.
+type Reporter interface{ Report(xds.Report) }
+
+// Config is the agent's.
+type Config struct {
+	// RunDir is the agent's folder, made if need be: cni.sock, handle.sock, and
+	// the records of pods. It should not outlive a reboot. Required.
+	RunDir string
+	// ProxyUID is who may connect to handle.sock. 0 or less means our own.
+	ProxyUID int
+	// Reporter may be nil.
+	Reporter Reporter
+	// CheckInterval is how often the rules of each pod are read back, besides
+	// whenever somebody changes them. Default 10 s.
+	CheckInterval time.Duration
+	// ProtectWithin is how long a pod may be on its way into the mesh before it
+	// is reported as unprotected. Default 10 s.
+	ProtectWithin time.Duration
+	// UnknownGrace is how long control may name an enrolled pod of which no
+	// runtime has told us, before it is reported as unprotected. Default 1 min.
+	UnknownGrace time.Duration
+	// Jobs is how many pods are worked on at once. Default 8.
+	Jobs int
+	// Registry takes the metrics; nil means nobody does.
+	Registry *prometheus.Registry
+	// Log may be nil.
+	Log *slog.Logger
+}
+
+func (c *Config) complete() error {
+	if c.RunDir == "" {
+		return errors.New("agent: Config.RunDir is empty")
+	}
+	c.CheckInterval = orElse(c.CheckInterval, 10*time.Second)
+	c.ProtectWithin = orElse(c.ProtectWithin, 10*time.Second)
+	c.UnknownGrace = orElse(c.UnknownGrace, time.Minute)
+	if c.Jobs <= 0 {
+		c.Jobs = 8
+	}
+	if c.ProxyUID <= 0 {
+		c.ProxyUID = -1
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func orElse(d, otherwise time.Duration) time.Duration {
+	if d <= 0 {
+		return otherwise
+	}
+	return d
+}
+
+// Agent enrols the pods of one node. All that changes belongs to one goroutine,
+// the loop; others send it functions to run. The loop never blocks: what may
+// take time is a job, at most one per pod, and comes back as a function too.
+type Agent struct {
+	cfg     Config
+	kernel  *redirect.Kernel
+	metrics *metrics
+
+	// events is what the loop has to do next. It holds nothing: what is sent is run.
+	events chan func()
+	// ended is closed when the loop is; events are then taken by nobody.
+	ended     chan struct{}
+	recovered chan struct{}
+
+	// jobs bounds the work at once, running counts it.
+	jobs    chan struct{}
+	running sync.WaitGroup
+	// lateMu keeps the ends of jobs apart that come after the loop's.
+	lateMu sync.Mutex
+
+	// What follows belongs to the loop.
+
+	// pods are those that a runtime has told of, by key.
+	pods map[string]*pod
+	// words is control's last list, by UID, nil before its first.
+	words map[string]mesh.Pod
+	// missing says since when control names an enrolled pod that no runtime
+	// has told of.
+	missing map[string]time.Time
+	// proxy is nil while none is connected.
+	proxy *door
+	// recovering counts the pods of the last agent's that are not yet checked.
+	recovering int
+}
+
+// New starts nothing, but finds out whether nft is there.
+func New(cfg Config) (*Agent, error) {
+	if err := cfg.complete(); err != nil {
+		return nil, err
+	}
+	k, err := redirect.NewKernel()
+	if err != nil {
+		return nil, fmt.Errorf("agent: %w", err)
+	}
+	return &Agent{
+		cfg:       cfg,
+		kernel:    k,
+		metrics:   newMetrics(cfg.Registry),
+		events:    make(chan func()),
+		ended:     make(chan struct{}),
+		recovered: make(chan struct{}),
+		jobs:      make(chan struct{}, cfg.Jobs),
+		pods:      make(map[string]*pod),
+		missing:   make(map[string]time.Time),
+	}, nil
+}
+
+// Recovered is closed when Run has looked at every pod of the last agent's, and
+// reported it. Control should hear nothing of this node before.
+func (a *Agent) Recovered() <-chan struct{} { return a.recovered }
+
+// Run serves the CNI plugin and the proxy, and keeps the pods as control wants
+// them, until ctx ends. It is called once. Rules and listeners stay when it
+// returns; an error is one of its folder or sockets.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.kernel.Close()
+	unlock, err := a.lockDir()
+	if err != nil {
+		close(a.ended)
+		return fmt.Errorf("agent: %w", err)
+	}
+	defer unlock()
+	plugins, err := cni.Listen(filepath.Join(a.cfg.RunDir, "cni.sock"))
+	if err != nil {
+		close(a.ended)
+		return fmt.Errorf("agent: %w", err)
+	}
+	defer plugins.Close()
+	proxies, err := handle.Listen(filepath.Join(a.cfg.RunDir, "handle.sock"), a.cfg.ProxyUID)
+	if err != nil {
+		close(a.ended)
+		return fmt.Errorf("agent: %w", err)
+	}
+	defer proxies.Close()
+
+	g, ctx := errgroup.WithContext(ctx)
+	a.recover()
+	g.Go(func() error { a.loop(ctx); return nil })
+	g.Go(func() error { return cni.Serve(ctx, plugins, a.answer) })
+	g.Go(func() error { return a.admit(ctx, proxies) })
+	err = g.Wait()
+	a.running.Wait()
+	a.letGo()
+	return err
+}
+
+// lockDir makes the folder and keeps a second agent out of it.
+func (a *Agent) lockDir() (unlock func(), err error) {
+	if err := os.MkdirAll(a.recordDir(), 0o700); err != nil {
+		return nil, err
+	}
+	// The proxy, which is another user, has to get through to its socket.
+	if err := os.Chmod(a.cfg.RunDir, 0o711); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(a.cfg.RunDir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s (is another agent running?): %w", f.Name(), err)
+	}
+	return func() { f.Close() }, nil
+}
+
+// loop runs events, and after each does what follows from it, until ctx ends.
+func (a *Agent) loop(ctx context.Context) {
+	defer close(a.ended)
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case f := <-a.events:
+			f()
+		case <-timer.C:
+		}
+		timer.Reset(a.turn(ctx, time.Now()))
+	}
+}
+
+// post has the loop run f soon, and reports false if it has ended.
+func (a *Agent) post(f func()) bool {
+	select {
+	case a.events <- f:
+		return true
+	case <-a.ended:
+		return false
+	}
+}
+
+// Apply takes control's list of this node's pods; it replaces the one before. A
+// pod that is in it no more stays as it is until the runtime deletes it. The
+// list is kept and must not be changed.
+func (a *Agent) Apply(pods []mesh.Pod) {
+	words := make(map[string]mesh.Pod, len(pods))
+	for _, p := range pods {
+		words[p.UID] = p
+	}
+	a.post(func() { a.words = words })
+}
+
+// letGo closes what the loop held. No rule changes: what is captured stays so.
+func (a *Agent) letGo() {
+	for _, p := range a.pods {
+		p.closeFiles()
+	}
+	if a.proxy != nil {
+		a.proxy.close()
+	}
+}

@@ -1,0 +1,254 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"tacit.dev/wire/handle"
+)
+
+const (
+	// helloLimit is how long a proxy may take to say what it holds.
+	helloLimit = 10 * time.Second
+	// doorQueue bounds the messages to a proxy that does not read. One that
+	// lets it fill is taken for dead: it dials again, and is told everything.
+	doorQueue = 4096
+	// doors bounds the proxies that are connected or about to be.
+	doors = 8
+)
+
+// A door is one proxy that is connected.
+type door struct {
+	conn  *handle.Conn
+	queue chan parcel
+	// held belongs to the loop from the hello on, to the reader before.
+	held map[string]map[handle.Role]*os.File
+	once sync.Once
+	// shut is closed when the conversation has ended.
+	shut chan struct{}
+}
+
+// A parcel is a message on its way. It owns its files.
+type parcel struct {
+	message handle.Message
+	files   []int
+}
+
+// send queues a message, whose files it closes when they are sent. It does not
+// block, and may be called by anybody.
+func (d *door) send(m handle.Message, files []int) {
+	select {
+	case <-d.shut:
+	default:
+		select {
+		case d.queue <- parcel{m, files}:
+			return
+		default:
+			d.close()
+		}
+	}
+	closeFDs(files)
+}
+
+// close ends the conversation; more than once is once.
+func (d *door) close() {
+	d.once.Do(func() {
+		close(d.shut)
+		d.conn.Close()
+	})
+}
+
+// takeHeld gives away the listeners that the proxy held for a pod, nil if none.
+// Only the loop calls it.
+func (d *door) takeHeld(key string) map[handle.Role]*os.File {
+	h := d.held[key]
+	delete(d.held, key)
+	return h
+}
+
+// copyHeld returns copies of those listeners; the door keeps its own until they
+// are of no use. Only the loop calls it.
+func (d *door) copyHeld(key string) (map[handle.Role]*os.File, error) {
+	copies := make(map[handle.Role]*os.File)
+	for role, f := range d.held[key] {
+		fd, err := duplicate(f)
+		if err != nil {
+			closeHeld(copies)
+			return nil, err
+		}
+		copies[role] = os.NewFile(uintptr(fd), f.Name())
+	}
+	return copies, nil
+}
+
+// admit lets proxies in until ctx ends.
+func (a *Agent) admit(ctx context.Context, l *handle.Listener) error {
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	free := make(chan struct{}, doors)
+	for {
+		free <- struct{}{}
+		c, err := l.Accept()
+		if err != nil && ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("accept a proxy: %w", err)
+		}
+		wg.Go(func() {
+			defer func() { <-free }()
+			a.converse(ctx, c)
+		})
+	}
+}
+
+// converse is the whole conversation with one proxy.
+func (a *Agent) converse(ctx context.Context, c *handle.Conn) {
+	d := &door{
+		conn: c, queue: make(chan parcel, doorQueue), shut: make(chan struct{}),
+		held: make(map[string]map[handle.Role]*os.File),
+	}
+	defer context.AfterFunc(ctx, d.close)()
+	defer d.close()
+	if err := d.greet(); err != nil {
+		a.cfg.Log.Warn("proxy turned away", "error", err)
+		d.dropHeld()
+		return
+	}
+	if !a.post(func() { a.connected(d) }) {
+		d.dropHeld()
+		return
+	}
+	var writer sync.WaitGroup
+	writer.Go(d.write)
+	err := d.read(func(m handle.Message) { a.post(func() { a.heard(d, m) }) })
+	d.close()
+	writer.Wait()
+	if !a.post(func() { a.disconnected(d, err) }) {
+		a.late(d.dropHeld)
+	}
+}
+
+// greet reads what the proxy holds, up to its hello.
+func (d *door) greet() error {
+	if err := d.conn.SetReadDeadline(time.Now().Add(helloLimit)); err != nil {
+		return err
+	}
+	for {
+		m, files, err := d.conn.Receive()
+		if err != nil {
+			return fmt.Errorf("before its hello: %w", err)
+		}
+		switch m.Kind {
+		case handle.Hello:
+			return d.conn.SetReadDeadline(time.Time{})
+		case handle.Held:
+			closeHeld(d.takeHeld(m.UID))
+			d.held[m.UID] = asFiles(m.Roles, files)
+		default:
+			closeFDs(files)
+			return fmt.Errorf("%s before its hello", m.Kind)
+		}
+	}
+}
+
+func asFiles(roles []handle.Role, fds []int) map[handle.Role]*os.File {
+	m := make(map[handle.Role]*os.File, len(fds))
+	for i, fd := range fds {
+		m[roles[i]] = os.NewFile(uintptr(fd), "held "+string(roles[i]))
+	}
+	return m
+}
+
+// read hands on what the proxy says, until it says no more.
+func (d *door) read(heard func(handle.Message)) error {
+	for {
+		m, files, err := d.conn.Receive()
+		closeFDs(files) // nothing that it may send now has any
+		if err != nil {
+			return err
+		}
+		heard(m)
+	}
+}
+
+// write sends what is queued, until the door is shut.
+func (d *door) write() {
+	defer d.drop()
+	for {
+		select {
+		case <-d.shut:
+			return
+		case p := <-d.queue:
+			err := d.conn.Send(p.message, p.files...)
+			closeFDs(p.files)
+			if err != nil {
+				d.close()
+				return
+			}
+		}
+	}
+}
+
+// drop closes what will not be sent any more.
+func (d *door) drop() {
+	for {
+		select {
+		case p := <-d.queue:
+			closeFDs(p.files)
+		default:
+			return
+		}
+	}
+}
+
+func (d *door) dropHeld() {
+	for key := range d.held {
+		closeHeld(d.takeHeld(key))
+	}
+}
+
+// connected takes a proxy in; the one before, if it is still there, goes.
+func (a *Agent) connected(d *door) {
+	if a.proxy != nil {
+		a.proxy.close()
+		a.proxy.dropHeld()
+	}
+	a.proxy = d
+	a.cfg.Log.Info("proxy connected", "holds", len(d.held))
+	for _, p := range a.pods {
+		p.proxy, p.reason = unsaid, ""
+		clear(p.needs)
+		if errors.Is(p.err, errTaken) {
+			p.retry = time.Time{} // it may just have given the listeners back
+		}
+	}
+	for key := range d.held {
+		// What we do not know has ended, and what has listeners needs no others.
+		if p := a.pods[key]; p == nil || p.rec.Phase == phaseNone && !p.enrolled() {
+			d.send(handle.Message{Kind: handle.Remove, UID: key}, nil)
+			closeHeld(d.takeHeld(key))
+		} else if len(p.listeners) > 0 {
+			closeHeld(d.takeHeld(key))
+		}
+	}
+}
+
+// disconnected notes that a proxy has gone. It, or the next, will come.
+func (a *Agent) disconnected(d *door, err error) {
+	d.dropHeld()
+	if d != a.proxy {
+		return
+	}
+	a.proxy = nil
+	a.cfg.Log.Warn("proxy disconnected; pods stay captured", "error", err)
+	for _, p := range a.pods {
+		p.proxy = unsaid
+		clear(p.needs)
+	}
+}

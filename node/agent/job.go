@@ -1,0 +1,376 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/mesh"
+	"tacit.dev/pod/netns"
+	"tacit.dev/pod/redirect"
+	"tacit.dev/wire/handle"
+)
+
+// jobLimit bounds one job: the kernel answers in milliseconds.
+const jobLimit = 15 * time.Second
+
+// job has work run beside the loop, and done, with work's error, on it.
+func (a *Agent) job(ctx context.Context, p *pod, work func(context.Context) error, done func(error)) {
+	p.busy = true
+	a.aside(ctx, work, func(err error) {
+		p.busy = false
+		if errors.Is(err, netns.ErrGone) {
+			a.vanish(p)
+		}
+		done(err)
+		if p.recovering {
+			p.recovering = false
+			a.report(p, time.Now())
+			if a.recovering--; a.recovering == 0 {
+				close(a.recovered)
+			}
+		}
+	})
+}
+
+// aside runs work when there is a place for it. done runs on the loop, or after
+// its end.
+func (a *Agent) aside(ctx context.Context, work func(context.Context) error, done func(error)) {
+	a.running.Go(func() {
+		a.jobs <- struct{}{}
+		defer func() { <-a.jobs }()
+		ctx, cancel := context.WithTimeout(ctx, jobLimit)
+		defer cancel()
+		err := work(ctx)
+		if !a.post(func() { done(err) }) {
+			a.late(func() { done(err) })
+		}
+	})
+}
+
+// late runs what the loop has not lived to run: what a job has opened has to
+// reach its pod, to be closed with it.
+func (a *Agent) late(f func()) {
+	a.lateMu.Lock()
+	defer a.lateMu.Unlock()
+	f()
+}
+
+// vanish notes that the namespace of p is no more.
+func (a *Agent) vanish(p *pod) {
+	if !p.gone {
+		p.gone = true
+		a.cfg.Log.Info("network namespace is gone", p.attrs()...)
+	}
+}
+
+// open opens namespace and listeners.
+func (a *Agent) open(ctx context.Context, p *pod) {
+	rec, ns := p.rec, p.ns
+	held, err := a.copyHeld(p.key)
+	if err != nil {
+		p.fail(err, time.Now())
+		return
+	}
+	var listeners []listener
+	a.job(ctx, p, func(context.Context) (err error) {
+		defer closeHeld(held)
+		if ns == nil {
+			if ns, err = openSame(rec); err != nil {
+				return err
+			}
+		}
+		listeners, err = openListeners(ns, held)
+		return err
+	}, func(err error) {
+		p.ns, p.listeners = ns, listeners
+		if err == nil {
+			a.dropHeld(p.key)
+		}
+		p.fail(err, time.Now())
+	})
+}
+
+func (a *Agent) copyHeld(key string) (map[handle.Role]*os.File, error) {
+	if a.proxy == nil {
+		return nil, nil
+	}
+	return a.proxy.copyHeld(key)
+}
+
+func (a *Agent) dropHeld(key string) {
+	if a.proxy != nil {
+		closeHeld(a.proxy.takeHeld(key))
+	}
+}
+
+// openListeners makes the listeners of a pod, or takes those that the proxy held.
+func openListeners(ns *netns.NS, held map[handle.Role]*os.File) (ls []listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range ls {
+				l.file.Close()
+			}
+			ls = nil
+		}
+	}()
+	six, err := ns.HasIPv6()
+	if err != nil {
+		return nil, err
+	}
+	want := addresses()
+	for _, role := range []handle.Role{handle.Outbound4, handle.Outbound6, handle.Inbound4, handle.Inbound6} {
+		if want[role].Addr().Is6() && !six {
+			continue
+		}
+		f, err := openListener(ns, held[role], want[role])
+		if err != nil {
+			return ls, err
+		}
+		delete(held, role)
+		ls = append(ls, listener{role, f})
+	}
+	return ls, nil
+}
+
+// openListener returns the held file if it is what it is said to be: it comes
+// from a process that we do not trust.
+func openListener(ns *netns.NS, held *os.File, at netip.AddrPort) (*os.File, error) {
+	if held != nil {
+		if err := ns.IsListener(held, at); err != nil {
+			return nil, fmt.Errorf("the proxy gives back another listener: %w", err)
+		}
+		return held, nil
+	}
+	f, err := ns.Listen(at)
+	if errors.Is(err, unix.EADDRINUSE) {
+		return nil, fmt.Errorf("%w: %w", errTaken, err)
+	}
+	return f, err
+}
+
+// capture applies the rules and reads them back. The record comes first.
+func (a *Agent) capture(ctx context.Context, p *pod) {
+	if err := a.savePhase(p, phaseCapture); err != nil {
+		p.fail(err, time.Now())
+		return
+	}
+	ns, word := p.ns, *p.rec.Word
+	p.rules = stale // if it fails, nobody knows
+	a.job(ctx, p, func(ctx context.Context) error {
+		return a.kernel.Apply(ctx, ns, redirection(word))
+	}, func(err error) {
+		a.metrics.captures.WithLabelValues(result(err)).Inc()
+		p.fail(err, time.Now())
+		// Control may have said something else meanwhile.
+		if err == nil && redirect.Ruleset(redirection(word)) == redirect.Ruleset(redirection(*p.rec.Word)) {
+			p.rules = capturing
+		}
+		a.checkSoon(p)
+		a.watch(ctx, p)
+	})
+}
+
+// drain applies rules that capture nothing new.
+func (a *Agent) drain(ctx context.Context, p *pod) {
+	ns := p.ns
+	a.job(ctx, p, func(ctx context.Context) error {
+		return a.kernel.Apply(ctx, ns, redirect.Config{Drain: true})
+	}, func(err error) {
+		if err == nil {
+			err = a.savePhase(p, phaseDrain)
+			p.rules = draining
+			a.cfg.Log.Info("pod draining", p.attrs()...)
+		}
+		p.fail(err, time.Now())
+		a.checkSoon(p)
+		a.watch(ctx, p)
+	})
+}
+
+// release takes everything out of the pod, and lets go of it.
+func (a *Agent) release(ctx context.Context, p *pod) {
+	ns := p.ns
+	a.job(ctx, p, func(ctx context.Context) error {
+		return a.kernel.Remove(ctx, ns)
+	}, func(err error) {
+		if err == nil {
+			a.sayRemove(p)
+			p.closeFiles()
+			p.rules, p.proxy = noRules, unsaid
+			err = a.savePhase(p, phaseNone)
+		}
+		p.fail(err, time.Now())
+	})
+}
+
+// forget ends a pod. Its namespace may be gone already, and goes in any case:
+// what cannot be removed from it goes with it.
+func (a *Agent) forget(ctx context.Context, p *pod) {
+	ns := p.ns
+	a.job(ctx, p, func(ctx context.Context) error {
+		if ns == nil {
+			return nil
+		}
+		return a.kernel.Remove(ctx, ns)
+	}, func(err error) {
+		if err != nil {
+			a.cfg.Log.Debug("rules of an ended pod not removed", append(p.attrs(), "error", err)...)
+		}
+		a.sayRemove(p)
+		p.closeFiles()
+		p.rules, p.proxy, p.err = noRules, unsaid, nil
+		a.unsave(p)
+		a.report(p, time.Now())
+		delete(a.pods, p.key)
+		p.forgotten = closeEach(p.forgotten)
+		if n := p.successor; n != nil {
+			a.pods[n.key] = n
+			n.fail(a.save(n), time.Now())
+		}
+	})
+}
+
+// sayRemove has the proxy drop p, if it may have it.
+func (a *Agent) sayRemove(p *pod) {
+	a.dropHeld(p.key)
+	if a.proxy != nil {
+		a.proxy.send(handle.Message{Kind: handle.Remove, UID: p.key}, nil)
+	}
+}
+
+// check sees whether the namespace is still there, and the rules in it are as
+// they should be; else it puts them right.
+func (a *Agent) check(ctx context.Context, p *pod) {
+	rec, ns, rules, want := p.rec, p.ns, p.rules, p.redirection()
+	var wrong error
+	p.check = time.Now().Add(a.cfg.CheckInterval*9/10 + rand.N(a.cfg.CheckInterval/5+1))
+	p.checked = time.Now()
+	a.job(ctx, p, func(ctx context.Context) error {
+		there, err := openSame(rec)
+		if err != nil {
+			return err
+		}
+		there.Close()
+		if rules != capturing && rules != draining {
+			return nil
+		}
+		wrong = a.kernel.Check(ctx, ns, want)
+		if wrong == nil {
+			return nil
+		}
+		return a.kernel.Apply(ctx, ns, want)
+	}, func(err error) {
+		if wrong != nil && !p.gone {
+			a.metrics.repairs.Inc()
+			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err)...)
+		}
+		if err != nil && p.rules == capturing {
+			p.rules = stale
+		}
+		if err != nil || wrong != nil {
+			p.fail(err, time.Now())
+		}
+		a.watch(ctx, p)
+	})
+}
+
+// checkSoon has the rules read back again, but not without pause.
+func (a *Agent) checkSoon(p *pod) {
+	if soon := p.checked.Add(restless); soon.Before(p.check) {
+		p.check = soon
+	}
+}
+
+// watch reads the rules back when somebody changes them. Without it, or if it
+// ends, that happens at intervals.
+func (a *Agent) watch(ctx context.Context, p *pod) {
+	if p.ns == nil || p.gone || p.stopWatch != nil || p.rules == noRules {
+		return
+	}
+	ctx, p.stopWatch = context.WithCancel(ctx)
+	ns, attrs := p.ns, p.attrs()
+	var told atomic.Bool
+	a.running.Go(func() {
+		err := redirect.Watch(ctx, ns, func() {
+			if told.CompareAndSwap(false, true) {
+				a.post(func() { told.Store(false); a.checkSoon(p) })
+			}
+		})
+		if err != nil {
+			a.cfg.Log.Warn("rules are watched at intervals only", append(attrs, "error", err)...)
+		}
+	})
+}
+
+// give makes the sockets that the proxy has asked for, a batch at a time.
+func (a *Agent) give(ctx context.Context, p *pod) {
+	for family, n := range p.needs {
+		if n == 0 || p.giving[family] || a.proxy == nil {
+			continue
+		}
+		n = min(n, handle.MaxFiles)
+		p.needs[family] -= n
+		if p.ns == nil {
+			p.needs[family] = 0
+			a.proxy.send(handle.Message{Kind: handle.Sockets, UID: p.key, Family: family, Reason: "the pod is not served"}, nil)
+			continue
+		}
+		p.giving[family] = true
+		a.giveBatch(ctx, p, netns.SocketConfig{Family: family, Count: n, Mark: mesh.Mark})
+	}
+}
+
+func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
+	ns, d, key := p.ns, a.proxy, p.key
+	a.aside(ctx, func(context.Context) error {
+		fds, err := ns.Sockets(c)
+		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds)}
+		if err != nil {
+			m.Reason = err.Error()[:min(len(err.Error()), 1000)]
+		}
+		d.send(m, fds)
+		a.metrics.sockets.Add(float64(len(fds)))
+		return err
+	}, func(err error) {
+		p.giving[c.Family] = false
+		if err != nil {
+			delete(p.needs, c.Family)
+			a.cfg.Log.Warn("no sockets for the proxy", append(p.attrs(), "error", err)...)
+		}
+	})
+}
+
+func closeHeld(held map[handle.Role]*os.File) {
+	for _, f := range held {
+		f.Close()
+	}
+}
+
+func closeFDs(fds []int) {
+	for _, fd := range slices.Clip(fds) {
+		unix.Close(fd)
+	}
+}
+
+// duplicate copies a descriptor, so that its sender may close it whenever it was sent.
+func duplicate(f *os.File) (fd int, err error) {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return -1, err
+	}
+	if e := raw.Control(func(old uintptr) {
+		fd, err = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0)
+	}); e != nil {
+		return -1, e
+	}
+	return fd, err
+}
