@@ -1,0 +1,70 @@
+package lab
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// Options are how a lab's own processes are run.
+type Options struct {
+	// Mesh false leaves out every process of Tacit: a plain cluster.
+	Mesh bool
+	// Bin is the folder of tacit-control, tacit-node and tacit-cni. "" means the
+	// folder of this program.
+	Bin string
+	// TrustDomain of all identities; "" means lab.
+	TrustDomain string
+	// Flags are more flags for a process of Tacit, by role (control, agent, proxy).
+	Flags map[string][]string
+}
+
+var roles = []string{"control", "agent", "proxy"}
+
+// ParseOptions reads words: mesh=off, bin=FOLDER, trust-domain=NAME, and
+// ROLE.FLAG=VALUE for a flag of a process of Tacit, such as proxy.dial-timeout=2s.
+func ParseOptions(words []string) (Options, error) {
+	o := Options{Mesh: true, Flags: map[string][]string{}}
+	var errs []error
+	for _, w := range words {
+		key, value, ok := strings.Cut(w, "=")
+		role, flag, dotted := strings.Cut(key, ".")
+		switch {
+		case !ok:
+			errs = append(errs, fmt.Errorf("option %q: want KEY=VALUE", w))
+		case dotted && slices.Contains(roles, role):
+			o.Flags[role] = append(o.Flags[role], "--"+flag+"="+value)
+		case key == "mesh" && (value == "on" || value == "off"):
+			o.Mesh = value == "on"
+		case key == "bin":
+			o.Bin = value
+		case key == "trust-domain":
+			o.TrustDomain = value
+		default:
+			errs = append(errs, fmt.Errorf("option %q: want mesh=on|off, bin=FOLDER, trust-domain=NAME or %s.FLAG=VALUE",
+				w, strings.Join(roles, "|")))
+		}
+	}
+	program, err := os.Executable()
+	errs = append(errs, err)
+	o.Bin = cmp.Or(o.Bin, filepath.Dir(program))
+	o.TrustDomain = cmp.Or(o.TrustDomain, "lab")
+	return o, errors.Join(errs...)
+}
+
+// checkPrograms finds out before anything starts whether Tacit is there.
+func (o Options) checkPrograms() error {
+	if !o.Mesh {
+		return nil
+	}
+	for _, p := range []string{"tacit-control", "tacit-node", "tacit-cni"} {
+		if _, err := os.Stat(filepath.Join(o.Bin, p)); err != nil {
+			return fmt.Errorf("%w: build it (make build), say where it is (bin=FOLDER), or do without (mesh=off)", err)
+		}
+	}
+	return nil
+}
