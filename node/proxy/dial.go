@@ -72,11 +72,8 @@ func isPortTaken(err error) bool {
 	return errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// prepare has fd reset when the process dies, and binds it.
+// prepare binds fd, if the source is of importance.
 func prepare(fd int, g dialling, try int) error {
-	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
-		return os.NewSyscallError("setsockopt SO_LINGER", err)
-	}
 	if g.ports == anyPort {
 		return nil
 	}

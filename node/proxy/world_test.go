@@ -1,0 +1,647 @@
+package proxy
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/identity"
+	"tacit.dev/mesh"
+	"tacit.dev/wire/handle"
+)
+
+// limit bounds everything that these tests wait for.
+const limit = 10 * time.Second
+
+// space is a network namespace.
+type space struct{ file *os.File }
+
+func newSpace(t testing.TB) *space {
+	t.Helper()
+	s := &space{}
+	err := onThread(func() (err error) {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare: %w", err)
+		}
+		if s.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		return sh("ip link set lo up")
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.file.Close() })
+	return s
+}
+
+// onThread runs f on a thread that is not used for anything else after.
+func onThread(f func() error) (err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread()
+		err = f()
+	}()
+	<-done
+	return err
+}
+
+func (s *space) do(t testing.TB, f func() error) {
+	t.Helper()
+	err := onThread(func() error {
+		if err := unix.Setns(int(s.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		return f()
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func sh(script string) error {
+	out, err := exec.Command("sh", "-ec", script).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", script, err, out)
+	}
+	return nil
+}
+
+// cluster is a bridge with pods on it, the nodes that serve them, and one World.
+type cluster struct {
+	t   testing.TB
+	hub *space
+	ca  *testCA
+	// pods in the order of their making.
+	pods     []*testPod
+	services []*mesh.Service
+	nodes    []*node
+	log      *logBuffer
+}
+
+func newCluster(t testing.TB) *cluster {
+	t.Helper()
+	c := &cluster{t: t, hub: newSpace(t), ca: newTestCA(t), log: &logBuffer{}}
+	c.hub.do(t, func() error {
+		return sh("ip link add br0 type bridge; ip link set br0 up; ip addr add 10.77.0.254/16 dev br0; ip addr add fd77::ffff/64 dev br0 nodad")
+	})
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("log of the proxies:\n%s", c.log.text())
+		}
+	})
+	return c
+}
+
+// testPod is a namespace on the bridge.
+type testPod struct {
+	c      *cluster
+	name   string
+	space  *space
+	v4, v6 netip.Addr
+	wl     *mesh.Workload
+	node   *node
+	files  []int
+	roles  []handle.Role
+}
+
+// pod makes a pod that is not in the mesh.
+func (c *cluster) pod(name string) *testPod {
+	c.t.Helper()
+	n := len(c.pods) + 1
+	p := &testPod{c: c, name: name, space: newSpace(c.t),
+		v4: netip.AddrFrom4([4]byte{10, 77, 0, byte(n)}),
+		v6: netip.MustParseAddr(fmt.Sprintf("fd77::%x", n)),
+	}
+	p.wl = &mesh.Workload{
+		UID: "Kubernetes//Pod/default/" + name, Namespace: "default", Name: name, Addresses: []netip.Addr{p.v4, p.v6},
+		ID: idOf(name), Ready: true, Services: map[string][]mesh.Port{},
+	}
+	link := fmt.Sprintf("veth%d", n)
+	c.hub.do(c.t, func() error {
+		la := netlink.NewLinkAttrs()
+		la.Name = link
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "eth0", PeerNamespace: netlink.NsFd(p.space.file.Fd())}); err != nil {
+			return err
+		}
+		return sh("ip link set " + link + " up master br0")
+	})
+	p.space.do(c.t, func() error {
+		return sh(fmt.Sprintf("ip addr add %s/16 dev eth0; ip addr add %s/64 dev eth0 nodad; ip link set eth0 up; ip route add default via 10.77.0.254; ip -6 route add default via fd77::ffff", p.v4, p.v6))
+	})
+	c.pods = append(c.pods, p)
+	return p
+}
+
+func idOf(name string) mesh.ID {
+	return mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: name}
+}
+
+// service makes a ClusterIP service of port 80 with these endpoints.
+func (c *cluster) service(name string, target uint16, pods ...*testPod) *mesh.Service {
+	n := byte(len(c.services) + 1)
+	s := &mesh.Service{
+		Namespace: "default", Name: name, Hostname: name + ".default.svc.cluster.local",
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 78, 0, n}), netip.MustParseAddr(fmt.Sprintf("fd78::%x", n))},
+		Ports:     []mesh.Port{{Service: 80, Target: target}},
+	}
+	for _, p := range pods {
+		p.wl.Services[s.Key()] = []mesh.Port{{Service: 80, Target: target}}
+	}
+	c.services = append(c.services, s)
+	return s
+}
+
+// world is what control would tell. Workloads are copies, so that a test may change them.
+func (c *cluster) world() *mesh.World {
+	var wls []*mesh.Workload
+	for _, p := range c.pods {
+		wl := *p.wl
+		wls = append(wls, &wl)
+	}
+	return mesh.NewWorld(wls, c.services)
+}
+
+// publish gives the World to all nodes.
+func (c *cluster) publish() {
+	for _, n := range c.nodes {
+		n.proxy.Apply(c.world())
+	}
+}
+
+// node is a proxy with a fake agent.
+type node struct {
+	c     *cluster
+	proxy *Proxy
+	reg   *prometheus.Registry
+	agent *fakeAgent
+	path  string
+	// stop ends the proxy and waits for it.
+	stop func()
+}
+
+func (c *cluster) node(change func(*Config)) *node {
+	c.t.Helper()
+	n := &node{c: c, reg: prometheus.NewRegistry(), path: filepath.Join(c.t.TempDir(), "handle.sock")}
+	n.agent = c.startAgent(n.path)
+	keeper := identity.NewKeeper(identity.KeeperConfig{Signer: c.ca})
+	cfg := Config{
+		Node: fmt.Sprintf("n%d", len(c.nodes)+1), Handle: n.path,
+		Leaves: keeper, TLS: identity.NewTLS(identity.TLSConfig{}),
+		DrainQuiet: 30 * time.Millisecond, Registry: n.reg,
+		Log: slog.New(slog.NewTextHandler(c.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if change != nil {
+		change(&cfg)
+	}
+	p, err := New(cfg)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	n.proxy = p
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { keeper.Run(ctx) })
+	wg.Go(func() {
+		if err := p.Run(ctx); err != nil {
+			c.t.Errorf("proxy: %v", err)
+		}
+	})
+	n.stop = func() { cancel(); wg.Wait() }
+	c.t.Cleanup(n.stop)
+	c.nodes = append(c.nodes, n)
+	return n
+}
+
+// enrol captures p, as the agent of n would, and announces it.
+func (n *node) enrol(p *testPod) {
+	n.c.t.Helper()
+	p.node = n
+	n.proxy.Apply(n.c.world())
+	p.listen()
+	n.agent.add(p)
+	n.agent.expect(n.c.t, handle.Ready, p.name)
+	p.capture("capture.nft")
+	p.wl.Direct = true
+	n.c.publish()
+}
+
+// listen opens the listeners of the capture.
+func (p *testPod) listen() {
+	p.space.do(p.c.t, func() error {
+		for _, l := range []struct {
+			role    handle.Role
+			network string
+			addr    string
+		}{
+			{handle.Outbound4, "tcp4", "127.0.0.1:15101"},
+			{handle.Outbound6, "tcp6", "[::1]:15101"},
+			{handle.Inbound4, "tcp4", "0.0.0.0:15106"},
+			{handle.Inbound6, "tcp6", "[::]:15106"},
+		} {
+			nl, err := net.Listen(l.network, l.addr)
+			if err != nil {
+				return err
+			}
+			raw, _ := nl.(*net.TCPListener).SyscallConn()
+			raw.Control(func(fd uintptr) {
+				dup, _ := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
+				p.files = append(p.files, dup)
+			})
+			p.roles = append(p.roles, l.role)
+			nl.Close()
+		}
+		return nil
+	})
+	p.c.t.Cleanup(func() { closeAll(p.files) })
+}
+
+// capture loads the agent's rules.
+func (p *testPod) capture(rules string) {
+	p.c.t.Helper()
+	p.space.do(p.c.t, func() error {
+		return sh("nft -f ../../pod/redirect/testdata/" + rules + `
+ip -4 rule add fwmark 0x7ac18 lookup 31425 2>/dev/null || true; ip -4 route replace local default dev lo table 31425
+ip -6 rule add fwmark 0x7ac18 lookup 31425 2>/dev/null || true; ip -6 route replace local default dev lo table 31425`)
+	})
+}
+
+// fakeAgent makes listeners and sockets as node/agent does.
+type fakeAgent struct {
+	l    *handle.Listener
+	told chan handle.Message
+
+	mu   sync.Mutex
+	pods map[string]*testPod
+	conn *handle.Conn
+	held []handle.Message
+	// broken has it make no sockets.
+	broken bool
+	stop   func()
+}
+
+func (c *cluster) startAgent(path string) *fakeAgent {
+	c.t.Helper()
+	l, err := handle.Listen(path, -1)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	a := &fakeAgent{l: l, told: make(chan handle.Message, 1000), pods: map[string]*testPod{}}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			a.serve(c.t, conn)
+		}
+	})
+	a.stop = func() {
+		l.Close()
+		a.disconnect()
+		wg.Wait()
+	}
+	c.t.Cleanup(a.stop)
+	return a
+}
+
+func (a *fakeAgent) disconnect() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.conn != nil {
+		a.conn.Close()
+	}
+}
+
+func (a *fakeAgent) serve(t testing.TB, conn *handle.Conn) {
+	defer conn.Close()
+	for {
+		m, files, err := conn.Receive()
+		if err != nil {
+			return
+		}
+		closeAll(files)
+		switch m.Kind {
+		case handle.Held:
+			a.mu.Lock()
+			a.held = append(a.held, m)
+			a.mu.Unlock()
+		case handle.Hello:
+			a.mu.Lock()
+			a.conn = conn
+			for _, p := range a.pods {
+				a.sendPod(p)
+			}
+			a.mu.Unlock()
+		case handle.Need:
+			a.give(t, conn, m)
+		default:
+			a.told <- m
+		}
+	}
+}
+
+func (a *fakeAgent) add(p *testPod) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pods[p.name] = p
+	a.sendPod(p)
+}
+
+// sendPod is called with mu.
+func (a *fakeAgent) sendPod(p *testPod) {
+	if a.conn != nil {
+		a.conn.Send(handle.Message{Kind: handle.Pod, UID: p.name, Roles: p.roles, Pod: &handle.PodInfo{
+			UID: p.name, Namespace: "default", Name: p.name, ID: p.wl.ID.String(), Addresses: p.wl.Addresses,
+		}}, p.files...)
+	}
+}
+
+func (a *fakeAgent) send(k handle.Kind, uid string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.conn.Send(handle.Message{Kind: k, UID: uid})
+}
+
+func (a *fakeAgent) give(t testing.TB, conn *handle.Conn, m handle.Message) {
+	a.mu.Lock()
+	p, broken := a.pods[m.UID], a.broken
+	a.mu.Unlock()
+	if p == nil || broken {
+		conn.Send(handle.Message{Kind: handle.Sockets, UID: m.UID, Family: m.Family, Reason: "broken"})
+		return
+	}
+	files := p.sockets(t, m.Family, min(m.Count, handle.MaxFiles))
+	conn.Send(handle.Message{Kind: handle.Sockets, UID: m.UID, Family: m.Family, Count: len(files)}, files...)
+	closeAll(files)
+}
+
+func (p *testPod) sockets(t testing.TB, family, n int) (files []int) {
+	domain, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
+	if family == 6 {
+		domain, level, option = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	p.space.do(t, func() error {
+		for range n {
+			fd, err := unix.Socket(domain, unix.SOCK_STREAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			files = append(files, fd)
+			if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mesh.Mark),
+				unix.SetsockoptInt(fd, level, option, 1)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return files
+}
+
+// expect waits for the proxy to say k of a pod.
+func (a *fakeAgent) expect(t testing.TB, k handle.Kind, uid string) handle.Message {
+	t.Helper()
+	for timeout := time.After(limit); ; {
+		select {
+		case m := <-a.told:
+			if m.Kind == k && m.UID == uid {
+				return m
+			}
+		case <-timeout:
+			t.Fatalf("the proxy did not say %s of %s", k, uid)
+		}
+	}
+}
+
+// testCA signs whatever it is asked for, unless it is told not to.
+type testCA struct {
+	key  *ecdsa.PrivateKey
+	cert *x509.Certificate
+
+	mu     sync.Mutex
+	refuse map[mesh.ID]bool
+	life   time.Duration
+}
+
+func newTestCA(t testing.TB) *testCA {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test root"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, _ := x509.ParseCertificate(der)
+	return &testCA{key: key, cert: cert, refuse: map[mesh.ID]bool{}, life: time.Hour}
+}
+
+func (c *testCA) Sign(_ context.Context, id mesh.ID, csrPEM []byte) ([]byte, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.refuse[id] {
+		return nil, errors.New("the test's CA refuses")
+	}
+	block, _ := pem.Decode(csrPEM)
+	req, err := x509.ParseCertificateRequest(block.Bytes)
+	if err != nil {
+		return nil, err
+	}
+	uri, err := url.Parse(id.String())
+	if err != nil {
+		return nil, err
+	}
+	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62))
+	tmpl := &x509.Certificate{
+		SerialNumber: serial, URIs: []*url.URL{uri},
+		NotBefore: time.Now().Add(-time.Minute), NotAfter: time.Now().Add(c.life),
+		KeyUsage: x509.KeyUsageDigitalSignature, BasicConstraintsValid: true,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, c.cert, req.PublicKey, c.key)
+	if err != nil {
+		return nil, err
+	}
+	var b bytes.Buffer
+	pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: der})
+	pem.Encode(&b, &pem.Block{Type: "CERTIFICATE", Bytes: c.cert.Raw})
+	return b.Bytes(), nil
+}
+
+// logBuffer keeps what the proxies log.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// app is a program in a pod that listens.
+type app struct {
+	l    *net.TCPListener
+	seen chan netip.AddrPort
+}
+
+// listenAt serves each connection at a port of the pod with f.
+func (p *testPod) serve(port uint16, f func(*net.TCPConn)) *app {
+	p.c.t.Helper()
+	a := &app{seen: make(chan netip.AddrPort, 100000)}
+	p.space.do(p.c.t, func() error {
+		l, err := net.Listen("tcp", fmt.Sprintf("[::]:%d", port))
+		a.l, _ = l.(*net.TCPListener)
+		return err
+	})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := a.l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			from := c.RemoteAddr().(*net.TCPAddr).AddrPort()
+			a.seen <- netip.AddrPortFrom(from.Addr().Unmap(), from.Port())
+			wg.Go(func() {
+				defer c.Close()
+				c.SetDeadline(time.Now().Add(4 * limit))
+				f(c)
+			})
+		}
+	})
+	p.c.t.Cleanup(func() { a.l.Close(); wg.Wait() })
+	return a
+}
+
+// dial connects from inside the pod, as its application does.
+func (p *testPod) dial(to netip.AddrPort) (*net.TCPConn, error) {
+	p.c.t.Helper()
+	return p.dialWith(net.Dialer{Timeout: limit}, to)
+}
+
+func (p *testPod) dialWith(d net.Dialer, to netip.AddrPort) (*net.TCPConn, error) {
+	p.c.t.Helper()
+	var c net.Conn
+	err := onThread(func() (err error) {
+		if err := unix.Setns(int(p.space.file.Fd()), unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		d.FallbackDelay = -1
+		c, err = d.Dial("tcp", to.String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	c.SetDeadline(time.Now().Add(4 * limit))
+	return c.(*net.TCPConn), nil
+}
+
+// bare dials past the capture, from a source port of choice: what the network
+// would bring from anybody.
+func (p *testPod) bare(from uint16, to netip.AddrPort) (*net.TCPConn, error) {
+	return p.dialWith(net.Dialer{
+		Timeout: limit, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.addr(to.Addr().Is6()), from)),
+		Control: func(_, _ string, raw syscall.RawConn) error {
+			var err error
+			raw.Control(func(fd uintptr) {
+				err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, mesh.Mark),
+					unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
+			})
+			return err
+		},
+	}, to)
+}
+
+func (p *testPod) addr(v6 bool) netip.Addr {
+	if v6 {
+		return p.v6
+	}
+	return p.v4
+}
+
+func (p *testPod) at(v6 bool, port uint16) netip.AddrPort {
+	return netip.AddrPortFrom(p.addr(v6), port)
+}
+
+// count reads a metric: the sum of those whose labels contain all pairs.
+func (n *node) count(name string, pairs ...string) float64 {
+	n.c.t.Helper()
+	families, err := n.reg.Gather()
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	sum := 0.0
+	for _, f := range families {
+		if f.GetName() != name {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			var has []string
+			for _, l := range m.GetLabel() {
+				has = append(has, l.GetName()+"="+l.GetValue())
+			}
+			if !slices.ContainsFunc(pairs, func(p string) bool { return !slices.Contains(has, p) }) {
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+	}
+	return sum
+}
+
+// await waits until what is true, without burning a core.
+func await(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); !f(); <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("waited %v until %s", limit, what)
+		}
+	}
+}
+
+func isRST(err error) bool {
+	return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || strings.Contains(fmt.Sprint(err), "reset")
+}
