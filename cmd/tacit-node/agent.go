@@ -1,5 +1,123 @@
 package main
 
-import "context"
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"time"
 
-func runAgent(ctx context.Context, args []string) error { return nil }
+	"golang.org/x/sync/errgroup"
+
+	"tacit.dev/admin"
+	"tacit.dev/node/agent"
+	"tacit.dev/wire/xds"
+)
+
+// agentFlags are the agent's flags, as given.
+type agentFlags struct {
+	agent               agent.Config
+	node                string
+	dial                xds.DialConfig
+	admin               string
+	logFormat, logLevel string
+}
+
+func parseAgentFlags(args []string) (*agentFlags, error) {
+	var f agentFlags
+	s := flag.NewFlagSet("tacit-node agent", flag.ContinueOnError)
+	s.StringVar(&f.node, "node", "", "`name` of this node")
+	s.StringVar(&f.dial.Addr, "control", "", "`HOST:PORT` of tacit-control")
+	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node to control")
+	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
+	s.StringVar(&f.agent.RunDir, "run", "/run/tacit", "`folder` of cni.sock, handle.sock and the records of pods")
+	s.IntVar(&f.agent.ProxyUID, "proxy-uid", 0, "`uid` of the proxy, who alone may connect to handle.sock; 0 is our own")
+	s.StringVar(&f.admin, "admin", "127.0.0.1:15020", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	s.DurationVar(&f.agent.CheckInterval, "check-interval", 10*time.Second, "how often rules are read back when nobody seems to have changed them")
+	s.StringVar(&f.logFormat, "log-format", "json", "text or json")
+	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	if err := s.Parse(args); err != nil {
+		return nil, err
+	}
+	if s.NArg() > 0 || f.node == "" {
+		return nil, fmt.Errorf("agent: want --node, and no arguments (%q)", s.Args())
+	}
+	return &f, nil
+}
+
+// runAgent is the agent's flags, Config and Run.
+func runAgent(ctx context.Context, args []string) error {
+	f, err := parseAgentFlags(args)
+	if err != nil {
+		return err
+	}
+	log, err := logTo(f.logFormat, f.logLevel)
+	if err != nil {
+		return err
+	}
+	conn, err := xds.Dial(f.dial)
+	if err != nil {
+		return fmt.Errorf("agent: %w", err)
+	}
+	defer conn.Close()
+	return f.serve(ctx, log, conn)
+}
+
+// reporter is there before the client that carries its reports.
+type reporter struct{ client *xds.PodClient }
+
+func (r *reporter) Report(x xds.Report) { r.client.Report(x) }
+
+// serve runs the agent and what feeds it until ctx ends or one of them fails.
+func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn) error {
+	reg := admin.NewRegistry()
+	var r reporter
+	cfg := f.agent
+	cfg.Reporter, cfg.Registry, cfg.Log = &r, reg, log
+	a, err := agent.New(cfg)
+	if err != nil {
+		return err
+	}
+	r.client = xds.NewPodClient(xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}, a.Apply)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.Run(ctx) })
+	g.Go(func() error { return hearControl(ctx, a, r.client) })
+	g.Go(func() error {
+		return admin.Run(ctx, admin.Config{
+			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, r.client) },
+			Dump: map[string]func() any{"pods": func() any { return a.Dump() }},
+		})
+	})
+	log.Info("agent runs", "node", f.node, "run", cfg.RunDir)
+	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// hearControl begins when every pod of the last agent's has been looked at:
+// control takes a pod that is not reported at once for one that is not captured.
+func hearControl(ctx context.Context, a *agent.Agent, c *xds.PodClient) error {
+	select {
+	case <-a.Recovered():
+		return c.Run(ctx)
+	case <-ctx.Done():
+		return nil
+	}
+}
+
+// ready says why the agent is not.
+func ready(a *agent.Agent, c *xds.PodClient) error {
+	select {
+	case <-a.Recovered():
+	default:
+		return errors.New("the pods of the last agent are not all looked at")
+	}
+	select {
+	case <-c.Synced():
+		return nil
+	default:
+		return errors.New("control has not spoken yet")
+	}
+}

@@ -37,7 +37,7 @@ func run(ctx context.Context, args []string) error {
 	roles := map[string]func(context.Context, []string) error{"agent": runAgent, "proxy": runProxy}
 	if len(args) == 0 || roles[args[0]] == nil {
 		fmt.Fprint(os.Stderr, usage)
-		return flag.ErrHelp
+		return fmt.Errorf("%q: want a role", args)
 	}
 	return roles[args[0]](ctx, args[1:])
 }
