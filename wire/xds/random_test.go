@@ -1,0 +1,120 @@
+package xds
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"slices"
+
+	"tacit.dev/mesh"
+)
+
+// randomMesh changes a snapshot at random, as a cluster does.
+type randomMesh struct {
+	*rand.Rand
+	workloads map[string]*mesh.Workload
+	services  map[string]*mesh.Service
+	pods      map[string]map[string]mesh.Pod
+}
+
+func newRandomMesh(seed uint64) *randomMesh {
+	return &randomMesh{
+		Rand:      rand.New(rand.NewPCG(seed, 0)),
+		workloads: map[string]*mesh.Workload{},
+		services:  map[string]*mesh.Service{},
+		pods:      map[string]map[string]mesh.Pod{"n1": {}, "n2": {}, "n3": {}},
+	}
+}
+
+// step changes up to n things.
+func (r *randomMesh) step(n int) {
+	for range r.IntN(n + 1) {
+		switch i := r.IntN(40); r.IntN(4) {
+		case 0:
+			w := r.workload(i)
+			r.workloads[w.UID] = w
+		case 1:
+			delete(r.workloads, r.workload(i).UID)
+		case 2:
+			s := r.service(i % 10)
+			r.services[s.Key()] = s
+			if r.IntN(3) == 0 {
+				delete(r.services, s.Key())
+			}
+		case 3:
+			p := r.pod(i)
+			node := fmt.Sprintf("n%d", 1+i%3)
+			r.pods[node][p.UID] = p
+			if r.IntN(3) == 0 {
+				delete(r.pods[node], p.UID)
+			}
+		}
+	}
+}
+
+func (r *randomMesh) flip() bool { return r.IntN(2) == 0 }
+
+func (r *randomMesh) workload(i int) *mesh.Workload {
+	w := &mesh.Workload{
+		UID: fmt.Sprintf("Kubernetes//Pod/default/p%d", i), Namespace: "default", Name: fmt.Sprintf("p%d", i), Node: "n1",
+		ID:    mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: fmt.Sprintf("sa%d", r.IntN(3))},
+		Ready: r.flip(), Direct: r.flip(), HostNetwork: r.IntN(10) == 0,
+		OwnerName: "web", OwnerKind: []string{"deployment", "pod", "job", "cronjob"}[r.IntN(4)],
+		CanonicalName: "web", CanonicalRevision: "v1", Cluster: "Kubernetes",
+		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})},
+	}
+	if r.flip() {
+		w.Addresses = append(w.Addresses, netip.MustParseAddr(fmt.Sprintf("fd00::%x", i+1)))
+	}
+	if r.flip() {
+		w.Services = map[string][]mesh.Port{
+			r.service(r.IntN(10)).Key(): {{Service: 80, Target: uint16(8080 + r.IntN(3))}, {Service: 443, Target: 8443}},
+		}
+	}
+	return w
+}
+
+func (r *randomMesh) service(i int) *mesh.Service {
+	s := &mesh.Service{Namespace: "default", Name: fmt.Sprintf("s%d", i), Hostname: fmt.Sprintf("s%d.default.svc.cluster.local", i)}
+	if r.flip() {
+		s.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 31, 0, byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:31::%x", i+1))}
+	}
+	if r.flip() {
+		s.Ports = []mesh.Port{{Service: 80, Target: uint16(r.IntN(2) * 8080)}}
+	}
+	return s
+}
+
+func (r *randomMesh) pod(i int) mesh.Pod {
+	p := mesh.Pod{
+		UID: fmt.Sprintf("uid-%d", i), Namespace: "default", Name: fmt.Sprintf("p%d", i),
+		ID: mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "sa"}, Enrol: r.flip(),
+	}
+	if r.flip() {
+		p.ExcludeInbound = []uint16{uint16(1 + r.IntN(65535))}
+		p.ExcludeOutbound = []mesh.Exclusion{{Port: 53}, {Prefix: netip.MustParsePrefix("10.0.0.0/8")},
+			{Prefix: netip.MustParsePrefix("fd00::/64"), Port: uint16(r.IntN(3))}}
+	}
+	return p
+}
+
+// snapshot is ordered, so that it can be compared.
+func (r *randomMesh) snapshot() Snapshot {
+	snap := Snapshot{Pods: map[string][]mesh.Pod{}}
+	for _, w := range r.workloads {
+		snap.Workloads = append(snap.Workloads, w)
+	}
+	slices.SortFunc(snap.Workloads, func(a, b *mesh.Workload) int { return cmp.Compare(a.UID, b.UID) })
+	for _, s := range r.services {
+		snap.Services = append(snap.Services, s)
+	}
+	slices.SortFunc(snap.Services, func(a, b *mesh.Service) int { return cmp.Compare(a.Key(), b.Key()) })
+	for node, pods := range r.pods {
+		for _, p := range pods {
+			snap.Pods[node] = append(snap.Pods[node], p)
+		}
+		slices.SortFunc(snap.Pods[node], func(a, b mesh.Pod) int { return cmp.Compare(a.UID, b.UID) })
+	}
+	return snap
+}

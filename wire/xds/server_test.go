@@ -1,0 +1,346 @@
+package xds
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"tacit.dev/mesh"
+	"tacit.dev/wire/xds/message"
+)
+
+// No word from control is not the word that there is nothing.
+func TestFirstWord(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	worlds, pods := make(chan *mesh.World, 9), make(chan []mesh.Pod, 9)
+	wc := NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(w *mesh.World) <-chan struct{} { worlds <- w; return nil })
+	pc := NewPodClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(p []mesh.Pod) { pods <- p })
+	run(t, wc)
+	run(t, pc)
+	c.connected(t, "n1")
+	if len(worlds)+len(pods) > 0 {
+		t.Error("applied before control has said anything")
+	}
+	select {
+	case <-wc.Synced():
+		t.Error("synced before control has said anything")
+	case <-pc.Synced():
+		t.Error("synced before control has said anything")
+	default:
+	}
+	c.Publish(Snapshot{})
+	receiveWithin(t, "the World's first word", wc.Synced())
+	receiveWithin(t, "the pods' first word", pc.Synced())
+	if w, p := <-worlds, <-pods; w == nil || len(p) != 0 {
+		t.Errorf("World %v and pods %v: want both, and empty", w, p)
+	}
+}
+
+// A node learns of its own pods, and of no other's.
+func TestPodsOfOwnNodeOnly(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	r := newRandomMesh(1)
+	snap := Snapshot{Pods: map[string][]mesh.Pod{"n1": {r.pod(1), r.pod(2)}, "n2": {r.pod(3)}}}
+	c.Publish(snap)
+	for _, node := range []string{"n1", "n2", "n3"} {
+		got := make(chan []mesh.Pod, 9)
+		run(t, NewPodClient(ClientConfig{Conn: c.dial(t, node), Node: node}, func(p []mesh.Pod) { got <- p }))
+		want := append([]mesh.Pod{}, snap.Pods[node]...)
+		if d := gocmp.Diff(want, receiveWithin(t, "pods", got), cmpAddr, cmpPrefix); d != "" {
+			t.Errorf("%s (-want +got):\n%s", node, d)
+		}
+	}
+}
+
+// open opens a stream by hand and says hello as the node claimed.
+func open(t *testing.T, conn *Conn, claimed, typeURL string) message.AggregatedDiscoveryService_DeltaAggregatedResourcesClient {
+	t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	g, err := message.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Send(&message.DeltaDiscoveryRequest{Node: &message.Node{Id: claimed}, TypeUrl: typeURL}); err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+func TestWhoIsRefused(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	c := startControl(t, ServerConfig{Registry: reg})
+	c.Publish(Snapshot{Pods: map[string][]mesh.Pod{"n1": {newRandomMesh(1).pod(1)}}})
+	for _, row := range []struct {
+		name, proves, claims string
+		want                 codes.Code
+	}{
+		{"itself", "n1", "n1", codes.OK},
+		{"claims nothing", "n1", "", codes.OK},
+		{"foreign proxy", "n1", "ztunnel~10.0.0.1~z.istio-system~istio-system.svc.cluster.local", codes.OK},
+		{"claims another node", "n2", "n1", codes.PermissionDenied},
+	} {
+		_, err := open(t, c.dial(t, row.proves), row.claims, podType).Recv()
+		if status.Code(err) != row.want {
+			t.Errorf("%s: %v: want %v", row.name, err, row.want)
+		}
+	}
+	token := t.TempDir() + "/token"
+	write(t, token, "stolen")
+	conn, err := Dial(DialConfig{Addr: c.addr, TokenFile: token, BundleFile: c.pki.bundle})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := open(t, conn, "n1", podType).Recv(); status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "unknown token") {
+		t.Errorf("unknown token: %v: want Unauthenticated, and no reason", err)
+	}
+	if n := count(t, reg, "tacit_xds_streams_refused_total"); n != 2 {
+		t.Errorf("%v refusals counted: want 2", n)
+	}
+}
+
+func TestOddRequests(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	c.Publish(workloads(1))
+	conn := c.dial(t, "n1")
+	// A type that nobody knows is answered, since foreign clients wait for it.
+	g := open(t, conn, "n1", "type.googleapis.com/istio.security.Authorization")
+	if r, err := g.Recv(); err != nil || len(r.GetResources()) != 0 {
+		t.Errorf("unknown type: %v, %v: want an empty answer", r, err)
+	}
+	// An ack of nothing that was ever sent changes nothing.
+	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: "type.googleapis.com/istio.security.Authorization", ResponseNonce: "77"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResourceNamesSubscribe: []string{"one"}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Recv(); status.Code(err) != codes.Unimplemented {
+		t.Errorf("subscription to one name: %v: want Unimplemented", err)
+	}
+	if _, err := open(t, conn, "n1", "").Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("no type: %v: want InvalidArgument", err)
+	}
+	var last error
+	for range maxStreams + 1 {
+		g := open(t, conn, "n1", addressType)
+		if _, last = g.Recv(); last != nil {
+			break
+		}
+	}
+	if status.Code(last) != codes.ResourceExhausted {
+		t.Errorf("stream %d: %v: want ResourceExhausted", maxStreams+1, last)
+	}
+}
+
+// A client that does not read is later told the latest, not everything between.
+func TestSlowClientGetsTheLatest(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	g := open(t, c.dial(t, "n1"), "n1", addressType)
+	c.connected(t, "n1")
+	var version uint64
+	for i := range 100 {
+		snap := workloads(300)
+		for _, w := range snap.Workloads {
+			w.CanonicalRevision = fmt.Sprintf("v%d", i)
+		}
+		version = c.Publish(snap)
+	}
+	responses, resources := 0, 0
+	for {
+		r, err := g.Recv()
+		if err != nil {
+			t.Fatal(err)
+		}
+		responses, resources = responses+1, resources+len(r.GetResources())
+		if r.GetSystemVersionInfo() == fmt.Sprint(version) {
+			break
+		}
+		if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResponseNonce: r.GetNonce()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if responses > maxUnacked+10 {
+		t.Errorf("%d responses, %d resources: want at most what fits the buffers", responses, resources)
+	}
+}
+
+// Who never answers is not written to without end.
+func TestClientThatNeverAcks(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	g := open(t, c.dial(t, "n1"), "n1", addressType)
+	for i := range maxUnacked {
+		c.Publish(workloads(i + 1))
+		if _, err := g.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	v := c.Publish(workloads(100))
+	st := c.stream("n1")
+	if c.next(st) != nil {
+		t.Errorf("a response although %d are not answered", maxUnacked)
+	}
+	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResponseNonce: fmt.Sprint(maxUnacked)}); err != nil {
+		t.Fatal(err)
+	}
+	r, err := g.Recv()
+	if err != nil || r.GetSystemVersionInfo() != fmt.Sprint(v) {
+		t.Errorf("after the answer: version %q, error %v: want %d", r.GetSystemVersionInfo(), err, v)
+	}
+}
+
+func (s *Server) stream(node string) *stream {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for st := range s.nodes[node].streams {
+		return st
+	}
+	return nil
+}
+
+// A proxy that left is waited for, for as long as it may act on what it knows.
+func TestGoneAfter(t *testing.T) {
+	c := startControl(t, ServerConfig{GoneAfter: 300 * time.Millisecond, Expect: []string{"n0"}})
+	if got := c.Acked(1); !slices.Equal(got, []string{"n0"}) {
+		t.Errorf("waiting for %v: want the node of an earlier control", got)
+	}
+	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} { return nil }))
+	c.connected(t, "n1")
+	v := c.Publish(Snapshot{})
+	c.settle(t, v)
+	stop()
+	c.until(t, "n1 is missed", func() bool { return slices.Equal(c.Acked(v), []string{"n1"}) })
+	c.until(t, "n1 is gone", func() bool { return len(c.Acked(v)) == 0 })
+	if nodes := c.Nodes(); len(nodes) != 0 {
+		t.Errorf("remembered for ever: %+v", nodes)
+	}
+}
+
+// A resource that cannot be published is left as it was, and counted once.
+func TestInvalidResource(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	c := startControl(t, ServerConfig{Registry: reg})
+	known := &seen{}
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, known.setWorld))
+	c.connected(t, "n1")
+	v := c.Publish(workloads(1))
+	for range 3 {
+		bad := Snapshot{Workloads: []*mesh.Workload{
+			workload(0, func(w *mesh.Workload) { w.ID = mesh.ID{} }),
+			workload(1, func(w *mesh.Workload) { w.ID.TrustDomain = "a/b" }),
+			workload(2, func(w *mesh.Workload) { w.Name = "\xff" }),
+			workload(3, func(w *mesh.Workload) { w.UID = strings.Repeat("x", maxName+1) }),
+			workload(0, nil),
+		}}
+		if got := c.Publish(bad); got != v {
+			t.Errorf("version %d: want %d, nothing changed", got, v)
+		}
+	}
+	c.settle(t, v)
+	if w := known.load().Workload(workload(0, nil).Addresses[0]); w == nil || w.ID.IsZero() {
+		t.Errorf("the last good one is not kept: %+v", w)
+	}
+	if n := count(t, reg, "tacit_xds_invalid_resources_total"); n < 4 || n > 5 {
+		t.Errorf("%v counted: want each once", n)
+	}
+}
+
+// A table that has forgotten its changes compares everything.
+func TestTableForgets(t *testing.T) {
+	tab := &table{}
+	names := func(i int) map[string]*entry { return map[string]*entry{"a": {name: "a", version: fmt.Sprint(i)}} }
+	for v := uint64(1); v <= 5000; v++ {
+		tab.replace(v, names(int(v)))
+	}
+	if n := len(tab.changes); n > 1026 {
+		t.Errorf("%d changes remembered", n)
+	}
+	for _, at := range []uint64{0, 1, tab.since - 1, tab.since, 4999} {
+		if got := tab.candidates(at, nil); !slices.Equal(got, []string{"a"}) {
+			t.Errorf("since %d: %v: want a", at, got)
+		}
+	}
+	if got := tab.candidates(5000, nil); len(got) != 0 {
+		t.Errorf("since the last: %v", got)
+	}
+}
+
+// Whatever is wrong with the files is named, and mended without a restart.
+func TestFilesAreReadAgain(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	c.Publish(Snapshot{})
+	dir := t.TempDir()
+	token, bundle := dir+"/token", dir+"/bundle"
+	conn, err := Dial(DialConfig{Addr: c.addr, TokenFile: token, BundleFile: bundle})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	logged := make(chan string, 100)
+	client := NewWorldClient(ClientConfig{Conn: conn, Node: "n1", Log: slog.New(record(logged))}, func(*mesh.World) <-chan struct{} { return nil })
+	run(t, client)
+	expect := func(want string) {
+		t.Helper()
+		for got := ""; !strings.Contains(got, want); {
+			got = receiveWithin(t, want, logged)
+		}
+	}
+	expect("read bundle: open " + bundle)
+	write(t, bundle, "no certificate")
+	expect("holds no PEM certificate")
+	write(t, bundle, pemOf(t, newPKI(t)))
+	expect("certificate signed by unknown authority")
+	write(t, bundle, pemOf(t, c.pki))
+	expect("read token: open " + token)
+	write(t, token, "  \n")
+	expect("is empty")
+	write(t, token, "wrong")
+	expect("the token proves no node")
+	write(t, token, "token-n1")
+	receiveWithin(t, "the first word", client.Synced())
+}
+
+// record is a slog.Handler that hands on each record's error.
+type record chan string
+
+func (record) Enabled(context.Context, slog.Level) bool { return true }
+func (h record) WithAttrs([]slog.Attr) slog.Handler     { return h }
+func (h record) WithGroup(string) slog.Handler          { return h }
+func (h record) Handle(_ context.Context, r slog.Record) error {
+	r.Attrs(func(a slog.Attr) bool {
+		if a.Key == "error" {
+			h <- a.Value.String()
+		}
+		return true
+	})
+	return nil
+}
+
+func TestDialRefuses(t *testing.T) {
+	for _, cfg := range []DialConfig{
+		{Addr: "nowhere", TokenFile: "t", BundleFile: "b"},
+		{Addr: "host:1", BundleFile: "b"},
+		{Addr: "host:1", TokenFile: "t"},
+	} {
+		if c, err := Dial(cfg); err == nil {
+			c.Close()
+			t.Errorf("%+v: want an error", cfg)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if err := NewWorldClient(ClientConfig{}, nil).Run(ctx); err == nil || errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("Run without a connection: %v", err)
+	}
+}
