@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"strings"
 	"sync"
@@ -20,6 +21,10 @@ import (
 
 // TestMain fails on goroutines that outlive the tests.
 func TestMain(m *testing.M) {
+	if os.Getenv("RELAY_HOLD") != "" {
+		hold()
+		return
+	}
 	code := m.Run()
 	buf := make([]byte, 1<<20)
 	if all := string(buf[:runtime.Stack(buf, true)]); code == 0 && strings.Contains(all, "relay.(*") {
@@ -453,4 +458,44 @@ func benchJoin(b *testing.B, wrap func(a, b *TCPConn) (Conn, Conn)) (near, far *
 	}()
 	b.Cleanup(func() { near.Close(); far.Close(); <-done; pool.Close() })
 	return near, far
+}
+
+// A process that is killed resets its connections: the applications must not
+// take its death for an end of input.
+func TestKilledProcessResets(t *testing.T) {
+	near, far := pair(t)
+	f, err := far.File()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^$")
+	cmd.Env = append(os.Environ(), "RELAY_HOLD=1")
+	cmd.ExtraFiles = []*os.File{f}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	f.Close()
+	far.Close()
+	if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Process.Kill()
+	cmd.Wait()
+	hearReset(t, near)
+}
+
+// hold is the process that TestKilledProcessResets kills.
+func hold() {
+	c, err := net.FileConn(os.NewFile(3, "conn"))
+	if err != nil {
+		panic(err)
+	}
+	os.NewFile(3, "conn").Close()
+	conn := TCP(c.(*net.TCPConn))
+	os.Stdout.Write([]byte("h"))
+	io.Copy(io.Discard, conn)
 }
