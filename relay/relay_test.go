@@ -490,11 +490,12 @@ func TestKilledProcessResets(t *testing.T) {
 
 // hold is the process that TestKilledProcessResets kills.
 func hold() {
-	c, err := net.FileConn(os.NewFile(3, "conn"))
+	f := os.NewFile(3, "conn")
+	c, err := net.FileConn(f)
 	if err != nil {
 		panic(err)
 	}
-	os.NewFile(3, "conn").Close()
+	f.Close()
 	conn := TCP(c.(*net.TCPConn))
 	os.Stdout.Write([]byte("h"))
 	io.Copy(io.Discard, conn)
