@@ -4,10 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"math"
 	"os"
 	"slices"
-	"text/tabwriter"
 )
 
 // The bounds of issue 2, section 8.
@@ -105,7 +105,6 @@ type bound struct {
 	value float64
 	limit float64
 	least bool // limit is the least value, not the most
-	unit  string
 }
 
 func (b bound) met() bool {
@@ -117,64 +116,79 @@ func (b bound) met() bool {
 
 func (r *result) bounds() []bound {
 	return []bound{
-		{name: "round-trip p50, 1 connection: Tacit / two splicing proxies", value: r.ratio("rr_p50_1"), limit: rrP50AtMost},
-		{name: "throughput, 1 connection: Tacit / two splicing proxies", value: r.ratio("throughput_1"), limit: throughputAtLeast, least: true},
-		{name: "CPU per GB: Tacit / two splicing proxies", value: r.ratio("cpu_per_gb"), limit: cpuAtMost},
-		{name: "new connections/s: Tacit / two splicing proxies", value: r.ratio("new_connections"), limit: newConnectionsAtLeast, least: true},
-		{name: "RSS of the proxy, idle", value: r.proxyMemory("idle") / 1e6, limit: idleAtMost / 1e6, unit: " MB"},
-		{name: "RSS of the proxy, 10,000 quiet connections", value: r.proxyMemory("10000") / 1e6,
-			limit: (idleAtMost + 10_000*perConnectionAtMost) / 1e6, unit: " MB"},
+		{name: "round trip p50, 1 connection, Tacit/splicing", value: r.ratio("rr_p50_1"), limit: rrP50AtMost},
+		{name: "throughput, 1 connection, Tacit/splicing", value: r.ratio("throughput_1"), limit: throughputAtLeast, least: true},
+		{name: "CPU per GB, Tacit/splicing", value: r.ratio("cpu_per_gb"), limit: cpuAtMost},
+		{name: "new connections/s, Tacit/splicing", value: r.ratio("new_connections"), limit: newConnectionsAtLeast, least: true},
+		{name: "RSS of the proxy, idle, MB", value: r.proxyMemory("idle") / 1e6, limit: idleAtMost / 1e6},
+		{name: "RSS of the proxy, 10,000 quiet connections, MB", value: r.proxyMemory("10000") / 1e6,
+			limit: (idleAtMost + 10_000*perConnectionAtMost) / 1e6},
 	}
 }
 
 // line is one line of the table of measurements.
-type line struct{ name, key, unit string }
+type line struct{ name, key string }
 
 var lines = [...]line{
-	{"throughput, 1 connection", "throughput_1", "Gbit/s"},
-	{"throughput, 8 connections", "throughput_8", "Gbit/s"},
-	{"CPU of the proxies per GB", "cpu_per_gb", "s"},
-	{"round trip p50, 1 connection", "rr_p50_1", "µs"},
-	{"round trip p99, 1 connection", "rr_p99_1", "µs"},
-	{"round trip p50, 64 connections", "rr_p50_64", "µs"},
-	{"round trip p99, 64 connections", "rr_p99_64", "µs"},
-	{"round trips/s, 64 connections", "rr_per_second_64", ""},
-	{"new connections/s", "new_connections", ""},
-	{"CPU of the proxies per connection", "cpu_milliseconds_per_connection", "ms"},
+	{"throughput, 1 connection, Gbit/s", "throughput_1"},
+	{"throughput, 8 connections, Gbit/s", "throughput_8"},
+	{"CPU of the proxies per GB, s", "cpu_per_gb"},
+	{"round trip p50, 1 connection, µs", "rr_p50_1"},
+	{"round trip p99, 1 connection, µs", "rr_p99_1"},
+	{"round trip p50, 64 connections, µs", "rr_p50_64"},
+	{"round trip p99, 64 connections, µs", "rr_p99_64"},
+	{"round trips/s, 64 connections", "rr_per_second_64"},
+	{"new connections/s", "new_connections"},
+	{"CPU of the proxies per connection, ms", "cpu_milliseconds_per_connection"},
 }
 
 // print shows all, and reports whether every bound is met.
-func (r *result) print(to io.Writer) bool {
-	w := tabwriter.NewWriter(to, 0, 0, 2, ' ', tabwriter.AlignRight)
-	defer w.Flush()
-	fmt.Fprintln(w, "\tno proxy\ttwo splicing\tTacit\tTacit / splicing\t")
+func (r *result) print(w io.Writer) bool {
+	r.printMeasured(w)
+	r.printMemory(w)
+	return r.printBounds(w)
+}
+
+func (r *result) printMeasured(w io.Writer) {
+	row(w, "", "no proxy", "two splicing", "Tacit", "Tacit/splicing")
 	for _, l := range lines {
-		fmt.Fprintf(w, "%s %s\t%s\t%s\t%s\t%s\t\n", l.name, l.unit, number(r.absolute("none", l.key)),
-			number(r.absolute("splice", l.key)), number(r.absolute("tacit", l.key)), number(r.ratio(l.key)))
+		row(w, l.name, number(r.absolute("none", l.key)), number(r.absolute("splice", l.key)),
+			number(r.absolute("tacit", l.key)), number(r.ratio(l.key)))
 	}
-	fmt.Fprintln(w, "\t\t\t\t\t\nresident memory, MB\tidle\t1,000 open\t10,000 open\t\t")
-	names := make([]string, 0, len(r.rss))
-	for name := range r.rss {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
+}
+
+func (r *result) printMemory(w io.Writer) {
+	fmt.Fprintln(w)
+	row(w, "resident memory, MB", "idle", "1,000 open", "10,000 open")
+	for _, name := range slices.Sorted(maps.Keys(r.rss)) {
 		m := r.rss[name]
-		fmt.Fprintf(w, "%s\t%.1f\t%.1f\t%.1f\t\t\n", name, m["idle"]/1e6, m["1000"]/1e6, m["10000"]/1e6)
+		row(w, name, number(m["idle"]/1e6), number(m["1000"]/1e6), number(m["10000"]/1e6))
 	}
-	fmt.Fprintln(w, "\t\t\t\t\t\nbound\tmeasured\t\tlimit\t\t")
+}
+
+func (r *result) printBounds(w io.Writer) bool {
+	fmt.Fprintln(w)
+	row(w, "bounds", "measured", "limit")
 	met := true
 	for _, b := range r.bounds() {
-		verdict, sign := "met", "≤"
+		verdict, sign := "met", "at most"
 		if b.least {
-			sign = "≥"
+			sign = "at least"
 		}
 		if !b.met() {
 			verdict, met = "NOT MET", false
 		}
-		fmt.Fprintf(w, "%s\t%s%s\t%s\t%g%s\t%s\t\n", b.name, number(b.value), b.unit, sign, b.limit, b.unit, verdict)
+		row(w, b.name, number(b.value), fmt.Sprintf("%s %g", sign, b.limit), verdict)
 	}
 	return met
+}
+
+func row(w io.Writer, name string, cells ...string) {
+	fmt.Fprintf(w, "%-54s", name)
+	for _, c := range cells {
+		fmt.Fprintf(w, " %14s", c)
+	}
+	fmt.Fprintln(w)
 }
 
 // number has three digits that say something.
