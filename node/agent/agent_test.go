@@ -1,0 +1,397 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/mesh"
+	"tacit.dev/pod/cni"
+	"tacit.dev/pod/netns"
+	"tacit.dev/pod/redirect"
+	"tacit.dev/wire/handle"
+	"tacit.dev/wire/xds"
+)
+
+func isInUse(err error) bool { return errors.Is(err, unix.EADDRINUSE) }
+
+// isClean reports what of ours is left in a namespace.
+func isClean(t *testing.T, ns *netns.NS) {
+	t.Helper()
+	for _, c := range []string{"nft list tables", "ip -4 rule list priority 100", "ip -6 rule list priority 100", "ip -6 route show table 31425"} {
+		arg := strings.Fields(c)
+		err := ns.Do(func() error {
+			out, err := exec.Command(arg[0], arg[1:]...).Output()
+			if len(out) > 0 {
+				t.Errorf("%s: %s", c, out)
+			}
+			return err
+		})
+		if err != nil && c[:2] != "ip" { // ip fails where there is no such table
+			t.Fatal(err)
+		}
+	}
+	if n := listening(t, ns); n != 0 {
+		t.Errorf("%d listeners are left", n)
+	}
+}
+
+func isCaptured(t *testing.T, ns *netns.NS) {
+	t.Helper()
+	k, err := redirect.NewKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	if err := k.Check(t.Context(), ns, redirect.Config{}); err != nil {
+		t.Error(err)
+	}
+	if n := listening(t, ns); n != 4 {
+		t.Errorf("%d listeners, want 4", n)
+	}
+}
+
+func TestAddWaitsUntilCaptured(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	p := dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	isCaptured(t, ns)
+	p.mu.Lock()
+	if len(p.pods["a"].files) != 4 {
+		t.Errorf("the proxy got %d listeners, want 4", len(p.pods["a"].files))
+	}
+	p.mu.Unlock()
+	n.reports.until(t, "a", xds.Captured)
+	check := addOf("a", path)
+	check.Command = cni.Check
+	if err := n.ask(check); err != nil {
+		t.Errorf("CHECK: %v", err)
+	}
+	for range 2 {
+		if err := n.ask(delOf("a")); err != nil {
+			t.Errorf("DEL: %v", err)
+		}
+		isClean(t, ns)
+	}
+	n.reports.until(t, "a", xds.Released)
+	p.until(t, "the proxy drops the pod", func() bool { return len(p.pods) == 0 })
+}
+
+func TestAddOfAPodOutsideTheMesh(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", false)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	isClean(t, ns)
+}
+
+// Whatever is missing, the pod does not start, and the reason is told.
+func TestAddFailsClosed(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	_, path := namespace(t, "a")
+	add := addOf("a", path)
+	add.Timeout = 400 * time.Millisecond
+	wants := func(reason string) {
+		t.Helper()
+		if err := n.ask(add); err == nil || !strings.Contains(err.Error(), reason) {
+			t.Errorf("ADD: %v, want %q", err, reason)
+		}
+	}
+	wants("control has not told")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	wants("no proxy is connected")
+	p := dialProxy(t, n.dir, nil)
+	p.mu.Lock()
+	p.refuse = true
+	p.mu.Unlock()
+	wants("no certificate")
+	add.Netns = path + "-nowhere"
+	wants("gone")
+}
+
+func TestUnprotectedIsReported(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) {
+		c.ProtectWithin, c.UnknownGrace = 50*time.Millisecond, 50*time.Millisecond
+		c.CheckInterval = 20 * time.Millisecond
+	})
+	_, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", false), word("b", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	n.agent.Apply([]mesh.Pod{word("a", true), word("b", true)})
+	if r := n.reports.until(t, "a", xds.Unprotected); !strings.Contains(r.Reason, "no proxy") {
+		t.Errorf("reason %q", r.Reason)
+	}
+	if r := n.reports.until(t, "b", xds.Unprotected); !strings.Contains(r.Reason, "older than") {
+		t.Errorf("reason %q", r.Reason)
+	}
+	dialProxy(t, n.dir, nil)
+	n.reports.until(t, "a", xds.Captured)
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	n.reports.until(t, "b", xds.Released)
+}
+
+func TestEnrolAndUnenrolARunningPod(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	p := dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", false)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		n.agent.Apply([]mesh.Pod{word("a", true)})
+		n.reports.until(t, "a", xds.Captured)
+		isCaptured(t, ns)
+		n.agent.Apply([]mesh.Pod{word("a", false)})
+		n.reports.until(t, "a", xds.Released)
+		isClean(t, ns)
+	}
+	// In again before the last connection has ended.
+	p.mu.Lock()
+	p.linger = true
+	p.mu.Unlock()
+	for range 3 {
+		n.agent.Apply([]mesh.Pod{word("a", true)})
+		n.untilState("a", "captured")
+		n.agent.Apply([]mesh.Pod{word("a", false)})
+		n.untilState("a", "draining")
+	}
+}
+
+// untilState polls the dump: the states on the way are not reported.
+func (n *node) untilState(uid, want string) {
+	n.t.Helper()
+	var got string
+	for end := time.Now().Add(limit); time.Now().Before(end); runtime.Gosched() {
+		for _, s := range n.agent.Dump() {
+			if s.UID == uid {
+				got = s.State
+			}
+		}
+		if got == want {
+			return
+		}
+	}
+	n.t.Fatalf("pod %s is %q, want %q within %v", uid, got, want, limit)
+}
+
+func TestExclusionsChange(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	w := word("a", true)
+	n.agent.Apply([]mesh.Pod{w})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	w.ExcludeInbound = []uint16{22}
+	n.agent.Apply([]mesh.Pod{w})
+	k, err := redirect.NewKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	n.eventually("the rules exclude port 22", func() bool {
+		return k.Check(t.Context(), ns, redirect.Config{ExcludeInbound: []uint16{22}}) == nil
+	})
+}
+
+func (n *node) eventually(what string, so func() bool) {
+	n.t.Helper()
+	for end := time.Now().Add(limit); !so(); runtime.Gosched() {
+		if time.Now().After(end) {
+			n.t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
+// Somebody deletes the rules: they are back at once, without an interval's wait.
+func TestChangedRulesAreRepaired(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	k, err := redirect.NewKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	for i := range 3 {
+		if err := k.Remove(t.Context(), ns); err != nil {
+			t.Fatal(err)
+		}
+		n.eventually("the repair is counted", func() bool { return n.metric("tacit_agent_rules_repaired_total") > float64(i) })
+		n.eventually("the rules are back", func() bool { return k.Check(t.Context(), ns, redirect.Config{}) == nil })
+	}
+}
+
+func TestVanishedNamespaceIsForgotten(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) { c.CheckInterval = 20 * time.Millisecond })
+	p := dialProxy(t, n.dir, nil)
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	vanish := func() {
+		ns, path := namespace(t, "a")
+		if err := n.ask(addOf("a", path)); err != nil {
+			t.Fatal(err)
+		}
+		ns.Close()
+		if err := netns.Delete(path); err != nil {
+			t.Fatal(err)
+		}
+		n.reports.until(t, "a", xds.Released)
+		p.until(t, "the proxy drops the pod", func() bool { return len(p.pods) == 0 })
+	}
+	vanish()
+	before := openFiles(t)
+	vanish()
+	n.eventually("no descriptor is left", func() bool { return openFiles(t) <= before })
+	if files, err := os.ReadDir(n.dir + "/pods"); err != nil || len(files) > 0 {
+		t.Errorf("%d records left, %v", len(files), err)
+	}
+}
+
+// A new agent finds its pods captured, gets the listeners back from the proxy,
+// and hands them to the next one.
+func TestAgentRestarts(t *testing.T) {
+	dir := t.TempDir()
+	n := startNode(t, dir, nil)
+	p := dialProxy(t, dir, nil)
+	ns, path := namespace(t, "a")
+	_, path2 := namespace(t, "b")
+	n.agent.Apply([]mesh.Pod{word("a", true), word("b", true)})
+	for uid, at := range map[string]string{"a": path, "b": path2} {
+		if err := n.ask(addOf(uid, at)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.stop()
+	isCaptured(t, ns)
+	p.disconnect()
+	netns.Delete(path2) // ends without anybody being told
+
+	n = startNode(t, dir, nil) // control is silent
+	n.reports.until(t, "a", xds.Captured)
+	p = dialProxy(t, dir, p)
+	p.until(t, "the proxy drops the pod that ended", func() bool { return p.pods["b"] == nil })
+	n.untilState("a", "captured")
+	n.eventually("the agent has the listeners", func() bool {
+		var have int
+		n.agent.ask(func() string { have = len(n.agent.pods["a"].listeners); return "" })
+		return have == 4
+	})
+	p.kill()
+	isCaptured(t, ns) // the agent's listeners
+	p = dialProxy(t, dir, nil)
+	p.until(t, "the next proxy serves", func() bool { return p.pods["a"] != nil && len(p.pods["a"].files) == 4 })
+
+	n.stop()
+	p.kill()
+	n = startNode(t, dir, nil)
+	n.eventually("listeners are there again", func() bool { return listening(t, ns) == 4 })
+	dialProxy(t, dir, nil)
+	n.agent.Apply([]mesh.Pod{word("a", false)})
+	n.reports.until(t, "a", xds.Released)
+	isClean(t, ns)
+}
+
+// The next sandbox of a pod may be there before the last one is deleted.
+func TestSecondSandbox(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	dialProxy(t, n.dir, nil)
+	old, oldPath := namespace(t, "old")
+	ns, path := namespace(t, "new")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", oldPath)); err != nil {
+		t.Fatal(err)
+	}
+	second := addOf("a", path)
+	second.ContainerID = "box-second"
+	if err := n.ask(second); err != nil {
+		t.Fatal(err)
+	}
+	isClean(t, old)
+	if err := n.ask(delOf("a")); err != nil {
+		t.Fatal(err)
+	}
+	isCaptured(t, ns)
+}
+
+func TestSocketsAreHandedOut(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	p := dialProxy(t, n.dir, nil)
+	_, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	for family, count := range map[int]int{4: 200, 6: 10} {
+		if err := p.conn.Send(handle.Message{Kind: handle.Need, UID: "a", Family: family, Count: count}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.until(t, "210 sockets", func() bool { return p.sockets["a"] == 210 })
+}
+
+// Enrolling and leaving leaves nothing, here, in the proxy or in the kernel.
+func TestManyCyclesLeaveNothing(t *testing.T) {
+	const pods, cycles = 10, 100
+	n := startNode(t, t.TempDir(), func(c *Config) { c.Log = nil })
+	p := dialProxy(t, n.dir, nil)
+	var words []mesh.Pod
+	spaces := map[string]*netns.NS{}
+	for i := range pods {
+		uid := fmt.Sprint("p", i)
+		ns, path := namespace(t, uid)
+		spaces[uid] = ns
+		words = append(words, word(uid, false))
+		n.agent.Apply(words)
+		if err := n.ask(addOf(uid, path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cycle := func() {
+		for _, enrol := range []bool{true, false} {
+			next := append([]mesh.Pod(nil), words...)
+			for i := range next {
+				next[i].Enrol = enrol
+			}
+			n.agent.Apply(next)
+			var wg sync.WaitGroup
+			for _, w := range next {
+				want := map[bool]xds.PodState{true: xds.Captured, false: xds.Released}[enrol]
+				wg.Go(func() { n.reports.until(t, w.UID, want) })
+			}
+			wg.Wait()
+		}
+	}
+	cycle()
+	files, routines := openFiles(t), runtime.NumGoroutine()
+	for range cycles {
+		cycle()
+	}
+	n.eventually("as many descriptors as before", func() bool { return openFiles(t) <= files })
+	n.eventually("as many goroutines as before", func() bool { return runtime.NumGoroutine() <= routines })
+	for _, ns := range spaces {
+		isClean(t, ns)
+	}
+	p.until(t, "the proxy has nothing", func() bool { return len(p.pods) == 0 })
+}
