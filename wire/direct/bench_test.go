@@ -18,6 +18,7 @@ func BenchmarkThroughput(b *testing.B) {
 			b.SetBytes(int64(len(p)))
 			b.ReportAllocs()
 			b.ResetTimer()
+			defer reportCPU(b)()
 			for range b.N {
 				if _, err := c.Write(p); err != nil {
 					b.Fatal(err)
@@ -64,6 +65,7 @@ func BenchmarkRoundTrip(b *testing.B) {
 			buf := make([]byte, 64<<10)
 			b.ReportAllocs()
 			b.ResetTimer()
+			defer reportCPU(b)()
 			for range b.N {
 				if _, err := c.Write(buf[:128]); err != nil {
 					b.Fatal(err)
@@ -102,6 +104,7 @@ func BenchmarkConnect(b *testing.B) {
 			}()
 			b.ReportAllocs()
 			b.ResetTimer()
+			defer reportCPU(b)()
 			for range b.N {
 				cs := dialTCP(b, w)
 				if !resumed {
@@ -143,6 +146,7 @@ func BenchmarkConnectPlain(b *testing.B) {
 	hello, _ := appendHello(nil, Hello{Service: "default/db.default.svc:5432"})
 	b.ReportAllocs()
 	b.ResetTimer()
+	defer reportCPU(b)()
 	for range b.N {
 		cs := dialTCP(b, w)
 		c := tls.Client(cs, ccfg)
