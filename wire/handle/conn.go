@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"time"
@@ -86,6 +87,9 @@ func (c *Conn) Send(m Message, files ...int) error {
 // after Close it is net.ErrClosed. After any error the connection is of no use.
 func (c *Conn) Receive() (Message, []int, error) {
 	n, oobn, flags, _, err := c.unix.ReadMsgUnix(c.buf, c.oob)
+	if errors.Is(err, io.EOF) {
+		return Message{}, nil, io.EOF
+	}
 	if err != nil {
 		return Message{}, nil, err
 	}
