@@ -21,6 +21,9 @@ type Call struct {
 	Dir string
 	// Args are the verb and its words.
 	Args []string
+	// WorkDir is what relative paths in Args are relative to; "" means the
+	// process's own.
+	WorkDir string
 	// Not asks for absence, where a verb looks for something.
 	Not bool
 	// Stdin, Stdout and Stderr are handed to the lab; they stay the caller's.
@@ -37,7 +40,7 @@ func Do(ctx context.Context, call Call) (code int, err error) {
 	defer c.Close()
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
-	wd, err := os.Getwd()
+	wd, err := filepath.Abs(call.WorkDir)
 	if err != nil {
 		return 1, err
 	}

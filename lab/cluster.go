@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
@@ -104,14 +106,30 @@ func (c *Cluster) prepare() error {
 			return err
 		}
 	}
-	resolv := "# names are in /etc/hosts; nobody answers here, at once\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
-	if err := os.WriteFile(filepath.Join(c.dir, "hosts", "resolv.conf"), []byte(resolv), 0o644); err != nil {
+	if err := c.closeResolver(); err != nil {
 		return err
 	}
 	if err := makeUnderlay(); err != nil {
 		return err
 	}
 	return c.ensureAccount("default", "default")
+}
+
+// closeResolver covers the host's name servers, which cannot be reached: nobody
+// shall wait for them.
+func (c *Cluster) closeResolver() error {
+	const text = "# names are in /etc/hosts\nnameserver 127.0.0.1\noptions timeout:1 attempts:1\n"
+	path, at := filepath.Join(c.dir, "hosts", "resolv.conf"), "/etc/resolv.conf"
+	if _, err := os.Stat(at); errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing to cover
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return err
+	}
+	if err := unix.Mount(path, at, "", unix.MS_BIND, ""); err != nil {
+		return fmt.Errorf("bind %s: %w", at, err)
+	}
+	return nil
 }
 
 func listenLab() (*net.UnixListener, error) {

@@ -181,6 +181,10 @@ func makeUnderlay() error {
 
 // plugIn cables a node's namespace to the bridge and routes its pods there.
 func plugIn(n *node) error {
+	// First: a link takes these from the defaults when it is made.
+	if err := n.ns.Do(func() error { return sysctls(forwarding...) }); err != nil {
+		return err
+	}
 	err := withLinks(nil, func(l links) error {
 		bridge, err := l.LinkByName(bridgeName)
 		if err != nil {
@@ -192,9 +196,6 @@ func plugIn(n *node) error {
 		return l.up(n.name)
 	})
 	if err != nil {
-		return err
-	}
-	if err := n.ns.Do(func() error { return sysctls(forwarding...) }); err != nil {
 		return err
 	}
 	return withLinks(n.ns, func(l links) error {
@@ -228,6 +229,9 @@ func routeTo(ns *netns.NS, link string, other *node) error {
 // plugPod cables a pod to its node, point to point: the node routes to it, and
 // every packet of it, to a pod of the same node too, passes the node's rules.
 func plugPod(p *pod) error {
+	if err := p.ns.Do(func() error { return sysctls() }); err != nil {
+		return err
+	}
 	gw := gateway(p.node.number)
 	err := withLinks(p.node.ns, func(l links) error {
 		if err := l.cable(p.link, podLink, p.path, 0); err != nil {
@@ -239,9 +243,6 @@ func plugPod(p *pod) error {
 		return errors.Join(l.route(p.link, host(p.address.v4), netip.Addr{}), l.route(p.link, host(p.address.v6), netip.Addr{}))
 	})
 	if err != nil {
-		return err
-	}
-	if err := p.ns.Do(func() error { return sysctls() }); err != nil {
 		return err
 	}
 	return withLinks(p.ns, func(l links) error {

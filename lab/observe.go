@@ -266,12 +266,15 @@ type controlStatus struct {
 
 // proxyPod is what a proxy tells of a pod; the words are those of /dump/pods.
 type proxyPod struct {
-	Namespace   string         `json:"namespace"`
-	Name        string         `json:"name"`
-	Identity    string         `json:"identity"`
-	State       string         `json:"state"`
-	Expiry      time.Time      `json:"certificateExpiry"`
-	Connections map[string]any `json:"connections"`
+	Namespace   string    `json:"namespace"`
+	Name        string    `json:"name"`
+	Identity    string    `json:"identity"`
+	State       string    `json:"state"`
+	Expiry      time.Time `json:"expiry"`
+	Connections map[string]struct {
+		Open  int64 `json:"open"`
+		Total int64 `json:"total"`
+	} `json:"connections"`
 }
 
 // podState is what is known of one pod, from all sides.
@@ -352,24 +355,23 @@ func doStatus(ctx context.Context, c *Cluster, call verbCall) error {
 	}
 	states, err := c.states(ctx)
 	w := tabwriter.NewWriter(call.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "POD\tNODE\tENROLLED\tPROTECTED\tIDENTITY\tCERTIFICATE EXPIRES\tMTLS\tPLAINTEXT")
+	fmt.Fprintln(w, "POD\tNODE\tENROLLED\tPROTECTED\tIDENTITY\tCERTIFICATE EXPIRES\tMTLS\tPLAINTEXT\tOUTSIDE")
 	for _, s := range sortedValues(states) {
-		expiry, mtls, plain := "-", "-", "-"
+		expiry, mtls, plain, outside := "-", "-", "-", "-"
 		if s.proxy != nil {
 			expiry = s.proxy.Expiry.UTC().Format(time.DateTime)
-			mtls, plain = s.proxy.count("mutual_tls"), s.proxy.count("plaintext")
+			mtls, plain, outside = s.proxy.count("mutual_tls"), s.proxy.count("plaintext"), s.proxy.count("outside")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.key, s.node,
-			yesNo(s.enrolled), yesNo(s.protected()), cmp.Or(s.identity, "-"), expiry, mtls, plain)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.key, s.node,
+			yesNo(s.enrolled), yesNo(s.protected()), cmp.Or(s.identity, "-"), expiry, mtls, plain, outside)
 	}
 	return errors.Join(w.Flush(), err)
 }
 
+// count is how many connections of a kind there were, and how many are open.
 func (p *proxyPod) count(kind string) string {
-	if n, ok := p.Connections[kind]; ok {
-		return fmt.Sprint(n)
-	}
-	return "0"
+	n := p.Connections[kind]
+	return fmt.Sprintf("%d (%d open)", n.Total, n.Open)
 }
 
 func yesNo(b bool) string {

@@ -211,14 +211,8 @@ func (c *Cluster) privateMounts(p *pod) (*os.File, error) {
 		if err := unix.Unmount(netnsDir, unix.MNT_DETACH); err != nil {
 			return fmt.Errorf("unmount %s: %w", netnsDir, err)
 		}
-		binds := map[string]string{"/etc/hosts": p.hostsPath, "/etc/resolv.conf": filepath.Join(c.dir, "hosts", "resolv.conf")}
-		for at, file := range binds {
-			if _, err := os.Stat(at); err != nil {
-				continue // nothing to cover
-			}
-			if err := unix.Mount(file, at, "", unix.MS_BIND, ""); err != nil {
-				return fmt.Errorf("bind %s: %w", at, err)
-			}
+		if err := unix.Mount(p.hostsPath, "/etc/hosts", "", unix.MS_BIND, ""); err != nil {
+			return fmt.Errorf("bind /etc/hosts: %w", err)
 		}
 		f, err = os.Open("/proc/thread-self/ns/mnt")
 		return err

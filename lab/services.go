@@ -24,13 +24,18 @@ func ruleset(all []virtual) string {
 	chain forward { type filter hook forward priority filter; policy accept; }
 	chain local { type filter hook output priority filter; policy accept; }
 	chain services { }
+	chain nobody { }
 }
 flush table inet lab
 table inet lab {
 	chain prerouting { jump services; }
 	chain output { jump services; }
-	chain forward { ip daddr %[1]s reject; ip6 daddr %[2]s reject; }
-	chain local { ip daddr %[1]s reject; ip6 daddr %[2]s reject; }
+	chain forward { jump nobody; }
+	chain local { jump nobody; }
+	chain nobody {
+		ip daddr %[1]s meta l4proto tcp reject with tcp reset
+		ip6 daddr %[2]s meta l4proto tcp reject with tcp reset
+	}
 `
 	var b strings.Builder
 	fmt.Fprintf(&b, chains, services4, services6)
