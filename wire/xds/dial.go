@@ -18,13 +18,15 @@ import (
 )
 
 // Times after which a peer that says nothing is dead. The kernel's probes find a
-// cut link (idle + count × interval = 9 s), gRPC's a peer that hangs.
+// cut link on a quiet connection (idle + count × interval), TCP_USER_TIMEOUT, which
+// gRPC sets to pingTimeout, on a busy one; both after 9 s, so that one lost packet
+// breaks nothing. gRPC's pings find a peer that hangs, after 19 s.
 const (
 	probeIdle     = 3 * time.Second
 	probeInterval = 2 * time.Second
 	probeCount    = 3
 	pingEvery     = 10 * time.Second // gRPC allows a client no less
-	pingTimeout   = 5 * time.Second
+	pingTimeout   = 9 * time.Second
 	dialTimeout   = 3 * time.Second
 
 	// A response of our own control is far smaller (see chunkBytes); a foreign

@@ -290,7 +290,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 	}
 	defer conn.Close()
 	logged := make(chan string, 100)
-	client := NewWorldClient(ClientConfig{Conn: conn, Node: "n1", Log: slog.New(record(logged))}, func(*mesh.World) <-chan struct{} { return nil })
+	client := NewWorldClient(ClientConfig{Conn: conn, Node: "n1", Log: recordLog(logged)}, func(*mesh.World) <-chan struct{} { return nil })
 	run(t, client)
 	expect := func(want string) {
 		t.Helper()
@@ -313,8 +313,10 @@ func TestFilesAreReadAgain(t *testing.T) {
 	receiveWithin(t, "the first word", client.Synced())
 }
 
+func recordLog(errors chan<- string) *slog.Logger { return slog.New(record(errors)) }
+
 // record is a slog.Handler that hands on each record's error.
-type record chan string
+type record chan<- string
 
 func (record) Enabled(context.Context, slog.Level) bool { return true }
 func (h record) WithAttrs([]slog.Attr) slog.Handler     { return h }
