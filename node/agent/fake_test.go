@@ -39,7 +39,7 @@ type fakePod struct {
 }
 
 // dialProxy connects a proxy, which holds what an earlier one held.
-func dialProxy(t *testing.T, dir string, before *fakeProxy) *fakeProxy {
+func dialProxy(t testing.TB, dir string, before *fakeProxy) *fakeProxy {
 	t.Helper()
 	f := &fakeProxy{done: make(chan struct{}), changed: make(chan struct{}), pods: map[string]*fakePod{}, sockets: map[string]int{}}
 	var held []handle.HeldPod
@@ -127,7 +127,7 @@ func (f *fakeProxy) kill() {
 }
 
 // until waits for something to be so, with a bound.
-func (f *fakeProxy) until(t *testing.T, what string, so func() bool) {
+func (f *fakeProxy) until(t testing.TB, what string, so func() bool) {
 	t.Helper()
 	timeout := time.After(limit)
 	for {
@@ -164,7 +164,7 @@ func (r *reports) Report(x xds.Report) {
 	r.changed = make(chan struct{})
 }
 
-func (r *reports) until(t *testing.T, uid string, want xds.PodState) xds.Report {
+func (r *reports) until(t testing.TB, uid string, want xds.PodState) xds.Report {
 	t.Helper()
 	timeout := time.After(limit)
 	for {
@@ -184,7 +184,7 @@ func (r *reports) until(t *testing.T, uid string, want xds.PodState) xds.Report 
 
 // A node is an agent that runs, in a folder that outlives it.
 type node struct {
-	t       *testing.T
+	t       testing.TB
 	dir     string
 	agent   *Agent
 	reports *reports
@@ -193,7 +193,7 @@ type node struct {
 }
 
 // startNode starts an agent in dir; configure may be nil.
-func startNode(t *testing.T, dir string, configure func(*Config)) *node {
+func startNode(t testing.TB, dir string, configure func(*Config)) *node {
 	t.Helper()
 	n := &node{t: t, dir: dir, reports: newReports(), reg: prometheus.NewRegistry()}
 	cfg := Config{RunDir: dir, Reporter: n.reports, Registry: n.reg, CheckInterval: time.Hour, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
@@ -250,7 +250,7 @@ func (n *node) ask(r cni.Request) error {
 }
 
 // namespace makes the network namespace of a pod, at a path as runtimes do.
-func namespace(t *testing.T, name string) (*netns.NS, string) {
+func namespace(t testing.TB, name string) (*netns.NS, string) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "tacit-agent-")
 	if err != nil {
@@ -288,7 +288,7 @@ func delOf(uid string) cni.Request {
 }
 
 // listening counts the sockets that listen in a namespace.
-func listening(t *testing.T, ns *netns.NS) (n int) {
+func listening(t testing.TB, ns *netns.NS) (n int) {
 	t.Helper()
 	for role, at := range addresses() {
 		f, err := ns.Listen(at)
@@ -304,7 +304,7 @@ func listening(t *testing.T, ns *netns.NS) (n int) {
 	return n
 }
 
-func openFiles(t *testing.T) int {
+func openFiles(t testing.TB) int {
 	t.Helper()
 	d, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

@@ -185,10 +185,13 @@ func (a *Agent) report(p *pod, now time.Time) {
 	}
 }
 
-// unprotected reports whether p should be captured and is not, and not just on
-// its way.
+// unprotected reports whether p should be captured and is not: it was and cannot
+// be again, or it takes too long on its way.
 func (p *pod) unprotected(now time.Time, within time.Duration) bool {
-	return p.enrolled() && !p.recovering && p.rules != capturing && (p.err != nil || !now.Before(p.since.Add(within)))
+	if !p.enrolled() || p.recovering || p.rules == capturing {
+		return false
+	}
+	return p.rules == stale && p.err != nil || !now.Before(p.since.Add(within))
 }
 
 func (a *Agent) tellControl(r xds.Report) {
