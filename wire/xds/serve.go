@@ -53,6 +53,5 @@ func serverOptions() []grpc.ServerOption {
 		grpc.MaxRecvMsgSize(16 << 20),
 		grpc.ReadBufferSize(8 << 10),
 		grpc.WriteBufferSize(16 << 10),
-		grpc.SharedWriteBuffer(true),
 	}
 }
