@@ -48,6 +48,7 @@ func Reason(err error) string {
 	var own *OwnError
 	var header tls.RecordHeaderError
 	var op *net.OpError
+	var alert tls.AlertError
 	switch {
 	case err == nil:
 		return ""
@@ -61,7 +62,7 @@ func Reason(err error) string {
 		return ReasonCanceled
 	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, os.ErrDeadlineExceeded):
 		return ReasonTimeout
-	case errors.As(err, &op) && op.Op == "remote error":
+	case errors.As(err, &op) && op.Op == "remote error", errors.As(err, &alert):
 		return ReasonPeerRefused
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
 		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
