@@ -36,6 +36,7 @@ const (
 
 // tacit is a command of one of Tacit's programs with a role's extra flags.
 func (c *Cluster) tacit(program, role string, args ...string) *exec.Cmd {
+	args = append(args, "--log-format", "text")
 	cmd := exec.Command(filepath.Join(c.options.Bin, program), append(args, c.options.Flags[role]...)...)
 	cmd.Dir = "/"
 	return cmd

@@ -355,7 +355,7 @@ func failure(ctx context.Context, t *tester, host string, patience time.Duration
 // deadAddress: nobody answers. Without a mesh the client's patience ends it, with
 // one the proxy's may.
 func deadAddress(ctx context.Context, t *tester) (string, error) {
-	switch how := failure(ctx, t, t.dead, 4*time.Second); how {
+	switch how := failure(ctx, t, t.dead, 2*time.Second); how {
 	case "timeout", "reset":
 		return "fails in time", nil
 	default:
