@@ -230,8 +230,8 @@ func (a *Agent) post(f func()) bool {
 }
 
 // Apply takes control's list of this node's pods; it replaces the one before. A
-// pod that is in it no more stays as it is until the runtime deletes it. The
-// list is kept and must not be changed.
+// pod that is in it no more stays as it is until the runtime deletes it. What
+// the pods point to must not be changed. It waits for Run to begin.
 func (a *Agent) Apply(pods []mesh.Pod) {
 	words := make(map[string]mesh.Pod, len(pods))
 	for _, p := range pods {

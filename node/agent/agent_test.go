@@ -313,6 +313,44 @@ func TestAgentRestarts(t *testing.T) {
 	isClean(t, ns)
 }
 
+// What an agent that was killed has left half done, the next one puts right,
+// without a word of control's.
+func TestRulesAreMissingAtRestart(t *testing.T) {
+	dir := t.TempDir()
+	n := startNode(t, dir, nil)
+	p := dialProxy(t, dir, nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	n.stop()
+	k, err := redirect.NewKernel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	if err := k.Remove(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	n = startNode(t, dir, nil)
+	isCaptured(t, ns)
+	p.disconnect()
+	dialProxy(t, dir, p)
+	n.untilState("a", "captured")
+}
+
+func TestOneAgentAtATime(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	second, err := New(Config{RunDir: n.dir})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := second.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another agent") {
+		t.Errorf("second agent: %v", err)
+	}
+}
+
 // The next sandbox of a pod may be there before the last one is deleted.
 func TestSecondSandbox(t *testing.T) {
 	n := startNode(t, t.TempDir(), nil)
@@ -353,7 +391,7 @@ func TestSocketsAreHandedOut(t *testing.T) {
 
 // Enrolling and leaving leaves nothing, here, in the proxy or in the kernel.
 func TestManyCyclesLeaveNothing(t *testing.T) {
-	const pods, cycles = 10, 100
+	const pods = 10
 	n := startNode(t, t.TempDir(), func(c *Config) { c.Log = nil })
 	p := dialProxy(t, n.dir, nil)
 	var words []mesh.Pod

@@ -49,6 +49,9 @@ func (a *Agent) add(ctx context.Context, r cni.Request) error {
 	case <-ctx.Done():
 	}
 	why := a.ask(func() string { return a.why(rec.Container) })
+	if why == "" { // at the last moment
+		return nil
+	}
 	return fmt.Errorf("pod %s/%s is not protected in time: %s", r.Namespace, r.Name, why)
 }
 

@@ -84,6 +84,11 @@ func (w *world) link() {
 	fs := families()
 	w.do(w.peer, func() error { return configure("toPod", fs[0].peer, fs[1].peer, fs[0].pod, fs[1].pod) })
 	w.do(w.pod, func() error { return configure("toPeer", fs[0].pod, fs[1].pod, fs[0].peer, fs[1].peer) })
+	for _, dev := range []string{"all", "default", "lo", "toPeer"} { // as strict as it gets
+		w.do(w.pod, func() error {
+			return os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/rp_filter", []byte("1"), 0)
+		})
+	}
 }
 
 func (w *world) move(l netlink.Link) error {
