@@ -8,13 +8,23 @@ package control
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
+	"tacit.dev/admin"
+	"tacit.dev/control/ca"
 	"tacit.dev/control/kube"
+	"tacit.dev/wire/csr"
+	"tacit.dev/wire/xds"
 )
 
 // Source brings the objects. Run calls apply with all of them as soon as they
@@ -29,7 +39,7 @@ type Config struct {
 	// Source brings the objects.
 	Source Source
 	// StateDir keeps the CA, what is announced, and bundle.pem for the nodes. It
-	// is made with mode 0700 if missing; one process at a time.
+	// is made if missing; one process at a time.
 	StateDir string
 	// Listen is HOST:PORT for the nodes (gRPC over TLS).
 	Listen string
@@ -58,15 +68,193 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// Validate joins everything that is wrong with c.
+func (c Config) Validate() error {
+	var errs []error
+	missing := func(is bool, what string) {
+		if is {
+			errs = append(errs, errors.New("missing: "+what))
+		}
+	}
+	missing(c.Source == nil, "source of objects")
+	missing(c.StateDir == "", "state directory")
+	missing(c.TokenDir == "", "directory of node tokens")
+	missing(c.TrustDomain == "", "trust domain")
+	if c.Listener == nil {
+		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+			errs = append(errs, fmt.Errorf("listen address %q: want HOST:PORT: %w", c.Listen, err))
+		}
+	}
+	if c.Admin != "" {
+		errs = append(errs, admin.Config{Addr: c.Admin}.Validate())
+	}
+	if c.LeafTTL < 0 || c.GoneAfter < 0 {
+		errs = append(errs, fmt.Errorf("leaf ttl %v, gone after %v: want none negative", c.LeafTTL, c.GoneAfter))
+	}
+	return errors.Join(errs...)
+}
+
 // Control is one control plane.
 type Control struct{ cfg Config }
 
 // New checks cfg, and starts nothing.
-func New(cfg Config) (*Control, error) { return &Control{cfg: cfg}, nil }
+func New(cfg Config) (*Control, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("configure control: %w", err)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Registry == nil {
+		cfg.Registry = admin.NewRegistry()
+	}
+	return &Control{cfg: cfg}, nil
+}
 
-// Run serves until ctx ends, then lets open calls finish for a moment. It
-// returns nil when ctx ended it.
+// Run serves until ctx ends, then ends all streams. It returns nil when ctx ended
+// it. It is called once.
 func (c *Control) Run(ctx context.Context) error {
-	<-ctx.Done()
+	p, err := open(c.cfg)
+	if err != nil {
+		return fmt.Errorf("start control: %w", err)
+	}
+	defer p.close()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return p.cfg.Source.Run(ctx, p.reconciler.inbox.putObjects) })
+	g.Go(func() error { return p.reconciler.run(ctx) })
+	g.Go(func() error { return p.serve(ctx) })
+	if p.cfg.Admin != "" {
+		g.Go(func() error { return p.admin(ctx) })
+	}
+	return g.Wait()
+}
+
+// plane is a control plane that has its files open.
+type plane struct {
+	cfg        Config
+	log        *slog.Logger
+	lock       *os.File
+	ca         *ca.CA
+	tokens     *tokens
+	listener   net.Listener
+	server     *xds.Server
+	reconciler *reconciler
+}
+
+// open takes StateDir, and leaves nothing open if it fails.
+func open(cfg Config) (p *plane, err error) {
+	p = &plane{cfg: cfg, log: cfg.Log, listener: cfg.Listener}
+	defer func() {
+		if err != nil {
+			p.close()
+		}
+	}()
+	if p.lock, err = lockDir(cfg.StateDir); err != nil {
+		return nil, err
+	}
+	p.ca, err = ca.Open(ca.Config{Dir: filepath.Join(cfg.StateDir, "ca"), TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	if err = ca.WriteFile(filepath.Join(cfg.StateDir, "bundle.pem"), p.ca.Bundle(), 0o644); err != nil {
+		return nil, err
+	}
+	if p.tokens, err = newTokens(cfg.TokenDir, cfg.Log); err != nil {
+		return nil, err
+	}
+	if p.listener == nil {
+		if p.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+			return nil, err
+		}
+	}
+	return p, p.prepare()
+}
+
+// prepare makes what brings knowledge together.
+func (p *plane) prepare() error {
+	memories := &store{path: filepath.Join(p.cfg.StateDir, "captured.json")}
+	past, err := memories.load()
+	if err != nil {
+		return err
+	}
+	// What an earlier process announced, nodes may still act on.
+	var expect []string
+	if len(past) > 0 {
+		expect = p.tokens.nodes()
+	}
+	box := newInbox()
+	p.server = xds.NewServer(xds.ServerConfig{
+		Authenticate: p.tokens.authenticate,
+		OnReports:    box.putReports,
+		OnReport:     box.putReport,
+		GoneAfter:    p.cfg.GoneAfter,
+		Expect:       expect,
+		Log:          p.log,
+		Registry:     p.cfg.Registry,
+	})
+	p.reconciler = &reconciler{
+		build:     kube.BuildConfig{TrustDomain: p.cfg.TrustDomain, Cluster: p.cfg.Cluster},
+		inbox:     box,
+		roster:    newRoster(past, p.log),
+		server:    p.server,
+		store:     memories,
+		metrics:   newMetrics(p.cfg.Registry),
+		log:       p.log,
+		published: make(chan struct{}),
+	}
 	return nil
+}
+
+// close may be called on a plane that is half open.
+func (p *plane) close() {
+	if p.listener != nil {
+		p.listener.Close()
+	}
+	if p.lock != nil {
+		p.lock.Close()
+	}
+}
+
+// serve serves nodes, once there is something to tell them.
+func (p *plane) serve(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-p.reconciler.published:
+	}
+	names, err := serverNames(p.listener.Addr(), p.cfg.Names)
+	if err != nil {
+		return err
+	}
+	p.log.Info("serving nodes", "address", p.listener.Addr().String(), "names", names, "trust_domain", p.cfg.TrustDomain)
+	cert := &serverCertificate{ca: p.ca, names: names}
+	signer := &csr.Server{Authenticate: p.tokens.authenticate, Sign: p.sign, Log: p.log}
+	cfg := xds.ServeConfig{Listener: p.listener, TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: cert.get}}
+	cfg.Services = append(cfg.Services, p.server.Register, signer.Register)
+	return xds.Serve(ctx, cfg)
+}
+
+func (p *plane) admin(ctx context.Context) error {
+	return admin.Run(ctx, admin.Config{
+		Addr:     p.cfg.Admin,
+		Registry: p.cfg.Registry,
+		Ready:    p.ready,
+		Dump:     map[string]func() any{"status": p.status},
+		Log:      p.log,
+	})
+}
+
+func (p *plane) ready() error {
+	if !p.reconciler.started() {
+		return errors.New("the objects are not known yet")
+	}
+	return nil
+}
+
+func (p *plane) status() any {
+	s := p.reconciler.status.Load()
+	if s == nil {
+		s = &Status{TrustDomain: p.cfg.TrustDomain, Pods: []PodStatus{}, Problems: []string{}}
+	}
+	return s.complete(p.server)
 }

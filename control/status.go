@@ -1,10 +1,17 @@
 package control
 
+import (
+	"time"
+
+	"tacit.dev/wire/xds"
+)
+
 // Status is what /dump/status serves as JSON, for `tacit lab status`.
 type Status struct {
-	TrustDomain string       `json:"trustDomain"`
-	Pods        []PodStatus  `json:"pods"`
-	Nodes       []NodeStatus `json:"nodes"`
+	TrustDomain string `json:"trustDomain"`
+	// Pods are ordered by UID.
+	Pods  []PodStatus  `json:"pods"`
+	Nodes []NodeStatus `json:"nodes"`
 	// Problems are things in objects that were not understood.
 	Problems []string `json:"problems"`
 }
@@ -23,19 +30,70 @@ type PodStatus struct {
 	Enrolled bool `json:"enrolled"`
 	// Captured is what the node's agent said last.
 	Captured bool `json:"captured"`
+	// Unprotected: enrolled, and the agent says that it is not captured.
+	Unprotected bool `json:"unprotected"`
 	// Direct: announced, so that the others dial it by direct.
 	Direct bool `json:"direct"`
-	// State is a state of the enrolment: outside, enrolling, announced,
-	// withdrawing, releasing.
-	State string `json:"state"`
-	// Reason is why the agent says it is not captured, "" if it did not say.
+	// State of the enrolment, and since when.
+	State State     `json:"state"`
+	Since time.Time `json:"since"`
+	// Reason is why the agent says that it is not captured, "" if it did not say.
 	Reason string `json:"reason,omitempty"`
 	// Waiting names the nodes that have not acknowledged its withdrawal.
 	Waiting []string `json:"waiting,omitempty"`
+
+	withdrawn uint64
 }
 
-// NodeStatus is one node that has proved itself, or has pods.
+// NodeStatus is one node that has proved itself lately.
 type NodeStatus struct {
-	Name      string `json:"name"`
-	Connected bool   `json:"connected"`
+	Name string `json:"name"`
+	// Proxy and Agent tell whether each is connected.
+	Proxy bool `json:"proxy"`
+	Agent bool `json:"agent"`
+	// Rejected is the last refusal of something that it was told, "" if none stands.
+	Rejected string `json:"rejected,omitempty"`
+}
+
+// status is what the roster knows.
+func (r *roster) status(trustDomain string) Status {
+	s := Status{TrustDomain: trustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}}
+	for _, p := range r.result.Pods {
+		s.Pods = append(s.Pods, r.pods[p.UID].status())
+	}
+	for _, p := range r.result.Problems {
+		s.Problems = append(s.Problems, p.String())
+	}
+	return s
+}
+
+func (e *enrolment) status() PodStatus {
+	p := PodStatus{
+		UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Node: e.pod.Node, Identity: e.pod.ID.String(),
+		Addresses: []string{}, Wanted: e.pod.Enrol, Enrolled: e.state.enrol(), Captured: e.word == captured,
+		Unprotected: e.state.enrol() && e.word == free, Direct: e.state.direct(),
+		State: e.state, Since: e.since, Reason: e.reason, withdrawn: e.withdrawn,
+	}
+	if e.pod.Workload != nil {
+		for _, a := range e.pod.Workload.Addresses {
+			p.Addresses = append(p.Addresses, a.String())
+		}
+	}
+	return p
+}
+
+// complete adds what the server knows at this moment. It leaves s as it is.
+func (s Status) complete(server *xds.Server) Status {
+	pods := make([]PodStatus, len(s.Pods))
+	for i, p := range s.Pods {
+		if p.State == Withdrawing && p.withdrawn != 0 {
+			p.Waiting = server.Acked(p.withdrawn)
+		}
+		pods[i] = p
+	}
+	s.Pods, s.Nodes = pods, []NodeStatus{}
+	for _, n := range server.Nodes() {
+		s.Nodes = append(s.Nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Rejected: n.Rejected})
+	}
+	return s
 }

@@ -1,0 +1,198 @@
+package control
+
+import (
+	"time"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/wire/xds"
+)
+
+// State is how far the enrolment of one pod is.
+//
+//	                  label on                  agent: captured
+//	  ┌─► outside ──────────────► enrolling ─────────────────────► announced
+//	  │      │ agent: captured        │                             │     ▲
+//	  │      │ (nobody asked)         │ label off          label off│     │label on
+//	  │      ▼                        │                             ▼     │
+//	  └── releasing ◄─────────────────┴────────────────────────── withdrawing
+//	agent: not captured                                   every node acknowledged
+//	(or silent for a while)                               or is gone
+//
+// What the others see and what the node is told follows from it:
+//
+//	             Pod.Enrol   Workload.Direct   signed for
+//	outside      false       false             no
+//	enrolling    true        false             yes
+//	announced    true        true              yes
+//	withdrawing  true        false             yes
+//	releasing    false       false             yes
+//
+// Two orders are kept by it. A pod is announced only after its agent has said
+// that it is captured: else its application would be handed a ClientHello. And it
+// is released only after nobody dials it by direct any more, for the same reason.
+//
+// An announced pod stays announced until its label says otherwise, even if its
+// agent is silent, gone, or says that it is not captured: peers then fail to
+// reach it, and the pod is reported as unprotected. The other choice would turn
+// an accident into plaintext.
+//
+// In releasing the label may be on again. The pod is not enrolled again before the
+// agent has spoken: a "captured" that it said before it heard of the release
+// would be taken for one that it said after the new enrolment. An agent that has
+// been connected for a while and says nothing has nothing to say: a pod that is
+// drained stays captured in its eyes, and enrolling it again changes nothing.
+type State string
+
+// The states; see State.
+const (
+	Outside     State = "outside"
+	Enrolling   State = "enrolling"
+	Announced   State = "announced"
+	Withdrawing State = "withdrawing"
+	Releasing   State = "releasing"
+)
+
+// enrol tells whether the node is told to enrol the pod.
+func (s State) enrol() bool { return s == Enrolling || s == Announced || s == Withdrawing }
+
+// direct tells whether the pod is announced to the others.
+func (s State) direct() bool { return s == Announced }
+
+// word is what the agent has said about a pod.
+type word string
+
+const (
+	// silent: nothing yet, or nothing that counts any more.
+	silent word = "silent"
+	// captured, and it was said since the pod is in its state.
+	captured word = "captured"
+	// stale: captured was the last word, but something else was asked since.
+	stale word = "stale"
+	// free: anything but captured.
+	free word = "free"
+)
+
+// view is what decides about the next state.
+type view struct {
+	// wanted: the labels ask for the pod to be enrolled.
+	wanted bool
+	word   word
+	// acked: no node acts on the announcement any more.
+	acked bool
+	// settled: the agent would have spoken by now if it had anything to say.
+	settled bool
+}
+
+// next is the state machine: pure, one step.
+func (s State) next(v view) State {
+	switch s {
+	case Outside:
+		switch {
+		case v.wanted:
+			return Enrolling
+		case v.word == captured:
+			return Releasing
+		}
+	case Enrolling:
+		switch {
+		case !v.wanted:
+			return Releasing
+		case v.word == captured, v.word == stale && v.settled:
+			return Announced
+		}
+	case Announced:
+		if !v.wanted {
+			return Withdrawing
+		}
+	case Withdrawing:
+		switch {
+		case v.wanted:
+			return Announced
+		case v.acked:
+			return Releasing
+		}
+	case Releasing:
+		if v.word == free || v.settled && (v.wanted || v.word == silent) {
+			return Outside
+		}
+	}
+	return s
+}
+
+// settleAfter is how long a connected agent may be silent about what it was told.
+// It answers in a fraction of it. One that is not connected brings everything it
+// has to say when it comes back, and is waited for.
+const settleAfter = 3 * time.Second
+
+// enrolment is the enrolment of one pod. The reconciling goroutine owns it.
+type enrolment struct {
+	pod   kube.Pod
+	state State
+	word  word
+	// reason is why the agent says that the pod is not captured.
+	reason string
+	// since is when state was entered.
+	since time.Time
+	// withdrawn is the publication that withdrew it, 0 if it is not published yet.
+	withdrawn uint64
+}
+
+// outlook is what an enrolment sees of the world besides its own pod.
+type outlook struct {
+	now time.Time
+	// acked tells whether no node acts on anything older than the publication.
+	acked func(version uint64) bool
+	// connected tells whether the agent of the node is.
+	connected func(node string) bool
+}
+
+// hear takes in what the agent said.
+func (e *enrolment) hear(r xds.Report) {
+	e.word, e.reason = free, r.Reason
+	if r.State == xds.Captured {
+		e.word, e.reason = captured, ""
+	}
+}
+
+// advance steps until nothing changes any more, and tells whether anything did.
+func (e *enrolment) advance(o outlook) bool {
+	before := e.state
+	for {
+		next := e.state.next(view{
+			wanted:  e.pod.Enrol,
+			word:    e.word,
+			acked:   e.state == Withdrawing && e.withdrawn != 0 && o.acked(e.withdrawn),
+			settled: e.awaitsWord() && o.now.Sub(e.since) >= settleAfter && o.connected(e.pod.Node),
+		})
+		if next == e.state {
+			return next != before
+		}
+		e.enter(next, o.now)
+	}
+}
+
+// enter forgets what no longer counts: words said about what was asked before.
+func (e *enrolment) enter(next State, now time.Time) {
+	if next == Releasing || e.state == Releasing {
+		if e.reason = ""; e.word == captured || e.word == stale {
+			e.word = stale
+		} else {
+			e.word = silent
+		}
+	}
+	e.state, e.since, e.withdrawn = next, now, 0
+}
+
+// awaitsWord tells whether the silence of the agent means something.
+func (e *enrolment) awaitsWord() bool {
+	return e.state == Releasing || e.state == Enrolling && e.word == stale
+}
+
+// deadline is when the state may change though nobody says anything; zero if it
+// does not.
+func (e *enrolment) deadline() time.Time {
+	if e.awaitsWord() {
+		return e.since.Add(settleAfter)
+	}
+	return time.Time{}
+}

@@ -1,0 +1,126 @@
+package control
+
+import (
+	"fmt"
+	"testing"
+)
+
+// rule is one line of the state machine as a person would write it: "-" is any.
+type rule struct {
+	from                         State
+	wanted, word, acked, settled string
+	to                           State
+}
+
+// Every combination of what decides meets exactly one of these.
+var rules = []rule{
+	{Outside, "yes", "-", "-", "-", Enrolling},
+	{Outside, "no", "captured", "-", "-", Releasing}, // nobody asked: control may have forgotten
+	{Outside, "no", "silent", "-", "-", Outside},
+	{Outside, "no", "stale", "-", "-", Outside},
+	{Outside, "no", "free", "-", "-", Outside},
+
+	{Enrolling, "no", "-", "-", "-", Releasing}, // never announced: nobody has to acknowledge
+	{Enrolling, "yes", "captured", "-", "-", Announced},
+	{Enrolling, "yes", "silent", "-", "-", Enrolling},
+	{Enrolling, "yes", "free", "-", "-", Enrolling},
+	{Enrolling, "yes", "stale", "-", "no", Enrolling},
+	{Enrolling, "yes", "stale", "-", "yes", Announced}, // it was captured all the time
+
+	{Announced, "yes", "-", "-", "-", Announced}, // whatever the agent says
+	{Announced, "no", "-", "-", "-", Withdrawing},
+
+	{Withdrawing, "yes", "-", "-", "-", Announced}, // it was never told to leave
+	{Withdrawing, "no", "-", "no", "-", Withdrawing},
+	{Withdrawing, "no", "-", "yes", "-", Releasing},
+
+	{Releasing, "-", "free", "-", "-", Outside},
+	{Releasing, "-", "silent", "-", "no", Releasing},
+	{Releasing, "-", "silent", "-", "yes", Outside}, // it was never captured
+	{Releasing, "-", "captured", "-", "no", Releasing},
+	{Releasing, "-", "stale", "-", "no", Releasing},
+	{Releasing, "no", "captured", "-", "yes", Releasing}, // still drained
+	{Releasing, "no", "stale", "-", "yes", Releasing},
+	{Releasing, "yes", "captured", "-", "yes", Outside},
+	{Releasing, "yes", "stale", "-", "yes", Outside},
+}
+
+func (r rule) meets(s State, v view) bool {
+	is := func(want string, have bool) bool {
+		return want == "-" || want == "yes" && have || want == "no" && !have
+	}
+	return r.from == s && is(r.wanted, v.wanted) && is(r.acked, v.acked) && is(r.settled, v.settled) &&
+		(r.word == "-" || r.word == string(v.word))
+}
+
+func TestEveryStateAndView(t *testing.T) {
+	count := 0
+	for _, s := range []State{Outside, Enrolling, Announced, Withdrawing, Releasing} {
+		for _, w := range []word{silent, captured, stale, free} {
+			for bits := range 8 {
+				v := view{wanted: bits&1 != 0, word: w, acked: bits&2 != 0, settled: bits&4 != 0}
+				checkStep(t, s, v)
+				count++
+			}
+		}
+	}
+	if count != 160 {
+		t.Errorf("%d combinations, want 160", count)
+	}
+}
+
+func checkStep(t *testing.T, s State, v view) {
+	t.Helper()
+	var met []rule
+	for _, r := range rules {
+		if r.meets(s, v) {
+			met = append(met, r)
+		}
+	}
+	if len(met) != 1 {
+		t.Fatalf("%s %+v: meets %d rules, want one", s, v, len(met))
+	}
+	if got := s.next(v); got != met[0].to {
+		t.Errorf("%s %+v: next is %s, want %s", s, v, got, met[0].to)
+	}
+}
+
+// What is told follows from the state alone, and keeps the order: announced
+// implies enrolled, and no step goes from announced to not enrolled at once.
+func TestWhatIsTold(t *testing.T) {
+	for _, row := range []struct {
+		state         State
+		enrol, direct bool
+	}{
+		{Outside, false, false}, {Enrolling, true, false}, {Announced, true, true}, {Withdrawing, true, false}, {Releasing, false, false},
+	} {
+		if row.state.enrol() != row.enrol || row.state.direct() != row.direct {
+			t.Errorf("%s: enrol %v direct %v, want %v %v", row.state, row.state.enrol(), row.state.direct(), row.enrol, row.direct)
+		}
+	}
+	for _, r := range rules {
+		if r.from.direct() && !r.to.enrol() || !r.from.enrol() && r.to.direct() {
+			t.Errorf("%s goes to %s at once", r.from, r.to)
+		}
+	}
+}
+
+// The machine cannot turn in circles within one moment.
+func TestMachineComesToRest(t *testing.T) {
+	for _, s := range []State{Outside, Enrolling, Announced, Withdrawing, Releasing} {
+		for _, w := range []word{silent, captured, stale, free} {
+			for _, wanted := range []bool{true, false} {
+				t.Run(fmt.Sprintf("%s/%s/%v", s, w, wanted), func(t *testing.T) {
+					e := enrolment{state: s, word: w, withdrawn: 1}
+					e.pod.Enrol = wanted
+					o := outlook{now: e.since.Add(2 * settleAfter),
+						acked: func(uint64) bool { return true }, connected: func(string) bool { return true }}
+					e.advance(o) // hangs if not
+					if e.advance(o) {
+						t.Errorf("still changes, to %s", e.state)
+					}
+				})
+			}
+		}
+	}
+}

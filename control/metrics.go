@@ -1,0 +1,58 @@
+package control
+
+import "github.com/prometheus/client_golang/prometheus"
+
+// metrics are what control counts of itself; wire/xds has its own.
+type metrics struct {
+	pods        *prometheus.GaugeVec
+	unprotected prometheus.Gauge
+	problems    prometheus.Gauge
+	signed      *prometheus.CounterVec
+	failures    prometheus.Counter
+	reconcile   prometheus.Histogram
+}
+
+func newMetrics(r prometheus.Registerer) *metrics {
+	m := &metrics{
+		pods: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tacit_control_pods", Help: "Pods by the state of their enrolment.",
+		}, []string{"state"}),
+		unprotected: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tacit_control_pods_unprotected", Help: "Enrolled pods whose agent says that they are not captured.",
+		}),
+		problems: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tacit_control_problems", Help: "Things in objects that were not understood.",
+		}),
+		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tacit_control_signing_requests_total", Help: "Signing requests by result: signed, denied, bad_request, failed.",
+		}, []string{"result"}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "tacit_control_publish_failures_total", Help: "Publications put off because the state could not be written.",
+		}),
+		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "tacit_control_reconcile_seconds", Help: "Time from something new to its publication.",
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
+		}),
+	}
+	r.MustRegister(m.pods, m.unprotected, m.problems, m.signed, m.failures, m.reconcile)
+	for _, result := range []string{signed, denied, badRequest, failed} {
+		m.signed.WithLabelValues(result)
+	}
+	return m
+}
+
+func (m *metrics) observe(s Status) {
+	count := map[State]int{Outside: 0, Enrolling: 0, Announced: 0, Withdrawing: 0, Releasing: 0}
+	unprotected := 0
+	for _, p := range s.Pods {
+		count[p.State]++
+		if p.Unprotected {
+			unprotected++
+		}
+	}
+	for state, n := range count {
+		m.pods.WithLabelValues(string(state)).Set(float64(n))
+	}
+	m.unprotected.Set(float64(unprotected))
+	m.problems.Set(float64(len(s.Problems)))
+}

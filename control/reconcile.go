@@ -1,0 +1,193 @@
+package control
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/wire/xds"
+)
+
+const (
+	// retryAfter is the wait after a file could not be written.
+	retryAfter = time.Second
+	// recheck is how often what waits for nodes is looked at if nothing is heard.
+	recheck = time.Second
+)
+
+// publisher is what the reconciler needs of xds.Server.
+type publisher interface {
+	Publish(xds.Snapshot) (version uint64)
+	Acked(version uint64) (waiting []string)
+	Changed() <-chan struct{}
+	Nodes() []xds.NodeStatus
+}
+
+// saver is what the reconciler needs of store.
+type saver interface{ save([]memory) error }
+
+// reconciler brings objects, reports and acknowledgements together, and publishes
+// what follows. One goroutine runs it and owns it, except for what others load.
+type reconciler struct {
+	build   kube.BuildConfig
+	inbox   *inbox
+	roster  *roster
+	server  publisher
+	store   saver
+	metrics *metrics
+	log     *slog.Logger
+
+	// dirty: the roster differs from what is published.
+	dirty    bool
+	problems map[kube.Problem]bool
+
+	// published is closed after the first publication. Before it nothing is served.
+	published chan struct{}
+	allowed   atomic.Pointer[map[allowance]bool]
+	status    atomic.Pointer[Status]
+}
+
+// run reconciles whenever there is something new, until ctx ends.
+func (r *reconciler) run(ctx context.Context) error {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-r.inbox.wake:
+		case <-r.server.Changed():
+		case <-timer.C:
+		}
+		timer.Reset(r.reconcile(time.Now()))
+	}
+}
+
+// reconcile takes in what is new, steps every enrolment, and publishes as long as
+// something changes. It returns after how long to look again.
+func (r *reconciler) reconcile(now time.Time) time.Duration {
+	began := time.Now()
+	defer func() { r.metrics.reconcile.Observe(time.Since(began).Seconds()) }()
+	r.takeInbox(now)
+	if !r.dirty && !r.started() {
+		return time.Hour // no objects yet: to publish without them would withdraw everybody
+	}
+	for r.roster.advance(r.outlook(now)) || r.dirty {
+		r.dirty = true
+		if err := r.store.save(r.roster.remember()); err != nil {
+			r.metrics.failures.Inc()
+			r.log.Error("nothing published, will try again", "error", err, "after", retryAfter)
+			return retryAfter
+		}
+		r.publish()
+	}
+	r.observe()
+	return r.wait(now)
+}
+
+func (r *reconciler) takeInbox(now time.Time) {
+	objects, nodes := r.inbox.take()
+	if objects != nil {
+		result := kube.Build(*objects, r.build)
+		r.tellProblems(result.Problems)
+		r.roster.objects(result, now)
+		r.dirty = true
+	}
+	for node, n := range nodes {
+		if n.full {
+			r.roster.reports(node, n.list)
+		}
+		for _, said := range n.changes {
+			r.roster.report(node, said)
+		}
+	}
+}
+
+// publish tells the nodes. A node may sign for a pod before it is told to enrol
+// it, and so its proxy never asks in vain.
+func (r *reconciler) publish() {
+	allowed := r.roster.allowed()
+	r.allowed.Store(&allowed)
+	r.roster.published(r.server.Publish(r.roster.snapshot()))
+	r.dirty = false
+	if !r.started() {
+		close(r.published)
+	}
+}
+
+func (r *reconciler) started() bool {
+	select {
+	case <-r.published:
+		return true
+	default:
+		return false
+	}
+}
+
+// outlook asks the server once per publication, not once per pod.
+func (r *reconciler) outlook(now time.Time) outlook {
+	acked := make(map[uint64]bool)
+	var agents map[string]bool
+	return outlook{
+		now: now,
+		acked: func(version uint64) bool {
+			done, asked := acked[version]
+			if !asked {
+				done = len(r.server.Acked(version)) == 0
+				acked[version] = done
+			}
+			return done
+		},
+		connected: func(node string) bool {
+			if agents == nil {
+				agents = r.agents()
+			}
+			return agents[node]
+		},
+	}
+}
+
+// agents names the nodes whose agent is connected.
+func (r *reconciler) agents() map[string]bool {
+	set := make(map[string]bool)
+	for _, n := range r.server.Nodes() {
+		set[n.Node] = n.Agent
+	}
+	return set
+}
+
+// wait is how long nothing has to be looked at: until the next deadline, and
+// while somebody is waited for not longer than recheck.
+func (r *reconciler) wait(now time.Time) time.Duration {
+	wait := time.Hour
+	if r.roster.withdrawing() {
+		wait = recheck
+	}
+	if d := r.roster.deadline(); !d.IsZero() {
+		if left := d.Sub(now); left > 0 {
+			return min(wait, left)
+		}
+		return recheck
+	}
+	return wait
+}
+
+// tellProblems logs what was not known to be a problem before.
+func (r *reconciler) tellProblems(list []kube.Problem) {
+	now := make(map[kube.Problem]bool, len(list))
+	for _, p := range list {
+		if now[p] = true; !r.problems[p] {
+			r.log.Warn("object not understood", "object", p.Object, "problem", p.Text)
+		}
+	}
+	r.problems = now
+}
+
+// observe shows the present state to metrics and dumps.
+func (r *reconciler) observe() {
+	s := r.roster.status(r.build.TrustDomain)
+	r.status.Store(&s)
+	r.metrics.observe(s)
+}
