@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"testing"
 	"time"
 
@@ -84,11 +85,33 @@ func (w *world) link() {
 	fs := families()
 	w.do(w.peer, func() error { return configure("toPod", fs[0].peer, fs[1].peer, fs[0].pod, fs[1].pod) })
 	w.do(w.pod, func() error { return configure("toPeer", fs[0].pod, fs[1].pod, fs[0].peer, fs[1].peer) })
+	w.settle(w.peer, fs[1].peer)
+	w.settle(w.pod, fs[1].pod)
 	for _, dev := range []string{"all", "default", "lo", "toPeer"} { // as strict as it gets
 		w.do(w.pod, func() error {
 			return os.WriteFile("/proc/sys/net/ipv4/conf/"+dev+"/rp_filter", []byte("1"), 0)
 		})
 	}
+}
+
+// settle waits until the kernel has noticed that the cable is plugged in: only
+// then it routes to the address.
+func (w *world) settle(ns *netns.NS, own netip.Addr) {
+	w.t.Helper()
+	w.do(ns, func() error {
+		for end := time.Now().Add(limit); time.Now().Before(end); runtime.Gosched() {
+			routes, err := netlink.RouteListFiltered(unix.AF_INET6, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+			if err != nil {
+				return err
+			}
+			for _, r := range routes {
+				if r.Dst != nil && r.Dst.IP.Equal(own.AsSlice()) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("no local route to %s within %v", own, limit)
+	})
 }
 
 func (w *world) move(l netlink.Link) error {
