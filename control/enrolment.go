@@ -79,7 +79,10 @@ type view struct {
 	word   word
 	// acked: no node acts on the announcement any more.
 	acked bool
-	// settled: the agent would have spoken by now if it had anything to say.
+	// rested: what the agent said before it heard of this state has arrived.
+	rested bool
+	// settled: the agent would have spoken by now if it had anything to say. It
+	// implies rested.
 	settled bool
 }
 
@@ -112,12 +115,17 @@ func (s State) next(v view) State {
 			return Releasing
 		}
 	case Releasing:
-		if v.word == free || v.settled && (v.wanted || v.word == silent) {
+		if v.word == free && v.rested || v.settled && (v.wanted || v.word == silent) {
 			return Outside
 		}
 	}
 	return s
 }
+
+// restFor is longer than a report travels. A pod that is released is not enrolled
+// again sooner: a report that crossed with the release would be taken for news
+// about the enrolment.
+const restFor = 100 * time.Millisecond
 
 // settleAfter is how long a connected agent may be silent about what it was told.
 // It answers in a fraction of it. One that is not connected brings everything it
@@ -162,6 +170,7 @@ func (e *enrolment) advance(o outlook) bool {
 			wanted:  e.pod.Enrol,
 			word:    e.word,
 			acked:   e.state == Withdrawing && e.withdrawn != 0 && o.acked(e.withdrawn),
+			rested:  o.now.Sub(e.since) >= restFor,
 			settled: e.awaitsWord() && o.now.Sub(e.since) >= settleAfter && o.connected(e.pod.Node),
 		})
 		if next == e.state {
@@ -191,7 +200,10 @@ func (e *enrolment) awaitsWord() bool {
 // deadline is when the state may change though nobody says anything; zero if it
 // does not.
 func (e *enrolment) deadline() time.Time {
-	if e.awaitsWord() {
+	switch {
+	case e.state == Releasing && e.word == free:
+		return e.since.Add(restFor)
+	case e.awaitsWord():
 		return e.since.Add(settleAfter)
 	}
 	return time.Time{}

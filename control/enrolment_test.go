@@ -7,9 +7,11 @@ import (
 
 // rule is one line of the state machine as a person would write it: "-" is any.
 type rule struct {
-	from                         State
-	wanted, word, acked, settled string
-	to                           State
+	from                State
+	wanted, word, acked string
+	// passed: "-", or how long it is in its state: new, rested, settled
+	passed string
+	to     State
 }
 
 // Every combination of what decides meets exactly one of these.
@@ -24,8 +26,9 @@ var rules = []rule{
 	{Enrolling, "yes", "captured", "-", "-", Announced},
 	{Enrolling, "yes", "silent", "-", "-", Enrolling},
 	{Enrolling, "yes", "free", "-", "-", Enrolling},
-	{Enrolling, "yes", "stale", "-", "no", Enrolling},
-	{Enrolling, "yes", "stale", "-", "yes", Announced}, // it was captured all the time
+	{Enrolling, "yes", "stale", "-", "new", Enrolling},
+	{Enrolling, "yes", "stale", "-", "rested", Enrolling},
+	{Enrolling, "yes", "stale", "-", "settled", Announced}, // it was captured all the time
 
 	{Announced, "yes", "-", "-", "-", Announced}, // whatever the agent says
 	{Announced, "no", "-", "-", "-", Withdrawing},
@@ -34,38 +37,45 @@ var rules = []rule{
 	{Withdrawing, "no", "-", "no", "-", Withdrawing},
 	{Withdrawing, "no", "-", "yes", "-", Releasing},
 
-	{Releasing, "-", "free", "-", "-", Outside},
-	{Releasing, "-", "silent", "-", "no", Releasing},
-	{Releasing, "-", "silent", "-", "yes", Outside}, // it was never captured
-	{Releasing, "-", "captured", "-", "no", Releasing},
-	{Releasing, "-", "stale", "-", "no", Releasing},
-	{Releasing, "no", "captured", "-", "yes", Releasing}, // still drained
-	{Releasing, "no", "stale", "-", "yes", Releasing},
-	{Releasing, "yes", "captured", "-", "yes", Outside},
-	{Releasing, "yes", "stale", "-", "yes", Outside},
+	{Releasing, "-", "-", "-", "new", Releasing}, // what was said may have crossed with the release
+	{Releasing, "-", "free", "-", "rested", Outside},
+	{Releasing, "-", "silent", "-", "rested", Releasing},
+	{Releasing, "-", "captured", "-", "rested", Releasing},
+	{Releasing, "-", "stale", "-", "rested", Releasing},
+	{Releasing, "-", "free", "-", "settled", Outside},
+	{Releasing, "-", "silent", "-", "settled", Outside},      // it was never captured
+	{Releasing, "no", "captured", "-", "settled", Releasing}, // still drained
+	{Releasing, "no", "stale", "-", "settled", Releasing},
+	{Releasing, "yes", "captured", "-", "settled", Outside},
+	{Releasing, "yes", "stale", "-", "settled", Outside},
 }
 
 func (r rule) meets(s State, v view) bool {
 	is := func(want string, have bool) bool {
 		return want == "-" || want == "yes" && have || want == "no" && !have
 	}
-	return r.from == s && is(r.wanted, v.wanted) && is(r.acked, v.acked) && is(r.settled, v.settled) &&
-		(r.word == "-" || r.word == string(v.word))
+	passed := "new"
+	if v.settled {
+		passed = "settled"
+	} else if v.rested {
+		passed = "rested"
+	}
+	return r.from == s && is(r.wanted, v.wanted) && is(r.acked, v.acked) &&
+		(r.passed == "-" || r.passed == passed) && (r.word == "-" || r.word == string(v.word))
 }
 
 func TestEveryStateAndView(t *testing.T) {
 	count := 0
 	for _, s := range []State{Outside, Enrolling, Announced, Withdrawing, Releasing} {
 		for _, w := range []word{silent, captured, stale, free} {
-			for bits := range 8 {
-				v := view{wanted: bits&1 != 0, word: w, acked: bits&2 != 0, settled: bits&4 != 0}
-				checkStep(t, s, v)
+			for bits := range 12 {
+				checkStep(t, s, view{wanted: bits&1 != 0, word: w, acked: bits&2 != 0, rested: bits >= 4, settled: bits >= 8})
 				count++
 			}
 		}
 	}
-	if count != 160 {
-		t.Errorf("%d combinations, want 160", count)
+	if count != 240 {
+		t.Errorf("%d combinations, want 240", count)
 	}
 }
 

@@ -126,7 +126,8 @@ func (m *model) reconcile() { m.r.reconcile(m.now) }
 
 func (m *model) objects() {
 	var o kube.Objects
-	for uid, on := range m.labels {
+	for _, uid := range slices.Sorted(maps.Keys(m.labels)) {
+		on := m.labels[uid]
 		value := map[bool]string{true: "on", false: "off"}[on]
 		o.Pods = append(o.Pods, &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: uid, Namespace: "default", UID: types.UID(uid), Labels: map[string]string{kube.LabelMesh: value}},
@@ -160,7 +161,8 @@ func (m *model) takePods(a *modelAgent) {
 	for _, p := range m.server.latest.Pods[a.node] {
 		enrol[p.UID] = p.Enrol
 	}
-	for uid, on := range enrol {
+	for _, uid := range slices.Sorted(maps.Keys(enrol)) {
+		on := enrol[uid]
 		switch {
 		case on && a.draining[uid]:
 			delete(a.draining, uid)
@@ -191,7 +193,7 @@ func (a *modelAgent) say(uid string, s xds.PodState) {
 
 // finish has an agent release what it drains.
 func (a *modelAgent) finish() {
-	for uid := range a.draining {
+	for _, uid := range slices.Sorted(maps.Keys(a.draining)) {
 		delete(a.draining, uid)
 		delete(a.captured, uid)
 		a.say(uid, xds.Released)
@@ -253,14 +255,14 @@ func (m *model) step(random *rand.Rand) string {
 		a.out = a.out[1:]
 		m.reconcile()
 		return "report of " + node
-	case what < 85:
+	case what < 80:
 		m.takeWorld(p)
 		m.reconcile()
 		return "world to " + node
-	case what < 90:
+	case what < 84:
 		a.finish()
 		return "end of draining on " + node
-	case what < 93 && !a.coy:
+	case what < 87 && !a.coy:
 		m.restart()
 		return "restart of control"
 	default:
@@ -270,7 +272,7 @@ func (m *model) step(random *rand.Rand) string {
 				return "nothing"
 			}
 		}
-		m.now = m.now.Add(settleAfter)
+		m.now = m.now.Add([]time.Duration{restFor, settleAfter}[random.IntN(2)])
 		m.reconcile()
 		return "a while"
 	}
