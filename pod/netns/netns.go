@@ -115,17 +115,23 @@ func (n *NS) Close() error {
 // An error that wraps none of fn's says that the namespace was not entered, and
 // fn not run, or that the way back failed; the thread is then gone.
 func (n *NS) Do(fn func() error) error {
+	return aside(n.enter, fn)
+}
+
+// aside runs enter and then fn on a thread of its own, which is home again
+// afterwards.
+func aside(enter, fn func() error) error {
 	err := errors.New("netns: the function ended its goroutine")
 	done := make(chan struct{})
-	go n.inside(fn, &err, done)
+	go thread(enter, fn, &err, done)
 	<-done
 	return err
 }
 
-// inside is Do on a thread of its own. Unlocking is the last thing it does, and
-// only when the thread is where it was: every other end of this goroutine, a
-// panic too, ends the thread.
-func (n *NS) inside(fn func() error, result *error, done chan<- struct{}) {
+// thread is aside on its goroutine. The thread is unlocked last, and only when it
+// is where it was, however enter and fn end. If the way back fails it stays
+// locked, and so dies with the goroutine; no other ever runs on it.
+func thread(enter, fn func() error, result *error, done chan<- struct{}) {
 	defer close(done)
 	runtime.LockOSThread()
 	home, err := Open(self)
@@ -134,16 +140,18 @@ func (n *NS) inside(fn func() error, result *error, done chan<- struct{}) {
 		return
 	}
 	defer home.Close()
-	if err := n.enter(); err != nil {
+	defer func() {
+		if err := home.enter(); err != nil {
+			*result = errors.Join(*result, err)
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	if err := enter(); err != nil {
 		*result = err
 		return
 	}
-	err = fn()
-	back := home.enter()
-	*result = errors.Join(err, back)
-	if back == nil {
-		runtime.UnlockOSThread()
-	}
+	*result = fn()
 }
 
 // enter moves the calling thread, and checks that it has moved.

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -31,37 +30,33 @@ func Delete(path string) error {
 	return nil
 }
 
-func create(path string) (*NS, error) {
-	var ns *NS
-	err := errors.New("netns: not made")
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		ns, err = unshare(path)
-	}()
-	<-done
+func create(path string) (ns *NS, err error) {
+	err = aside(unshare, func() error {
+		if err := loopbackUp(); err != nil {
+			return err
+		}
+		if path != "" {
+			if err := bindAt(path); err != nil {
+				return err
+			}
+		}
+		ns, err = Open(self)
+		return err
+	})
 	if err != nil {
+		if ns != nil {
+			ns.Close()
+		}
 		return nil, fmt.Errorf("make namespace %s: %w", path, err)
 	}
 	return ns, nil
 }
 
-// unshare leaves its thread in the new namespace, locked: the thread dies with
-// the goroutine.
-func unshare(path string) (*NS, error) {
-	runtime.LockOSThread()
+func unshare() error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		return nil, fmt.Errorf("unshare (needs CAP_SYS_ADMIN): %w", err)
+		return fmt.Errorf("unshare (needs CAP_SYS_ADMIN): %w", err)
 	}
-	if err := loopbackUp(); err != nil {
-		return nil, err
-	}
-	if path != "" {
-		if err := bindAt(path); err != nil {
-			return nil, err
-		}
-	}
-	return Open(self)
+	return nil
 }
 
 func bindAt(path string) error {
