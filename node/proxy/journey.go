@@ -54,10 +54,10 @@ func (d *pod) self(w *mesh.World) *mesh.Workload {
 
 // refuse resets the connection and tells why.
 func (j *journey) refuse(r *refusal) {
-	j.near.Abort()
-	j.flow.Flags, j.flow.Reason = r.flags, r.Error()
 	j.d.p.metrics.refused(j.inbound, r.reason)
 	j.d.counts.refused.Add(1)
+	j.near.Abort()
+	j.flow.Flags, j.flow.Reason = r.flags, r.Error()
 	j.d.p.tell.Opened(&j.flow)
 	j.flow.Closed = time.Now()
 	j.d.p.tell.Closed(&j.flow)

@@ -130,6 +130,10 @@ type testPod struct {
 	node   *node
 	files  []int
 	roles  []handle.Role
+
+	mu sync.Mutex
+	// spares are sockets for dial, by family.
+	spares map[int][]int
 }
 
 // pod makes a pod that is not in the mesh.
@@ -137,9 +141,11 @@ func (c *cluster) pod(name string) *testPod {
 	c.t.Helper()
 	n := len(c.pods) + 1
 	p := &testPod{c: c, name: name, space: newSpace(c.t),
-		v4: netip.AddrFrom4([4]byte{10, 77, 0, byte(n)}),
-		v6: netip.MustParseAddr(fmt.Sprintf("fd77::%x", n)),
+		v4:     netip.AddrFrom4([4]byte{10, 77, 0, byte(n)}),
+		v6:     netip.MustParseAddr(fmt.Sprintf("fd77::%x", n)),
+		spares: map[int][]int{},
 	}
+	c.t.Cleanup(func() { closeAll(p.spares[4]); closeAll(p.spares[6]) })
 	p.wl = &mesh.Workload{
 		UID: "Kubernetes//Pod/default/" + name, Namespace: "default", Name: name, Addresses: []netip.Addr{p.v4, p.v6},
 		ID: idOf(name), Ready: true, Services: map[string][]mesh.Port{},
@@ -404,10 +410,28 @@ func (a *fakeAgent) give(t testing.TB, conn *handle.Conn, m handle.Message) {
 	closeAll(files)
 }
 
-func (p *testPod) sockets(t testing.TB, family, n int) (files []int) {
-	domain, level, option := unix.AF_INET, unix.SOL_IP, unix.IP_TRANSPARENT
+// sockets makes sockets as the agent does.
+func (p *testPod) sockets(t testing.TB, family, n int) []int {
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
 	if family == 6 {
-		domain, level, option = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	files := p.plainSockets(t, family, n)
+	for _, fd := range files {
+		// The test has the privilege wherever it is.
+		err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mesh.Mark), unix.SetsockoptInt(fd, level, option, 1))
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	return files
+}
+
+// plainSockets makes sockets as the pod's application does.
+func (p *testPod) plainSockets(t testing.TB, family, n int) (files []int) {
+	domain := unix.AF_INET
+	if family == 6 {
+		domain = unix.AF_INET6
 	}
 	p.space.do(t, func() error {
 		for range n {
@@ -416,10 +440,6 @@ func (p *testPod) sockets(t testing.TB, family, n int) (files []int) {
 				return err
 			}
 			files = append(files, fd)
-			if err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mesh.Mark),
-				unix.SetsockoptInt(fd, level, option, 1)); err != nil {
-				return err
-			}
 		}
 		return nil
 	})
@@ -557,7 +577,39 @@ func (p *testPod) serve(port uint16, f func(*net.TCPConn)) *app {
 // dial connects from inside the pod, as its application does.
 func (p *testPod) dial(to netip.AddrPort) (*net.TCPConn, error) {
 	p.c.t.Helper()
-	return p.dialWith(net.Dialer{Timeout: limit}, to)
+	family := 4
+	if to.Addr().Is6() {
+		family = 6
+	}
+	fd, ok := p.spare(family)
+	if !ok {
+		files := p.plainSockets(p.c.t, family, 32)
+		fd = files[0]
+		p.mu.Lock()
+		p.spares[family] = append(p.spares[family], files[1:]...)
+		p.mu.Unlock()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	c, err := connect(ctx, fd, to)
+	if err != nil {
+		return nil, err
+	}
+	c.SetDeadline(time.Now().Add(4 * limit))
+	return c, nil
+}
+
+// spare returns a socket that was made before: entering a namespace takes long.
+func (p *testPod) spare(family int) (fd int, ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.spares[family])
+	if n == 0 {
+		return -1, false
+	}
+	fd = p.spares[family][n-1]
+	p.spares[family] = p.spares[family][:n-1]
+	return fd, true
 }
 
 func (p *testPod) dialWith(d net.Dialer, to netip.AddrPort) (*net.TCPConn, error) {

@@ -1,0 +1,105 @@
+package proxy
+
+import (
+	"math/rand/v2"
+	"sync"
+	"testing"
+
+	"tacit.dev/mesh"
+)
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
+}
+
+func TestWorldIsSettledWhenNoOlderDialIsLeft(t *testing.T) {
+	k := newKnowledge()
+	if !isClosed(k.apply(&mesh.World{})) {
+		t.Error("nothing was dialled, and the first World is not settled")
+	}
+	one := k.lease()
+	second := k.apply(&mesh.World{})
+	two := k.lease()
+	third := k.apply(&mesh.World{})
+	if isClosed(second) || isClosed(third) {
+		t.Error("settled with a dial of the first World under way")
+	}
+	k.release(two)
+	if isClosed(third) {
+		t.Error("the third is settled before the second")
+	}
+	k.release(one)
+	if !isClosed(second) || !isClosed(third) {
+		t.Error("not settled without any dial")
+	}
+	if fresh := k.lease(); fresh.world != k.world() {
+		t.Error("a lease is not of the current World")
+	}
+}
+
+// Whatever the order, a settled World has no older lease, and in the end all are settled.
+func TestWorldsSettleUnderLoad(t *testing.T) {
+	k := newKnowledge()
+	type held struct {
+		e   *epoch
+		seq int
+	}
+	order := map[*mesh.World]int{k.world(): 0}
+	var mu sync.Mutex // guards order and open
+	open := map[int]int{}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			var mine []held
+			for range 2000 {
+				if len(mine) > 0 && rand.IntN(2) == 0 {
+					i := rand.IntN(len(mine))
+					mu.Lock()
+					open[mine[i].seq]--
+					mu.Unlock()
+					k.release(mine[i].e)
+					mine = append(mine[:i], mine[i+1:]...)
+					continue
+				}
+				mu.Lock()
+				e := k.lease()
+				h := held{e, order[e.world]}
+				open[h.seq]++
+				mu.Unlock()
+				mine = append(mine, h)
+			}
+			for _, h := range mine {
+				mu.Lock()
+				open[h.seq]--
+				mu.Unlock()
+				k.release(h.e)
+			}
+		})
+	}
+	var settled []<-chan struct{}
+	for i := 1; i <= 200; i++ {
+		w := mesh.NewWorld(nil, nil)
+		mu.Lock()
+		order[w] = i
+		settled = append(settled, k.apply(w))
+		for j, s := range settled {
+			for older := range j + 1 {
+				if isClosed(s) && open[older] > 0 {
+					t.Errorf("World %d is settled with %d dials of World %d", j+1, open[older], older)
+				}
+			}
+		}
+		mu.Unlock()
+	}
+	wg.Wait()
+	for i, s := range settled {
+		if !isClosed(s) {
+			t.Errorf("World %d is never settled", i+1)
+		}
+	}
+}
