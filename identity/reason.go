@@ -23,6 +23,9 @@ const (
 	ReasonNotTLS           = "not_tls"
 	ReasonNotTLS13         = "not_tls13"
 	ReasonNotOurProtocol   = "not_our_protocol"
+	// ReasonStaleSession: the session that a client offered is not known to the
+	// server any more; the client dials again without it.
+	ReasonStaleSession = "stale_session"
 	// ReasonPeerRefused: the peer sent an alert, so its log knows more.
 	ReasonPeerRefused = "peer_refused"
 	// ReasonPeerClosed: FIN or RST before the end of the handshake.

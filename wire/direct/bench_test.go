@@ -83,8 +83,9 @@ func BenchmarkRoundTrip(b *testing.B) {
 
 // BenchmarkConnect is one TCP connection, handshake, preambles, and its end.
 func BenchmarkConnect(b *testing.B) {
-	for _, resumed := range []bool{true, false} {
-		b.Run(map[bool]string{true: "resumed", false: "full"}[resumed], func(b *testing.B) {
+	for _, how := range []string{"quick", "resumed", "full"} {
+		resumed := how != "full"
+		b.Run(how, func(b *testing.B) {
 			w := newWorld(b)
 			w.connect(b, true, true)
 			go func() {
@@ -110,7 +111,8 @@ func BenchmarkConnect(b *testing.B) {
 				if !resumed {
 					w.tls.Forget(idClient)
 				}
-				c, err := Client(b.Context(), cs, w.clientConfig(), Hello{Service: "default/db.default.svc:5432"})
+				c, err := client(b.Context(), cs, w.clientConfig(), Hello{Service: "default/db.default.svc:5432"},
+					side{client: true, own: true, quick: how == "quick"})
 				must(b, err)
 				_, err = c.AwaitReply(b.Context())
 				must(b, err)

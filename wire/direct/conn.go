@@ -27,10 +27,11 @@ var errNoReply = errors.New("direct: Read before AwaitReply")
 type Peer struct {
 	ID mesh.ID
 	// Resumed says that a session was resumed; certificate and bundle were checked again.
-	Resumed bool
-	// CipherSuite and Curve are numbers of crypto/tls.
+	Resumed     bool
 	CipherSuite uint16
-	Curve       tls.CurveID
+	// Curve is the key exchange. A resumed session is protected by that of the
+	// full handshake too, with which it began.
+	Curve tls.CurveID
 }
 
 // Conn is one end of a direct connection.
@@ -69,6 +70,25 @@ type Conn struct {
 // identity.Reason tells errors apart.
 func Client(ctx context.Context, c *net.TCPConn, cfg *tls.Config, h Hello) (*Conn, error) {
 	return client(ctx, c, cfg, h, side{client: true, own: ownRecords()})
+}
+
+// Dial is Client on a connection that dial makes, and is cheaper where there is a
+// session to resume. It calls dial a second time if the server turns out not to
+// know the session any more, which happens once after it was restarted or has
+// renewed its certificate. The errors are those of dial, as they are, and of Client.
+func Dial(ctx context.Context, dial func(context.Context) (*net.TCPConn, error), cfg *tls.Config, h Hello) (*Conn, error) {
+	c, err := dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := client(ctx, c, cfg, h, side{client: true, own: ownRecords(), quick: true})
+	if !errors.Is(err, errStale) {
+		return conn, err
+	}
+	if c, err = dial(ctx); err != nil {
+		return nil, err
+	}
+	return Client(ctx, c, cfg, h)
 }
 
 func client(ctx context.Context, c *net.TCPConn, cfg *tls.Config, h Hello, o side) (*Conn, error) {

@@ -103,12 +103,10 @@ func layers(t *testing.T, f func(t *testing.T, client, server bool)) {
 func pump(c *Conn, seed uint64, n int) ([]byte, error) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	h := sha256.New()
-	buf := make([]byte, 300<<10)
+	buf := random(seed, 300<<10)
 	for n > 0 {
-		p := buf[:min(n, 1+r.IntN(len(buf)))]
-		for i := range p {
-			p[i] = byte(r.Uint32())
-		}
+		start := r.IntN(len(buf))
+		p := buf[start : start+min(n, 1+r.IntN(len(buf)-start))]
 		h.Write(p)
 		if _, err := c.Write(p); err != nil {
 			return nil, err
@@ -168,7 +166,7 @@ func TestBothWaysAtOnce(t *testing.T) {
 			if c.Peer().Resumed != resumed || s.Peer().Resumed != resumed {
 				t.Errorf("resumed: client says %v, server %v: want %v", c.Peer().Resumed, s.Peer().Resumed, resumed)
 			}
-			both(t, c, s, 8<<20)
+			both(t, c, s, 4<<20)
 		}
 	})
 }
@@ -282,7 +280,7 @@ func TestKeyUpdate(t *testing.T) {
 				r.rekey = 7
 			}
 		}
-		both(t, c, s, 8<<20)
+		both(t, c, s, 4<<20)
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -24,15 +25,14 @@ func plainConfig(cfg *tls.Config) *tls.Config {
 }
 
 func random(seed uint64, n int) []byte {
-	r := rand.New(rand.NewPCG(seed, 3))
+	var key [32]byte
+	binary.LittleEndian.PutUint64(key[:], seed)
 	p := make([]byte, n)
-	for i := range p {
-		p[i] = byte(r.Uint32())
-	}
+	_, _ = rand.NewChaCha8(key).Read(p)
 	return p
 }
 
-const interopBytes = 8 << 20
+const interopBytes = 4 << 20
 
 // exchange sends both ways at once and compares, up to the orderly end.
 func exchange(t *testing.T, a, b interface {
