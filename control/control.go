@@ -142,32 +142,44 @@ type plane struct {
 }
 
 // open takes StateDir, and leaves nothing open if it fails.
-func open(cfg Config) (p *plane, err error) {
-	p = &plane{cfg: cfg, log: cfg.Log, listener: cfg.Listener}
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
-	if p.lock, err = lockDir(cfg.StateDir); err != nil {
+func open(cfg Config) (*plane, error) {
+	p := &plane{cfg: cfg, log: cfg.Log, listener: cfg.Listener}
+	if err := errors.Join(p.openFiles(), p.listen()); err != nil {
+		p.close()
 		return nil, err
 	}
-	p.ca, err = ca.Open(ca.Config{Dir: filepath.Join(cfg.StateDir, "ca"), TrustDomain: cfg.TrustDomain, LeafTTL: cfg.LeafTTL, Log: cfg.Log})
+	if err := p.prepare(); err != nil {
+		p.close()
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *plane) openFiles() (err error) {
+	if p.lock, err = lockDir(p.cfg.StateDir); err != nil {
+		return err
+	}
+	p.ca, err = ca.Open(ca.Config{
+		Dir:         filepath.Join(p.cfg.StateDir, "ca"),
+		TrustDomain: p.cfg.TrustDomain,
+		LeafTTL:     p.cfg.LeafTTL,
+		Log:         p.log,
+	})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if err = ca.WriteFile(filepath.Join(cfg.StateDir, "bundle.pem"), p.ca.Bundle(), 0o644); err != nil {
-		return nil, err
+	p.tokens, err = newTokens(p.cfg.TokenDir, p.log)
+	if err != nil {
+		return err
 	}
-	if p.tokens, err = newTokens(cfg.TokenDir, cfg.Log); err != nil {
-		return nil, err
-	}
+	return ca.WriteFile(filepath.Join(p.cfg.StateDir, "bundle.pem"), p.ca.Bundle(), 0o644)
+}
+
+func (p *plane) listen() (err error) {
 	if p.listener == nil {
-		if p.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
-			return nil, err
-		}
+		p.listener, err = net.Listen("tcp", p.cfg.Listen)
 	}
-	return p, p.prepare()
+	return err
 }
 
 // prepare makes what brings knowledge together.
@@ -175,7 +187,7 @@ func (p *plane) prepare() error {
 	memories := &store{path: filepath.Join(p.cfg.StateDir, "captured.json")}
 	past, err := memories.load()
 	if err != nil {
-		return err
+		return fmt.Errorf("remember captured pods: %w", err)
 	}
 	// What an earlier process announced, nodes may still act on.
 	var expect []string

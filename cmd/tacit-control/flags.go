@@ -1,0 +1,75 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"tacit.dev/admin"
+	"tacit.dev/control"
+	"tacit.dev/control/ca"
+	"tacit.dev/control/kube"
+)
+
+// parse turns flags into a Config.
+func parse(args []string) (control.Config, error) {
+	cfg := control.Config{Registry: admin.NewRegistry()}
+	var source, format, level string
+	f := flag.NewFlagSet("tacit-control", flag.ContinueOnError)
+	f.StringVar(&source, "source", "", "`folder` of Kubernetes YAML to read the cluster from")
+	f.StringVar(&cfg.StateDir, "state", "", "`folder` of the CA, of what is announced, and of bundle.pem for the nodes")
+	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:15010", "`HOST:PORT` where nodes connect")
+	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:15022", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	f.Func("name", "DNS `name` or IP address by which nodes reach control, besides that of --listen; may be repeated", func(s string) error {
+		cfg.Names = append(cfg.Names, strings.Split(s, ",")...)
+		return nil
+	})
+	f.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of all identities")
+	f.StringVar(&cfg.Cluster, "cluster", "", "`name` of the cluster (default Kubernetes)")
+	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long a certificate of a pod lives")
+	f.StringVar(&cfg.TokenDir, "tokens", "", "`folder` with one file per node, named after it, that holds its token")
+	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")
+	f.StringVar(&format, "log-format", "json", "text or json")
+	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	print := f.Bool("version", false, "print the version and end")
+	if err := f.Parse(args); err != nil {
+		return cfg, err
+	}
+	if *print {
+		fmt.Println(version)
+		return cfg, flag.ErrHelp
+	}
+	if f.NArg() > 0 {
+		return cfg, fmt.Errorf("%q: want flags and no arguments", f.Args())
+	}
+	if source == "" {
+		return cfg, fmt.Errorf("want --source: a folder of Kubernetes YAML")
+	}
+	log, err := logTo(format, level)
+	if err != nil {
+		return cfg, err
+	}
+	cfg.Log = log
+	cfg.Source = kube.NewFolder(kube.FolderConfig{Dir: source, Registerer: cfg.Registry, Log: log})
+	return cfg, nil
+}
+
+// logTo is the logger that the flags --log-format and --log-level ask for.
+func logTo(format, level string) (*slog.Logger, error) {
+	var o slog.HandlerOptions
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level: %w", err)
+	}
+	o.Level = l
+	switch format {
+	case "json":
+		return slog.New(slog.NewJSONHandler(os.Stderr, &o)), nil
+	case "text":
+		return slog.New(slog.NewTextHandler(os.Stderr, &o)), nil
+	}
+	return nil, fmt.Errorf("--log-format %q: want json or text", format)
+}

@@ -1,0 +1,35 @@
+package main
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestParse(t *testing.T) {
+	cfg, err := parse([]string{"--source", t.TempDir(), "--state", "s", "--tokens", "t", "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
+		"--trust-domain", "lab", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(cfg.Names, " "); got != "a b c" || cfg.LeafTTL != 5*time.Second || cfg.GoneAfter != 3*time.Second || cfg.TrustDomain != "lab" {
+		t.Errorf("names %q, leaf ttl %v, gone after %v, trust domain %q", got, cfg.LeafTTL, cfg.GoneAfter, cfg.TrustDomain)
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	for text, args := range map[string]string{
+		"--source":     "",
+		"no arguments": "--source . more",
+		"--log-format": "--source . --log-format loud",
+		"--log-level":  "--source . --log-level loud",
+		"not defined":  "--sauce .",
+	} {
+		if _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("%q: error %v, want %q", args, err, text)
+		}
+	}
+}

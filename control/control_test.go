@@ -1,0 +1,454 @@
+package control
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
+	"tacit.dev/wire/csr"
+	"tacit.dev/wire/xds"
+)
+
+// bench is one control with everything around it, in this process.
+type bench struct {
+	t      *testing.T
+	dir    string
+	source string
+	tokens string
+	addr   string
+	gone   time.Duration
+	stop   func()
+}
+
+func newBench(t *testing.T, nodes ...string) *bench {
+	dir := t.TempDir()
+	b := &bench{t: t, dir: filepath.Join(dir, "state"), source: filepath.Join(dir, "source"), tokens: filepath.Join(dir, "tokens"), gone: 10 * time.Second}
+	b.must(os.Mkdir(b.source, 0o755), os.Mkdir(b.tokens, 0o700))
+	for _, n := range nodes {
+		b.token(n)
+	}
+	return b
+}
+
+func (b *bench) must(errs ...error) {
+	b.t.Helper()
+	if err := errors.Join(errs...); err != nil {
+		b.t.Fatal(err)
+	}
+}
+
+func (b *bench) token(node string) {
+	b.t.Helper()
+	b.must(os.WriteFile(filepath.Join(b.tokens, node), []byte(node+"-0123456789abcdef\n"), 0o600))
+}
+
+// write replaces a file of the source at once.
+func (b *bench) write(name, content string) {
+	b.t.Helper()
+	temp := filepath.Join(b.source, "."+name)
+	b.must(os.WriteFile(temp, []byte(content), 0o644), os.Rename(temp, filepath.Join(b.source, name)))
+}
+
+func (b *bench) namespace(label string) {
+	b.write("namespace.yaml", "apiVersion: v1\nkind: Namespace\nmetadata: {name: default, labels: {tacit.dev/mesh: \""+label+"\"}}\n")
+}
+
+func (b *bench) pod(name, node, ip string) {
+	b.write("pod-"+name+".yaml", "apiVersion: v1\nkind: Pod\nmetadata: {name: "+name+", namespace: default, uid: uid-"+name+"}\n"+
+		"spec: {nodeName: "+node+", serviceAccountName: "+name+"}\nstatus: {podIP: "+ip+", conditions: [{type: Ready, status: \"True\"}]}\n")
+}
+
+// start runs control until the test ends, or stop is called. It listens where it
+// listened before.
+func (b *bench) start() {
+	b.t.Helper()
+	addr := b.addr
+	if addr == "" {
+		addr = "127.0.0.1:0"
+	}
+	l, err := net.Listen("tcp", addr)
+	b.must(err)
+	b.addr = l.Addr().String()
+	c, err := New(Config{
+		Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listener: l, TokenDir: b.tokens,
+		TrustDomain: "lab", GoneAfter: b.gone, Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	b.must(err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go runControl(ctx, c, ended)
+	b.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			b.t.Errorf("run: %v", err)
+		}
+	})
+	b.t.Cleanup(b.stop)
+}
+
+func runControl(ctx context.Context, c *Control, ended chan<- error) { ended <- c.Run(ctx) }
+
+// testNode is a node's agent and proxy, without pods.
+type testNode struct {
+	t      *testing.T
+	conn   *xds.Conn
+	world  chan *mesh.World
+	pods   chan []mesh.Pod
+	agent  *xds.PodClient
+	held   chan struct{} // if not nil, Worlds settle when it is closed
+	signer *csr.Client
+	leave  func()
+}
+
+func (b *bench) dial(node string) *xds.Conn {
+	b.t.Helper()
+	conn, err := xds.Dial(xds.DialConfig{Addr: b.addr, TokenFile: filepath.Join(b.tokens, node), BundleFile: filepath.Join(b.dir, "bundle.pem")})
+	b.must(err)
+	return conn
+}
+
+func (b *bench) node(name string, held chan struct{}) *testNode {
+	b.t.Helper()
+	n := &testNode{t: b.t, conn: b.dial(name), world: make(chan *mesh.World, 1000), pods: make(chan []mesh.Pod, 1000), held: held}
+	n.signer = csr.NewClient(n.conn)
+	n.agent = xds.NewPodClient(xds.ClientConfig{Conn: n.conn, Node: name}, func(p []mesh.Pod) { n.pods <- p })
+	world := xds.NewWorldClient(xds.ClientConfig{Conn: n.conn, Node: name}, func(w *mesh.World) <-chan struct{} {
+		n.world <- w
+		return n.held
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { world.Run(ctx) })
+	running.Go(func() { n.agent.Run(ctx) })
+	n.leave = sync.OnceFunc(func() {
+		cancel()
+		running.Wait()
+		n.conn.Close()
+	})
+	b.t.Cleanup(n.leave)
+	return n
+}
+
+func (n *testNode) report(pod string, s xds.PodState) {
+	n.agent.Report(xds.Report{UID: "uid-" + pod, Namespace: "default", Name: pod, State: s})
+}
+
+const patience = 20 * time.Second
+
+// awaitEnrol waits until the agent is told so about the pod.
+func (n *testNode) awaitEnrol(pod string, want bool) {
+	n.t.Helper()
+	for limit := time.After(patience); ; {
+		select {
+		case list := <-n.pods:
+			for _, p := range list {
+				if p.Name == pod && p.Enrol == want {
+					return
+				}
+			}
+		case <-limit:
+			n.t.Fatalf("agent was not told that %s is enrolled: %v", pod, want)
+		}
+	}
+}
+
+// awaitDirect waits for a World in which the address is direct, or is not.
+func (n *testNode) awaitDirect(ip string, want bool) {
+	n.t.Helper()
+	for limit := time.After(patience); ; {
+		select {
+		case w := <-n.world:
+			if wl := w.Workload(netip.MustParseAddr(ip)); wl != nil && wl.Direct == want {
+				return
+			}
+		case <-limit:
+			n.t.Fatalf("no World in which %s is direct: %v", ip, want)
+		}
+	}
+}
+
+// never tells that nothing of this kind has arrived so far.
+func (n *testNode) neverDirect(ip string) {
+	n.t.Helper()
+	for {
+		select {
+		case w := <-n.world:
+			if wl := w.Workload(netip.MustParseAddr(ip)); wl != nil && wl.Direct {
+				n.t.Fatalf("%s is direct", ip)
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (n *testNode) neverReleased(pod string) {
+	n.t.Helper()
+	for {
+		select {
+		case list := <-n.pods:
+			for _, p := range list {
+				if p.Name == pod && !p.Enrol {
+					n.t.Fatalf("%s was released", pod)
+				}
+			}
+		default:
+			return
+		}
+	}
+}
+
+func (n *testNode) sign(id mesh.ID) ([]byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return nil, err
+	}
+	return n.signer.Sign(n.t.Context(), id, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
+}
+
+func labID(sa string) mesh.ID {
+	return mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: sa}
+}
+
+// The whole way: label, enrolment, announcement, withdrawal, acknowledgement, release.
+func TestEnrolAndRelease(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.namespace("off")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	held := make(chan struct{})
+	n1, n2 := b.node("n1", nil), b.node("n2", held)
+	n1.awaitEnrol("server", false)
+	n2.awaitDirect("10.30.1.2", false)
+
+	began := time.Now()
+	b.namespace("on")
+	n1.awaitEnrol("server", true)
+	enrolled := time.Since(began)
+	n2.neverDirect("10.30.1.2")
+	began = time.Now()
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.2", true)
+	t.Logf("label to agent %v, captured to announced %v", enrolled, time.Since(began))
+	n1.awaitDirect("10.30.1.2", true)
+
+	b.namespace("off")
+	n2.awaitDirect("10.30.1.2", false)
+	n1.awaitDirect("10.30.1.2", false)
+	n1.neverReleased("server") // n2 still has a handshake under way
+	close(held)
+	n1.awaitEnrol("server", false)
+	n1.report("server", xds.Released)
+
+	b.namespace("on")
+	n1.awaitEnrol("server", true)
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.2", true)
+}
+
+// A node that is gone does not hold a withdrawal up for ever.
+func TestGoneNodeIsNotWaitedForLong(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.gone = 300 * time.Millisecond
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
+	n1.awaitEnrol("server", true)
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.2", true)
+	n2.leave()
+	b.namespace("off")
+	n1.awaitEnrol("server", false)
+}
+
+// control that restarts withdraws nobody: not before its agents have come back,
+// and not if the agent of a pod never does.
+func TestRestartWithdrawsNobody(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
+	n1.awaitEnrol("server", true)
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.2", true)
+
+	n1.leave() // its agent does not come back
+	b.stop()
+	b.pod("other", "n2", "10.30.2.2")
+	b.start()
+	w := <-n2.world
+	if wl := w.Workload(netip.MustParseAddr("10.30.1.2")); wl == nil || !wl.Direct {
+		t.Fatalf("after the restart the first World has %+v, want it direct", wl)
+	}
+	if w.Workload(netip.MustParseAddr("10.30.2.2")) == nil {
+		t.Fatal("the first World is not that of the new control")
+	}
+}
+
+// What an earlier control announced, its nodes may still act on: one that has not
+// come back yet is waited for.
+func TestRestartWaitsForNodesOfThePast(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.gone = time.Second
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
+	n1.awaitEnrol("server", true)
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.2", true)
+	n2.leave()
+	b.stop()
+	b.namespace("off")
+	began := time.Now()
+	b.start()
+	n1.awaitEnrol("server", false)
+	if took := time.Since(began); took < b.gone {
+		t.Errorf("released after %v, want not before %v: n2 may still dial by direct", took, b.gone)
+	}
+}
+
+func TestSigning(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
+	n1.awaitEnrol("server", true)
+	n2.awaitDirect("10.30.1.2", false)
+
+	chain, err := n1.sign(labID("server"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode(chain)
+	leaf, err := x509.ParseCertificate(block.Bytes)
+	if err != nil || len(leaf.URIs) != 1 || leaf.URIs[0].String() != labID("server").String() {
+		t.Errorf("leaf of %v (%v), want %v", leaf.URIs, err, labID("server"))
+	}
+	foreign := labID("server")
+	foreign.TrustDomain = "other"
+	for name, row := range map[string]struct {
+		node *testNode
+		id   mesh.ID
+	}{
+		"pod of another node":  {n2, labID("server")},
+		"nobody's identity":    {n1, labID("admin")},
+		"foreign trust domain": {n1, foreign},
+	} {
+		if _, err := row.node.sign(row.id); !errors.Is(err, csr.ErrDenied) {
+			t.Errorf("%s: error %v, want denied", name, err)
+		}
+	}
+
+	// After the release there is no certificate any more.
+	b.namespace("off")
+	n1.awaitEnrol("server", false)
+	n1.report("server", xds.Released)
+	for limit := time.Now().Add(patience); ; {
+		if _, err := n1.sign(labID("server")); errors.Is(err, csr.ErrDenied) {
+			break
+		} else if time.Now().After(limit) {
+			t.Fatalf("after the release: error %v, want denied", err)
+		}
+	}
+}
+
+func TestUnknownTokenIsRefused(t *testing.T) {
+	b := newBench(t, "n1")
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	stranger := filepath.Join(t.TempDir(), "token")
+	b.must(os.WriteFile(stranger, []byte("n1-0123456789abcdeX"), 0o600))
+	conn, err := xds.Dial(xds.DialConfig{Addr: b.addr, TokenFile: stranger, BundleFile: filepath.Join(b.dir, "bundle.pem")})
+	b.must(err)
+	defer conn.Close()
+	n := &testNode{t: t, signer: csr.NewClient(conn)}
+	n1 := b.node("n1", nil)
+	n1.awaitEnrol("server", true)
+	if _, err := n.sign(labID("server")); err == nil || !strings.Contains(err.Error(), "proves no node") {
+		t.Errorf("error %v, want that the token proves no node", err)
+	}
+}
+
+// An agent is heard about pods of its own node only.
+func TestForeignReportIsNotHeard(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.pod("client", "n2", "10.30.2.2")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
+	n1.awaitEnrol("server", true)
+	n2.awaitEnrol("client", true)
+	n2.report("server", xds.Captured) // a lie
+	n2.report("client", xds.Captured)
+	for limit := time.After(patience); ; {
+		select {
+		case w := <-n2.world:
+			if w.Workload(netip.MustParseAddr("10.30.1.2")).Direct {
+				t.Fatal("server is announced on the word of another node")
+			}
+			if w.Workload(netip.MustParseAddr("10.30.2.2")).Direct {
+				return
+			}
+		case <-limit:
+			t.Fatal("client was not announced")
+		}
+	}
+}
+
+func TestOneProcessPerState(t *testing.T) {
+	b := newBench(t, "n1")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	b.node("n1", nil).awaitEnrol("server", false)
+	c, err := New(Config{Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listen: "127.0.0.1:0", TokenDir: b.tokens, TrustDomain: "lab"})
+	b.must(err)
+	if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another tacit-control") {
+		t.Errorf("error %v, want that another one uses it", err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	_, err := New(Config{LeafTTL: -1, Admin: "x"})
+	for _, text := range []string{"source", "state directory", "tokens", "trust domain", "listen address", "admin address", "negative"} {
+		if err == nil || !strings.Contains(err.Error(), text) {
+			t.Errorf("error %v, want also %q", err, text)
+		}
+	}
+}
+
+func TestBrokenMemoryIsNotForgotten(t *testing.T) {
+	for _, content := range []string{"", "{", `[{"uid":"a","state":"enrolling"}]`, `[{"uid":"a","state":"else"}]`} {
+		path := filepath.Join(t.TempDir(), "captured.json")
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := (&store{path: path}).load(); err == nil {
+			t.Errorf("%q: read as %v, want an error", content, list)
+		}
+	}
+}
