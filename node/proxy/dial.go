@@ -15,8 +15,14 @@ import (
 	"tacit.dev/mesh"
 )
 
-// maxBinds is how many sockets one dial may use up on ports that are taken.
-const maxBinds = 16
+const (
+	// maxBinds is how many sockets one dial may use up on ports that are taken.
+	maxBinds = 16
+	// maxMarked is how many of them look for a port that hints at TLS. Where so
+	// many are taken, the connection does without the hint: the receiver then
+	// has to look, and finds the ClientHello.
+	maxMarked = 8
+)
 
 // portChoice says which source port a dial binds.
 type portChoice uint8
@@ -24,7 +30,8 @@ type portChoice uint8
 const (
 	// anyPort leaves address and port to the kernel.
 	anyPort portChoice = iota
-	// directPorts takes a random one of the range that hints at TLS.
+	// directPorts takes a random one of the range that hints at TLS, or any if
+	// most are taken.
 	directPorts
 	// samePort takes the one given, or any if it is taken.
 	samePort
@@ -89,10 +96,10 @@ func prepare(fd int, g dialling, try int) error {
 
 // choose returns the source port of the nth try; 0 is the kernel's choice, at connect.
 func (g dialling) choose(fd, try int) (uint16, error) {
-	if g.ports == directPorts {
+	if g.ports == directPorts && try < maxMarked {
 		return mesh.DirectPortFirst + uint16(rand.N(mesh.DirectPortLast-mesh.DirectPortFirst+1)), nil
 	}
-	if try == 0 && g.port != 0 {
+	if g.ports == samePort && try == 0 && g.port != 0 {
 		return g.port, nil
 	}
 	err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
