@@ -22,6 +22,13 @@ import (
 // jobLimit bounds one job: the kernel answers in milliseconds.
 const jobLimit = 15 * time.Second
 
+const (
+	// freeLimit bounds how long a released pod may wait for the proxy to close
+	// its listeners, freePause is how often that is looked at.
+	freeLimit = 2 * time.Second
+	freePause = 5 * time.Millisecond
+)
+
 // job has work run beside the loop, and done, with work's error, on it.
 func (a *Agent) job(ctx context.Context, p *pod, work func(context.Context) error, done func(error)) {
 	p.busy = true
@@ -196,20 +203,56 @@ func (a *Agent) drain(ctx context.Context, p *pod) {
 	})
 }
 
-// release takes everything out of the pod, and lets go of it.
+// release takes everything out of the pod, and lets go of it. It waits until the
+// proxy has closed its listeners too: a released pod has nothing of ours.
 func (a *Agent) release(ctx context.Context, p *pod) {
-	ns := p.ns
+	ns, d, key, listeners := p.ns, a.proxy, p.key, p.listeners
+	a.dropHeld(key)
+	var left error
 	a.job(ctx, p, func(ctx context.Context) error {
-		return a.kernel.Remove(ctx, ns)
+		if err := a.kernel.Remove(ctx, ns); err != nil {
+			return err
+		}
+		if d != nil {
+			d.send(handle.Message{Kind: handle.Remove, UID: key}, nil)
+		}
+		for _, l := range listeners {
+			l.file.Close()
+		}
+		left = awaitFree(ctx, ns)
+		return nil
 	}, func(err error) {
+		if left != nil {
+			a.cfg.Log.Warn("a port of the capture is still taken in a released pod", append(p.attrs(), "error", left)...)
+		}
 		if err == nil {
-			a.sayRemove(p)
 			p.closeFiles()
 			p.rules, p.proxy = noRules, unsaid
 			err = a.savePhase(p, phaseNone)
 		}
 		p.fail(err, time.Now())
 	})
+}
+
+// awaitFree waits until nobody listens at the ports of the capture, and returns
+// why somebody seems to, if that takes too long.
+func awaitFree(ctx context.Context, ns *netns.NS) error {
+	ctx, cancel := context.WithTimeout(ctx, freeLimit)
+	defer cancel()
+	for {
+		ls, err := openListeners(ns, nil)
+		for _, l := range ls {
+			l.file.Close()
+		}
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-time.After(freePause):
+		case <-ctx.Done():
+			return err
+		}
+	}
 }
 
 // forget ends a pod. Its namespace may be gone already, and goes in any case:

@@ -1,0 +1,31 @@
+package handle
+
+import (
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/pprof"
+	"testing"
+	"time"
+)
+
+// TestMain fails on goroutines left over.
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if code == 0 && goroutinesLeft() {
+		code = 1
+	}
+	os.Exit(code)
+}
+
+// goroutinesLeft waits, with a bound, until only this goroutine is left.
+func goroutinesLeft() bool {
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); runtime.Gosched() {
+		if runtime.NumGoroutine() <= 1 {
+			return false
+		}
+	}
+	fmt.Fprintln(os.Stderr, "goroutines left:")
+	pprof.Lookup("goroutine").WriteTo(os.Stderr, 1)
+	return true
+}
