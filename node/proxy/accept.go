@@ -5,6 +5,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"tacit.dev/relay"
 )
 
 const (
@@ -47,20 +49,35 @@ func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *ne
 		j.refuse(&refusal{reasonConnectionLimit, flagOverload, errConnectionLimit})
 		return
 	}
-	all.Go(func() { d.carry(ctx, j) })
+	all.Go(func() {
+		far, sent, err := d.connect(ctx, j)
+		if err != nil {
+			j.refuse(refusalOf(err))
+			d.finished()
+			return
+		}
+		// The stack of this goroutine has grown with the handshake. A new one
+		// stays small for as long as the connection lives.
+		all.Go(func() {
+			j.join(ctx, far, sent)
+			d.finished()
+		})
+	})
 }
 
-// carry takes a connection the whole way and gives its place back at the end.
-func (d *pod) carry(ctx context.Context, j *journey) {
-	defer func() {
-		if d.quota.give() && d.drains.Load() {
-			d.wake()
-		}
-	}()
+// connect takes a connection to its other end.
+func (d *pod) connect(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
 	if j.inbound {
-		d.inbound(ctx, j)
-	} else {
-		d.outbound(ctx, j)
+		far, err = d.inbound(ctx, j)
+		return far, 0, err
+	}
+	return d.outbound(ctx, j)
+}
+
+// finished gives the place of a connection back.
+func (d *pod) finished() {
+	if d.quota.give() && d.drains.Load() {
+		d.wake()
 	}
 }
 

@@ -60,7 +60,7 @@ func (d *pod) dial(ctx context.Context, g dialling) (*net.TCPConn, error) {
 		err = prepare(fd, g, try)
 		if err == nil {
 			var c *net.TCPConn
-			if c, err = connect(ctx, fd, g.to); err == nil {
+			if c, err = connectSocket(ctx, fd, g.to); err == nil {
 				return c, nil
 			}
 		} else {
@@ -113,8 +113,8 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
-// connect connects fd, which it owns. It returns no later than ctx ends.
-func connect(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn, error) {
+// connectSocket connects fd, which it owns. It returns no later than ctx ends.
+func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn, error) {
 	err := unix.Connect(fd, sockaddr(to))
 	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
 		unix.Close(fd)

@@ -45,31 +45,28 @@ func expect(source *mesh.Workload, port uint16) expectation {
 	return expectPlaintext
 }
 
-// inbound takes a connection that came for the pod to its application.
-func (d *pod) inbound(ctx context.Context, j *journey) {
+// inbound takes a connection that came for the pod to its application, which
+// it returns. Nothing of what came has been consumed, but the preamble.
+func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	to, err := dialled(j.conn)
 	if err != nil {
-		j.refuse(&refusal{reasonNotCaptured, flagUpstreamFailure, err})
-		return
+		return nil, &refusal{reasonNotCaptured, flagUpstreamFailure, err}
 	}
 	j.flow.Dialled, j.flow.DestinationAddr = to, to
 	w := d.p.know.world()
 	source := w.Workload(j.flow.SourceAddr.Addr())
 	j.flow.Source, j.flow.Destination = source, d.self(w)
 	if mesh.IsCapturePort(to.Port()) {
-		j.refuse(refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr))
-		return
+		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
 	isDirect, err := d.look(ctx, j, expect(source, j.flow.SourceAddr.Port()))
 	if err != nil {
-		j.refuse(refusalOf(err))
-		return
+		return nil, err
 	}
 	if isDirect {
-		d.admitDirect(ctx, j, w)
-	} else {
-		d.admitPlaintext(ctx, j)
+		return d.admitDirect(ctx, j, w)
 	}
+	return d.admitPlaintext(ctx, j)
 }
 
 // look decides between TLS and plaintext, and refuses what is neither where
@@ -99,40 +96,43 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (isDirect boo
 }
 
 // admitPlaintext passes a connection from outside the mesh on: the mode is permissive.
-func (d *pod) admitPlaintext(ctx context.Context, j *journey) {
+func (d *pod) admitPlaintext(ctx context.Context, j *journey) (relay.Conn, error) {
 	j.kind = outside
 	if j.flow.Source != nil {
 		j.kind = plaintext
 	}
-	app, err := d.dialApplication(ctx, j)
-	if err != nil {
-		j.refuse(refusalOf(err))
-		return
-	}
-	j.join(ctx, app, 0)
+	return d.dialApplication(ctx, j)
 }
 
 // admitDirect proves who the peer is, dials the application, and tells the peer.
-func (d *pod) admitDirect(ctx context.Context, j *journey, w *mesh.World) {
+func (d *pod) admitDirect(ctx context.Context, j *journey, w *mesh.World) (relay.Conn, error) {
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
 	c, hello, err := d.answer(ctx, j)
 	if err != nil {
-		j.refuse(refusalOf(err))
-		return
+		return nil, err
 	}
 	j.near, j.flow.Resumed = c, c.Peer().Resumed
-	err = j.identify(c.Peer().ID)
-	if err == nil {
-		j.flow.Service = serviceNamed(w, j.flow.Destination, hello.Service)
-		err = d.deliverTo(ctx, j, c)
-	}
+	app, err := d.admitPeer(ctx, j, w, c.Peer().ID, hello)
 	if err != nil {
-		r := refusalOf(err)
-		if c.Reply(replyOf(r)) == nil && c.CloseWrite() == nil {
+		if c.Reply(replyOf(refusalOf(err))) == nil && c.CloseWrite() == nil {
 			c.Close()
 		}
-		j.refuse(r)
+		return nil, err
 	}
+	if err := c.Reply(direct.Reply{Status: direct.StatusOK}); err != nil {
+		app.Abort()
+		return nil, &refusal{reasonReset, flagDownstreamReset, err}
+	}
+	return app, nil
+}
+
+// admitPeer dials the application for a peer whose identity is proved.
+func (d *pod) admitPeer(ctx context.Context, j *journey, w *mesh.World, id mesh.ID, hello direct.Hello) (relay.Conn, error) {
+	if err := j.identify(id); err != nil {
+		return nil, err
+	}
+	j.flow.Service = serviceNamed(w, j.flow.Destination, hello.Service)
+	return d.dialApplication(ctx, j)
 }
 
 // answer runs the handshake as the pod's identity.
@@ -162,20 +162,6 @@ func (j *journey) identify(id mesh.ID) error {
 		return refuse(identity.ReasonWrongIdentity, flagDenied, "%s proved to be %s: want %s",
 			j.flow.SourceAddr, id, j.flow.Source.ID)
 	}
-	return nil
-}
-
-// deliverTo joins the peer and the application. It fails only before the reply.
-func (d *pod) deliverTo(ctx context.Context, j *journey, c *direct.Conn) error {
-	app, err := d.dialApplication(ctx, j)
-	if err != nil {
-		return err
-	}
-	if err := c.Reply(direct.Reply{Status: direct.StatusOK}); err != nil {
-		app.Abort()
-		return &refusal{reasonReset, flagDownstreamReset, err}
-	}
-	j.join(ctx, app, 0)
 	return nil
 }
 

@@ -20,20 +20,10 @@ import (
 // other side has answered, in bytes.
 const chunkSize = 16 << 10
 
-// outbound takes a connection that the application opened to where it leads.
-func (d *pod) outbound(ctx context.Context, j *journey) {
-	far, sent, err := d.reach(ctx, j)
-	if err != nil {
-		j.refuse(refusalOf(err))
-		return
-	}
-	j.join(ctx, far, sent)
-}
-
-// reach connects to what the application dialled. The lease lasts until the
+// outbound connects to what the application dialled. The lease lasts until the
 // other side is there, so that a World is not acknowledged while an older one
 // is still acted upon.
-func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
+func (d *pod) outbound(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
 	to, err := dialled(j.conn)
 	if err != nil {
 		return nil, 0, &refusal{reasonNotCaptured, flagUpstreamFailure, err}
@@ -83,7 +73,7 @@ func (j *journey) towards(t target, inside bool) {
 	switch {
 	case t.direct:
 		j.flow.Security, j.kind = mesh.MutualTLS, mutual
-	case t.workload != nil && t.workload == j.flow.Source:
+	case t.within:
 		j.kind = within
 	case inside:
 		j.kind = plaintext

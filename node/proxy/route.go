@@ -15,6 +15,8 @@ type target struct {
 	addr netip.AddrPort
 	// workload is who the World knows there, nil if nobody.
 	workload *mesh.Workload
+	// within means that it is the pod itself.
+	within bool
 	// direct means mutual TLS with workload, and nothing else: if that fails
 	// the connection fails.
 	direct bool
@@ -46,7 +48,7 @@ func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 		return route{}, refuse(reasonCapturePort, flagUpstreamFailure, "dial %s: that is a port of the mesh's own", to)
 	}
 	if c.isSelf(to.Addr()) {
-		return route{targets: []target{{addr: to, workload: w.Workload(to.Addr())}}, inside: true}, nil
+		return route{targets: []target{c.target(to, w.Workload(to.Addr()))}, inside: true}, nil
 	}
 	if s := w.Service(to.Addr()); s != nil {
 		return c.findEndpoints(s, to, w.Endpoints(s, to.Port()))
@@ -57,8 +59,8 @@ func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 
 // target says how to reach workload wl, which may be nil, at addr.
 func (c *caller) target(addr netip.AddrPort, wl *mesh.Workload) target {
-	direct := wl != nil && wl.Direct && !c.isSelf(addr.Addr())
-	return target{addr: addr, workload: wl, direct: direct}
+	within := c.isSelf(addr.Addr())
+	return target{addr: addr, workload: wl, within: within, direct: !within && wl != nil && wl.Direct}
 }
 
 func (c *caller) isSelf(a netip.Addr) bool {

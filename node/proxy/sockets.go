@@ -44,8 +44,10 @@ type sockets struct {
 	// when few were taken for a while.
 	level int
 	// taken counts since the last trim.
-	taken  int
-	closed bool
+	taken int
+	// overdue counts the trims since the agent was asked.
+	overdue int
+	closed  bool
 }
 
 func newSockets(starved *atomic.Uint64, ask func(n int) bool) *sockets {
@@ -104,7 +106,7 @@ func (s *sockets) refill() {
 	}
 	n := min(s.level+len(s.waiters)-len(s.idle), maxLevel)
 	if n > 0 && s.ask(n) {
-		s.asked = n
+		s.asked, s.overdue = n, 0
 	}
 }
 
@@ -163,6 +165,10 @@ func (s *sockets) trim() {
 		s.level /= 2
 	}
 	s.taken = 0
+	if s.overdue++; s.asked > 0 && s.overdue > 2 { // the agent did not hear it
+		s.asked = 0
+		s.refill()
+	}
 	for len(s.idle) > s.level {
 		n := len(s.idle) - 1
 		unix.Close(s.idle[n])

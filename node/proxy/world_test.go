@@ -591,7 +591,7 @@ func (p *testPod) dial(to netip.AddrPort) (*net.TCPConn, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	defer cancel()
-	c, err := connect(ctx, fd, to)
+	c, err := connectSocket(ctx, fd, to)
 	if err != nil {
 		return nil, err
 	}
