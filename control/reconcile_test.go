@@ -1,0 +1,188 @@
+package control
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
+	"tacit.dev/control/ca"
+	"tacit.dev/wire/xds"
+)
+
+// brokenSaver is a full disk.
+type brokenSaver struct{ err error }
+
+func (s *brokenSaver) save([]memory) error { return s.err }
+
+// What is not remembered is not published: a restart would take it back, in clear.
+func TestNothingIsPublishedThatIsNotRemembered(t *testing.T) {
+	m := newModel(t, false)
+	m.labels["p1-1"] = true
+	m.objects()
+	m.reconcile()
+	disk := &brokenSaver{errors.New("disk full")}
+	m.r.store = disk
+	version := m.server.version
+	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Captured})
+	if wait := m.r.reconcile(m.now); wait != retryAfter || m.server.version != version {
+		t.Errorf("published %d after %d, next look in %v: want nothing new, and another try in %v", m.server.version, version, wait, retryAfter)
+	}
+	disk.err = nil
+	m.reconcile()
+	if !m.server.latest.Workloads[0].Direct {
+		t.Error("not announced when the disk had room again")
+	}
+}
+
+// Before the objects are known nothing is published: nodes keep what they know.
+func TestNothingIsPublishedBeforeTheObjects(t *testing.T) {
+	m := newModel(t, false)
+	m.server.version = 0
+	m.r = &reconciler{inbox: newInbox(), roster: newRoster(nil, m.r.log), server: m.server, store: m, metrics: m.r.metrics, log: m.r.log, published: make(chan struct{})}
+	m.r.inbox.putReports("n1", nil)
+	m.reconcile()
+	if m.server.version != 0 || m.r.started() {
+		t.Error("published")
+	}
+}
+
+// Acknowledgements alone publish nothing.
+func TestNothingNewIsNotPublished(t *testing.T) {
+	m := newModel(t, false)
+	m.labels["p1-1"] = true
+	m.objects()
+	m.reconcile()
+	version := m.server.version
+	m.reconcile()
+	m.r.inbox.putReport("n1", xds.Report{UID: "unknown", State: xds.Captured})
+	m.reconcile()
+	if m.server.version != version {
+		t.Errorf("published %d times more", m.server.version-version)
+	}
+}
+
+// An agent's list may come before the object of a pod of it.
+func TestListBeforeObject(t *testing.T) {
+	m := newModel(t, false)
+	node := nodeOf("p1-1")
+	m.r.inbox.putReports(node, []xds.Report{{UID: "p1-1", State: xds.Captured}})
+	m.reconcile()
+	m.labels["p1-1"] = true
+	m.objects()
+	m.reconcile()
+	if e := m.r.roster.pods["p1-1"]; e.state != Announced {
+		t.Errorf("state %s, want announced", e.state)
+	}
+}
+
+func TestUnprotectedIsTold(t *testing.T) {
+	m := newModel(t, false)
+	m.labels["p1-1"] = true
+	m.objects()
+	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Captured})
+	m.reconcile()
+	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Unprotected, Reason: "rules are missing"})
+	m.reconcile()
+	s := m.r.status.Load().Pods[0]
+	if !s.Unprotected || s.Captured || !s.Direct || s.Reason != "rules are missing" || s.State != Announced {
+		t.Errorf("status %+v, want it unprotected, and announced still", s)
+	}
+	if got := testutil.ToFloat64(m.r.metrics.unprotected); got != 1 {
+		t.Errorf("%v unprotected pods counted, want 1", got)
+	}
+	if got := testutil.ToFloat64(m.r.metrics.pods.WithLabelValues("announced")); got != 1 {
+		t.Errorf("%v announced pods counted, want 1", got)
+	}
+}
+
+func TestStatusIsJSON(t *testing.T) {
+	m := newModel(t, false)
+	m.labels["p1-1"] = true
+	m.objects()
+	m.reconcile()
+	b, err := json.Marshal(m.r.status.Load().complete(xds.NewServer(xds.ServerConfig{})))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Pods []map[string]any `json:"pods"`
+	}
+	if err := json.Unmarshal(b, &got); err != nil {
+		t.Fatal(err)
+	}
+	delete(got.Pods[0], "since")
+	want := map[string]any{"uid": "p1-1", "namespace": "default", "name": "p1-1", "node": "n2", "identity": "spiffe://lab/ns/default/sa/default",
+		"addresses": []any{"10.0.0.1"}, "wanted": true, "enrolled": true, "captured": false, "unprotected": false, "direct": false, "state": "enrolling"}
+	if diff := cmp.Diff(want, got.Pods[0]); diff != "" {
+		t.Errorf("(-want +got)\n%s", diff)
+	}
+}
+
+func TestStoreRemembers(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "captured.json")
+	want := []memory{{UID: "u", Namespace: "n", Name: "p", Node: "n1", State: Withdrawing}}
+	if err := (&store{path: path}).save(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := (&store{path: path}).load()
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v (-want +got)\n%s", err, diff)
+	}
+}
+
+func TestInboxKeepsTheLatest(t *testing.T) {
+	b := newInbox()
+	b.putReport("n1", xds.Report{UID: "a", State: xds.Captured})
+	b.putReports("n1", []xds.Report{{UID: "b", State: xds.Captured}})
+	for range 2 * maxReports {
+		b.putReport("n1", xds.Report{UID: "c", State: xds.Unprotected})
+	}
+	b.putReport("n1", xds.Report{UID: "c", State: xds.Captured})
+	_, nodes := b.take()
+	n := nodes["n1"]
+	if len(n.list) != 1 || len(n.changes) != 1 || n.changes["c"].State != xds.Captured {
+		t.Errorf("list %v, changes %v: want b, and c captured", n.list, n.changes)
+	}
+}
+
+func TestServerNames(t *testing.T) {
+	at := func(s string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s)) }
+	names, err := serverNames(at("[fd00:30::1]:15010"), []string{"control", "control"})
+	if err != nil || !slices.Equal(names, []string{"control", "fd00:30::1"}) {
+		t.Errorf("%q, %v", names, err)
+	}
+	names, err = serverNames(at("[::]:15010"), []string{"control"})
+	if err != nil || !slices.Contains(names, "control") || !slices.Contains(names, "localhost") {
+		t.Errorf("%q, %v: want control and localhost", names, err)
+	}
+}
+
+// control's certificate is made once, and again when half of its life is over.
+func TestServerCertificateIsKept(t *testing.T) {
+	authority, err := ca.Open(ca.Config{Dir: t.TempDir(), TrustDomain: "lab", Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &serverCertificate{ca: authority, names: []string{"127.0.0.1"}}
+	first, err := s.get(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := s.get(nil); err != nil || again != first {
+		t.Errorf("another certificate at once (%v)", err)
+	}
+	leaf := *first.Leaf
+	leaf.NotBefore = leaf.NotBefore.AddDate(0, 0, -2)
+	s.cert.Leaf = &leaf
+	if renewed, err := s.get(nil); err != nil || renewed == first {
+		t.Errorf("not renewed after half of its life (%v)", err)
+	}
+}
