@@ -21,7 +21,9 @@ import (
 // TestStories runs testdata/*.txtar, each in a lab of its own. The verbs are those
 // of tacit lab; "up OPTION..." comes first.
 func TestStories(t *testing.T) {
-	cmds := map[string]func(*testscript.TestScript, bool, []string){"lab": labVerb, "up": upVerb, "host": hostVerb}
+	cmds := map[string]func(*testscript.TestScript, bool, []string){
+		"lab": labVerb, "up": upVerb, "host": hostVerb, "eventually": eventuallyVerb,
+	}
 	for _, name := range lab.Verbs() {
 		if !slices.Contains(reserved, name) {
 			cmds[name] = func(ts *testscript.TestScript, not bool, args []string) {
@@ -164,6 +166,31 @@ func errOrNothing(err error) string {
 
 // labVerb asks the story's lab.
 func labVerb(ts *testscript.TestScript, not bool, args []string) {
+	code := ask(ts, not && lab.TakesNot(args[0]), args)
+	wantFailure := not && !lab.TakesNot(args[0])
+	if wantFailure && code == 0 {
+		ts.Fatalf("%s: it succeeded", strings.Join(args, " "))
+	}
+	if !wantFailure && code != 0 {
+		ts.Fatalf("%s: exit code %d", strings.Join(args, " "), code)
+	}
+}
+
+// eventuallyVerb asks again until it succeeds: for what others have to be told of
+// first. It asks at most ten seconds long.
+func eventuallyVerb(ts *testscript.TestScript, not bool, args []string) {
+	if not || len(args) == 0 {
+		ts.Fatalf("usage: eventually VERB...")
+	}
+	for deadline := time.Now().Add(10 * time.Second); ask(ts, false, args) != 0; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s: not within ten seconds", strings.Join(args, " "))
+		}
+	}
+}
+
+// ask returns the exit code of a verb; what it says is the script's stdout and stderr.
+func ask(ts *testscript.TestScript, not bool, args []string) int {
 	s := ts.Value(labKey{}).(*story)
 	if s.started == nil {
 		ts.Fatalf("the lab is not up: the first verb is up")
@@ -177,19 +204,13 @@ func labVerb(ts *testscript.TestScript, not bool, args []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
 	defer cancel()
 	code, err := lab.Do(ctx, lab.Call{
-		Dir: s.dir, Args: args, WorkDir: ts.MkAbs("."), Not: not && lab.TakesNot(args[0]),
+		Dir: s.dir, Args: args, WorkDir: ts.MkAbs("."), Not: not,
 		Stdin: stdin, Stdout: stdout, Stderr: stderr,
 	})
 	show(ts, stdout, ts.Stdout())
 	show(ts, stderr, ts.Stderr())
 	ts.Check(err)
-	wantFailure := not && !lab.TakesNot(args[0])
-	if wantFailure && code == 0 {
-		ts.Fatalf("%s: it succeeded", strings.Join(args, " "))
-	}
-	if !wantFailure && code != 0 {
-		ts.Fatalf("%s: exit code %d", strings.Join(args, " "), code)
-	}
+	return code
 }
 
 // memory is a file that a process may write to and that is nowhere.
