@@ -4,6 +4,8 @@ GO       ?= go
 PROGRAMS := tacit tacit-control tacit-node tacit-cni
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS  := -s -w -X main.version=$(VERSION)
+# Without x/net/trace the linker drops what gRPC would show on a page of its own.
+TAGS     := grpcnotrace
 # Stories (lab/) are tests too, but take minutes; everything else is quick.
 QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench)
 
@@ -19,7 +21,7 @@ test: packages check race stories user-stories ## everything that must pass
 
 build: ## the programs, into bin/
 	@mkdir -p bin
-	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; done
+	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; done
 
 check: ## format, vet, staticcheck, unit, kernel and architecture tests
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: run gofmt -w on these'; exit 1; }
@@ -31,13 +33,13 @@ race: ## the quick tests again, with the race detector
 	.ci/noskip $(GO) test -race $(QUICK)
 
 stories: build ## the whole mesh, as stories in a lab
-	.ci/noskip $(GO) test -timeout 20m ./lab
+	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -timeout 20m ./lab
 
 user-stories: build ## the stories that need no root, as an ordinary user
 	lab/as-user.sh
 
 soak: build ## stories that take long: ten minutes of silence, many rounds
-	TACIT_SOAK=1 $(GO) test -timeout 60m -v ./lab
+	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -timeout 60m -v ./lab
 
 lab: build ## a lab to play with: then try bin/tacit lab --help
 	bin/tacit lab up
