@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"log/slog"
 	"math/rand/v2"
 	"sync"
 	"sync/atomic"
@@ -37,13 +38,15 @@ func newLink(p *Proxy) *link { return &link{p: p, filled: make(chan struct{}, 1)
 
 // run keeps a connection to the agent until ctx ends.
 func (l *link) run(ctx context.Context) error {
-	delay := redialFirst
+	delay, level := redialFirst, slog.LevelWarn
 	for {
-		err := l.session(ctx, func() { delay = redialFirst })
+		err := l.session(ctx, func() { delay, level = redialFirst, slog.LevelWarn })
 		if ctx.Err() != nil {
 			return nil
 		}
-		l.p.log.Warn("no agent", "path", l.p.cfg.Handle, "err", err, "retry", delay)
+		// Once is enough: nothing that serves now depends on it.
+		l.p.log.Log(ctx, level, "no agent", "path", l.p.cfg.Handle, "err", err)
+		level = slog.LevelDebug
 		select {
 		case <-ctx.Done():
 			return nil

@@ -1,0 +1,129 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"net"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+func TestSlotsDelayAndThenRefuse(t *testing.T) {
+	s := newSlots(1)
+	if err := s.take(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := s.take(ctx); !errors.Is(err, errHandshakeLimit) {
+		t.Errorf("take of a taken slot: %v", err)
+	}
+	got := make(chan error)
+	go func() { got <- s.take(t.Context()) }()
+	s.give()
+	if err := <-got; err != nil {
+		t.Errorf("take after give: %v", err)
+	}
+	s.give()
+	if n := s.used.Load(); n != 0 {
+		t.Errorf("%d used in the end", n)
+	}
+}
+
+// Peers that begin a handshake and say no more hold a slot each, and no longer
+// than the limit. Others get their turn then.
+func TestHalfOpenHandshakesAreBounded(t *testing.T) {
+	c := newCluster(t)
+	client, server, loris := c.pod("client"), c.pod("server"), c.pod("loris")
+	const slots = 4
+	n1 := c.node(nil)
+	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = slots, 500*time.Millisecond })
+	n1.enrol(client)
+	n2.enrol(server)
+	loris.wl.Direct = true
+	c.publish()
+	server.serve(1, echo)
+	hello := recordedHello(t)
+	var wg sync.WaitGroup
+	for i := range 5 * slots {
+		conn, err := loris.bare(uint16(62000+i), server.at(false, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn.Write(hello)
+		wg.Go(func() {
+			conn.SetReadDeadline(time.Now().Add(limit))
+			for {
+				if _, err := conn.Read(make([]byte, 4096)); err != nil {
+					break
+				}
+			}
+			conn.Close()
+		})
+	}
+	await(t, "all slots are taken", func() bool { return n2.proxy.answering.used.Load() == slots })
+	wg.Wait()
+	timeouts := n2.count("tacit_refused_connections_total", "direction=inbound", "reason=timeout")
+	limited := n2.count("tacit_refused_connections_total", "direction=inbound", "reason=handshake_limit")
+	if timeouts < slots || timeouts+limited != 5*slots {
+		t.Errorf("%v timed out and %v found no slot: want %d in all", timeouts, limited, 5*slots)
+	}
+	say(t, mustDial(t, client, server.at(false, 1)), "others go on")
+	if n := n2.proxy.answering.used.Load(); n != 0 {
+		t.Errorf("%d slots still taken", n)
+	}
+}
+
+// Without a free descriptor the accept loop waits, and goes on when there is one.
+func TestAcceptSurvivesWithoutDescriptors(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	say(t, mustDial(t, client, server.at(false, 1)), "before")
+	waiting := mustDial(t, client, server.at(false, 1)) // has a descriptor before there is none
+	say(t, waiting, "open")
+	fd := client.plainSockets(t, 4, 1)[0]
+	var was unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
+		t.Fatal(err)
+	}
+	unix.Connect(fd, sockaddr(server.at(false, 1)))
+	n := c.nodes[0]
+	failures := func() float64 { return n.count("tacit_accept_errors_total") }
+	await(t, "accepting has failed twice", func() bool { return failures() >= 2 })
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &was); err != nil {
+		t.Fatal(err)
+	}
+	if f := failures(); f > 50 {
+		t.Errorf("%v failures: that is a busy loop", f)
+	}
+	conn, err := connectedConn(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(limit))
+	say(t, conn, "accepted in the end")
+	say(t, waiting, "still open")
+}
+
+// connectedConn is the connection of a socket whose connect has been begun.
+func connectedConn(fd int) (*net.TCPConn, error) {
+	for {
+		done, err := isConnected(fd)
+		if err != nil && !errors.Is(err, syscall.EINPROGRESS) {
+			return nil, err
+		}
+		if done {
+			break
+		}
+		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 10)
+	}
+	return connOf(fd)
+}

@@ -1,0 +1,158 @@
+package proxy
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/identity"
+	"tacit.dev/mesh"
+	"tacit.dev/wire/handle"
+)
+
+// childConfig is what a proxy in a process of its own is told on its standard input.
+type childConfig struct {
+	Handle    string
+	Key, Cert []byte
+	Workloads []*mesh.Workload
+}
+
+const childEnv = "TACIT_PROXY_CHILD"
+
+// runChild is a proxy alone in its process, until its standard input ends.
+func runChild() error {
+	var c childConfig
+	if err := json.NewDecoder(os.Stdin).Decode(&c); err != nil {
+		return err
+	}
+	key, err := x509.ParseECPrivateKey(c.Key)
+	if err != nil {
+		return err
+	}
+	cert, err := x509.ParseCertificate(c.Cert)
+	if err != nil {
+		return err
+	}
+	keeper := identity.NewKeeper(identity.KeeperConfig{Signer: &testCA{key: key, cert: cert, life: time.Hour}})
+	p, err := New(Config{Handle: c.Handle, Leaves: keeper, TLS: identity.NewTLS(identity.TLSConfig{})})
+	if err != nil {
+		return err
+	}
+	p.Apply(mesh.NewWorld(c.Workloads, nil))
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
+	go keeper.Run(ctx)
+	return p.Run(ctx)
+}
+
+// child starts a proxy of its own for p, and returns its process.
+func (c *cluster) child(p *testPod) int {
+	c.t.Helper()
+	path := filepath.Join(c.t.TempDir(), "child.sock")
+	agent := c.startAgent(path)
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), childEnv+"=1")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		c.t.Fatal(err)
+	}
+	c.t.Cleanup(func() { in.Close(); cmd.Wait() })
+	key, _ := x509.MarshalECPrivateKey(c.ca.key)
+	cfg := childConfig{Handle: path, Key: key, Cert: c.ca.cert.Raw}
+	for _, p := range c.pods {
+		cfg.Workloads = append(cfg.Workloads, p.wl)
+	}
+	if err := json.NewEncoder(in).Encode(cfg); err != nil {
+		c.t.Fatal(err)
+	}
+	p.listen()
+	agent.add(p)
+	agent.expect(c.t, handle.Ready, p.name)
+	p.capture("capture.nft")
+	return cmd.Process.Pid
+}
+
+// rss is what a process has in memory, in kB.
+func rss(t testing.TB, pid int) int {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			n, err := strconv.Atoi(strings.Fields(v)[0])
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+	}
+	t.Fatal("no VmRSS")
+	return 0
+}
+
+// needDescriptors raises the limit of open files, of this process and of its children.
+func needDescriptors(t *testing.T, n uint64) {
+	t.Helper()
+	var r unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &r); err != nil {
+		t.Fatal(err)
+	}
+	if r.Cur >= n {
+		return
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: n, Max: max(n, r.Max)}); err != nil {
+		t.Fatalf("%d open files (needs root beyond %d): %v", n, r.Max, err)
+	}
+}
+
+// A quiet connection costs a proxy at most 25 kB, an idle proxy 20 MB in all.
+func TestQuietConnectionsAreSmall(t *testing.T) {
+	if raceEnabled {
+		return // the race detector's own memory is not of interest
+	}
+	many, _ := strconv.Atoi(os.Getenv("TACIT_QUIET"))
+	many = max(many, 1500)
+	needDescriptors(t, uint64(3*many+500))
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	client.wl.Direct, server.wl.Direct = true, true
+	pids := []int{c.child(client), c.child(server)}
+	server.serve(1, echo)
+	var idle []int
+	for _, pid := range pids {
+		idle = append(idle, rss(t, pid))
+	}
+	var open []*net.TCPConn
+	for range many {
+		conn := mustDial(t, client, server.at(false, 1))
+		say(t, conn, "hello")
+		conn.SetDeadline(time.Time{})
+		open = append(open, conn)
+	}
+	for i, name := range []string{"client", "server"} {
+		full := rss(t, pids[i])
+		t.Logf("%s's proxy: %d kB idle, %.1f kB per connection", name, idle[i], float64(full-idle[i])/float64(many))
+		if full > 20_000+25*many {
+			t.Errorf("%s's proxy: %d kB with %d quiet connections: want at most 20 MB and 25 kB each", name, full, many)
+		}
+	}
+	say(t, open[0], "still there")
+}
