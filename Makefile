@@ -27,13 +27,13 @@ check: ## format, vet, staticcheck, unit, kernel and architecture tests
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	.ci/noskip $(GO) test $(QUICK)
+	.ci/noskip $(GO) test -v $(QUICK)
 
 race: ## the quick tests again, with the race detector
-	.ci/noskip $(GO) test -race $(QUICK)
+	.ci/noskip $(GO) test -v -race $(QUICK)
 
 stories: build ## the whole mesh, as stories in a lab
-	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -timeout 20m ./lab
+	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -v -timeout 20m ./lab
 
 user-stories: build ## the stories that need no root, as an ordinary user
 	lab/as-user.sh

@@ -81,7 +81,11 @@ func (c *capture) open(link string) (err error) {
 	if err != nil {
 		return fmt.Errorf("packet socket: %w", err)
 	}
-	if err := unix.SetsockoptInt(c.raw, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
+	err = unix.SetsockoptInt(c.raw, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
+	if errors.Is(err, unix.EPERM) { // in the lab of an ordinary user; the kernel takes as much as it allows
+		err = unix.SetsockoptInt(c.raw, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+	}
+	if err != nil {
 		unix.Close(c.raw)
 		return fmt.Errorf("receive buffer: %w", err)
 	}
