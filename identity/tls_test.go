@@ -43,8 +43,9 @@ func TestConfigsArePerPair(t *testing.T) {
 		}
 		seen[cfg.ClientSessionCache] = true
 	}
-	if x.Server(a) != x.Server(a) || x.Server(a) == x.Server(b) {
-		t.Error("servers")
+	served := x.Server(a)
+	if x.Server(a) != served || x.Server(b) == served {
+		t.Error("served: not one configuration per leaf")
 	}
 }
 

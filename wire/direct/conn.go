@@ -225,14 +225,13 @@ func (c *Conn) Read(p []byte) (int, error) {
 func (c *Conn) Write(p []byte) (int, error) { return c.s.write(p) }
 
 // CloseWrite sends close_notify. The FIN of TCP goes with it on the side that
-// accepted; on the side that dialled it waits until the other direction has ended
-// too, so that TIME_WAIT is left to the acceptor, whose ports are not scarce.
+// accepted; on the side that dialled it waits for Close, so that TIME_WAIT is
+// left to the acceptor, whose ports are not scarce.
 func (c *Conn) CloseWrite() error {
-	fin := !c.client || c.ended.Load()
-	if fin {
+	if !c.client {
 		c.finSent.Store(true)
 	}
-	return c.s.end(fin)
+	return c.s.end(!c.client)
 }
 
 // Abort resets the connection and releases the socket. Further calls do nothing.
@@ -244,15 +243,30 @@ func (c *Conn) Abort() error {
 
 // Close releases the socket in an orderly way: what was written is still
 // delivered. It does not send close_notify: without CloseWrite before, the other
-// side sees a truncation. Further calls do nothing.
+// side sees a truncation. Further calls do nothing. It may block for finWait.
 func (c *Conn) Close() error {
 	var err error
 	c.release.Do(func() {
 		c.finSent.Store(true)
+		if c.client && c.ended.Load() {
+			c.awaitFIN()
+		}
 		_ = c.c.SetLinger(-1)
 		err = c.c.Close()
 	})
 	return err
+}
+
+// finWait is how long the side that dialled waits for the FIN behind a
+// close_notify. They mostly come in one packet.
+const finWait = 20 * time.Millisecond
+
+// awaitFIN lets the peer's FIN come first: whose FIN does gets TIME_WAIT. It does
+// not wait as a reader, because AwaitReset may be one.
+func (c *Conn) awaitFIN() {
+	_ = c.in.raw.Control(func(fd uintptr) {
+		_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}, int(finWait.Milliseconds()))
+	})
 }
 
 // AwaitReset blocks until the peer resets the connection, and returns that error,
