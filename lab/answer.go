@@ -24,6 +24,8 @@ type verb struct {
 
 // verbCall is one verb as it was asked for.
 type verbCall struct {
+	// args are all words as they came; the following are what parseCall made of them.
+	args  []string
 	words []string
 	// options are the words KEY=VALUE (or --KEY=VALUE, --KEY VALUE) before "--".
 	options []option
@@ -121,7 +123,7 @@ func (c *Cluster) carryOut(ctx context.Context, r request, files []*os.File) err
 		return err
 	}
 	call := verbCall{
-		words: words, options: options, rest: rest, dir: r.Dir, not: r.Not,
+		args: args, words: words, options: options, rest: rest, dir: r.Dir, not: r.Not,
 		stdin: files[0], stdout: files[1], stderr: files[2],
 	}
 	err = v.do(ctx, c, call)

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -104,7 +105,8 @@ func (call verbCall) look(ctx context.Context, within time.Duration, try func() 
 	return until(ctx, try)
 }
 
-// doLog looks for one line with a match of the expression and all of the texts.
+// doLog looks for one line with a match of the expression and all of the texts. It
+// reads its words itself: key=value is what stands in a log, not an option.
 func doLog(ctx context.Context, c *Cluster, call verbCall) error {
 	within, err := call.takeWithin()
 	if err = errors.Join(err, call.want(1, -1)); err != nil {
@@ -114,20 +116,17 @@ func doLog(ctx context.Context, c *Cluster, call verbCall) error {
 	if err != nil {
 		return err
 	}
-	if len(call.words) == 1 && len(call.options) == 0 {
+	texts := slices.DeleteFunc(slices.Clone(call.args), func(w string) bool {
+		return w == call.words[0] || strings.HasPrefix(w, "within=")
+	})
+	if len(texts) == 0 {
 		text, err := os.ReadFile(path)
 		if err == nil {
 			_, err = call.stdout.Write(text)
 		}
 		return err
 	}
-	pattern, texts := "", append([]string(nil), call.words[1:]...)
-	if len(texts) > 0 {
-		pattern, texts = texts[0], texts[1:]
-	}
-	for _, o := range call.options { // key=value of a log line looks like an option
-		texts = append(texts, o.key+"="+o.value)
-	}
+	pattern, texts := texts[0], texts[1:]
 	expr, err := regexp.Compile(pattern)
 	if err != nil {
 		return usageError(err.Error())

@@ -130,6 +130,9 @@ func upVerb(ts *testscript.TestScript, not bool, args []string) {
 func (s *story) end(t testscript.T) {
 	if tb, ok := t.(testing.TB); ok && tb.Failed() {
 		t.Log(s.logs())
+		if keep := os.Getenv("TACIT_LOGS"); keep != "" { // all of them, for whoever looks into it
+			t.Log(os.CopyFS(filepath.Join(keep, filepath.Base(s.dir)), os.DirFS(filepath.Join(s.dir, "run", "logs"))))
+		}
 	}
 	if s.started != nil {
 		if err := s.started.Process.Kill(); err != nil && !strings.Contains(err.Error(), "finished") {

@@ -120,14 +120,22 @@ func handshake(ctx context.Context, c *net.TCPConn, cfg *tls.Config) error {
 	if _, err := t.Write(append([]byte{1, 0, 0}, "let me in\n"...)); err != nil {
 		return refusedBy(err)
 	}
-	_, err := io.ReadFull(t, make([]byte, 1))
-	return refusedBy(err)
+	answer := make([]byte, 4) // version, status, length
+	if _, err := io.ReadFull(t, answer); err != nil {
+		return refusedBy(err)
+	}
+	if answer[1] != 0 {
+		return errRefused
+	}
+	return nil
 }
+
+var errRefused = errors.New("refused")
 
 // refusedBy makes one thing of an alert and of the reset that may overtake it.
 func refusedBy(err error) error {
 	if err != nil && (strings.Contains(err.Error(), "remote error: tls") || Ending(err) == "reset" || errors.Is(err, io.EOF)) {
-		return errors.New("refused")
+		return errRefused
 	}
 	return err
 }
