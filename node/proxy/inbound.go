@@ -143,10 +143,11 @@ func (d *pod) answer(ctx context.Context, j *journey) (*direct.Conn, direct.Hell
 	}
 	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
 	defer cancel()
-	if err := d.p.answering.take(ctx); err != nil {
+	peer := j.flow.SourceAddr.Addr()
+	if err := d.p.answering.take(ctx, peer); err != nil {
 		return nil, direct.Hello{}, err
 	}
-	defer d.p.answering.give()
+	defer d.p.answering.give(peer)
 	return direct.Server(ctx, j.conn, d.p.cfg.TLS.Server(leaf))
 }
 

@@ -138,9 +138,9 @@ func TestStoppedProxyResetsAndTheBacklogWaits(t *testing.T) {
 
 // No descriptor and no goroutine more after many connections than before.
 func TestNothingLeaks(t *testing.T) {
-	rounds := 10_000
-	if testing.Short() || raceEnabled {
-		rounds = 500
+	rounds := 2000
+	if os.Getenv("TACIT_SOAK") != "" {
+		rounds = 10_000
 	}
 	c, client, server := pair(t)
 	server.serve(1, echo)

@@ -2,39 +2,97 @@ package proxy
 
 import (
 	"context"
+	"net/netip"
+	"sync"
 	"sync/atomic"
 )
 
-// slots bounds how many of something are under way at once. Who finds no slot
-// waits for one, no longer than its context lasts: a burst is delayed, a flood
-// is refused. It is safe for concurrent use.
+// slots bounds how many of something are under way at once, in all and with one
+// peer. Who finds no slot waits for one, no longer than its context lasts: a burst
+// is delayed, a flood is refused, and a peer that keeps what it has does not keep
+// the others out. It is safe for concurrent use.
 type slots struct {
 	free chan struct{}
 	// used is how many slots are taken, for the gauge.
 	used atomic.Int64
+	// each is how many of them one peer may have.
+	each int
+
+	// mu guards peers and what they hold.
+	mu    sync.Mutex
+	peers map[netip.Addr]*peerSlots
 }
 
-func newSlots(n int) *slots { return &slots{free: make(chan struct{}, n)} }
+// peerSlots are those of one peer, while anybody has one or waits.
+type peerSlots struct {
+	free chan struct{}
+	// users have a slot or wait for one.
+	users int
+}
+
+func newSlots(n int) *slots {
+	return &slots{free: make(chan struct{}, n), each: max(1, n/4), peers: make(map[netip.Addr]*peerSlots)}
+}
 
 // take returns when there is a slot, or with errHandshakeLimit when ctx ends.
-func (s *slots) take(ctx context.Context) error {
-	select {
-	case s.free <- struct{}{}:
-	default:
-		select {
-		case s.free <- struct{}{}:
-		case <-ctx.Done():
-			return errHandshakeLimit
-		}
+func (s *slots) take(ctx context.Context, peer netip.Addr) error {
+	p := s.join(peer)
+	if !acquire(ctx, p.free) {
+		s.leave(peer, p)
+		return errHandshakeLimit
+	}
+	if !acquire(ctx, s.free) {
+		<-p.free
+		s.leave(peer, p)
+		return errHandshakeLimit
 	}
 	s.used.Add(1)
 	return nil
 }
 
 // give returns a slot.
-func (s *slots) give() {
+func (s *slots) give(peer netip.Addr) {
 	s.used.Add(-1)
 	<-s.free
+	s.mu.Lock()
+	p := s.peers[peer]
+	s.mu.Unlock()
+	<-p.free
+	s.leave(peer, p)
+}
+
+func (s *slots) join(peer netip.Addr) *peerSlots {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.peers[peer]
+	if p == nil {
+		p = &peerSlots{free: make(chan struct{}, s.each)}
+		s.peers[peer] = p
+	}
+	p.users++
+	return p
+}
+
+func (s *slots) leave(peer netip.Addr, p *peerSlots) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if p.users--; p.users == 0 {
+		delete(s.peers, peer)
+	}
+}
+
+func acquire(ctx context.Context, free chan<- struct{}) bool {
+	select {
+	case free <- struct{}{}:
+		return true
+	default:
+	}
+	select {
+	case free <- struct{}{}:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // quota bounds the connections of one pod, those going out and those coming in

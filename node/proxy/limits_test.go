@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"sync"
 	"syscall"
 	"testing"
@@ -13,24 +14,39 @@ import (
 )
 
 func TestSlotsDelayAndThenRefuse(t *testing.T) {
-	s := newSlots(1)
-	if err := s.take(t.Context()); err != nil {
+	s := newSlots(4)
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	take := func(peer netip.Addr) error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+		defer cancel()
+		return s.take(ctx, peer)
+	}
+	if err := errors.Join(take(a), take(b)); err != nil {
 		t.Fatal(err)
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	if err := s.take(ctx); !errors.Is(err, errHandshakeLimit) {
-		t.Errorf("take of a taken slot: %v", err)
+	if err := take(a); !errors.Is(err, errHandshakeLimit) {
+		t.Errorf("a second slot of four for one peer: %v", err)
 	}
 	got := make(chan error)
-	go func() { got <- s.take(t.Context()) }()
-	s.give()
+	go func() { got <- s.take(t.Context(), a) }()
+	s.give(a)
 	if err := <-got; err != nil {
 		t.Errorf("take after give: %v", err)
 	}
-	s.give()
-	if n := s.used.Load(); n != 0 {
-		t.Errorf("%d used in the end", n)
+	for i := range byte(2) {
+		if err := take(netip.AddrFrom4([4]byte{10, 0, 1, i})); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := take(netip.MustParseAddr("10.0.0.3")); !errors.Is(err, errHandshakeLimit) {
+		t.Errorf("a fifth slot of four: %v", err)
+	}
+	s.give(a)
+	s.give(b)
+	s.give(netip.AddrFrom4([4]byte{10, 0, 1, 0}))
+	s.give(netip.AddrFrom4([4]byte{10, 0, 1, 1}))
+	if n := s.used.Load(); n != 0 || len(s.peers) != 0 {
+		t.Errorf("%d used and %d peers known in the end", n, len(s.peers))
 	}
 }
 
@@ -39,9 +55,9 @@ func TestSlotsDelayAndThenRefuse(t *testing.T) {
 func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	c := newCluster(t)
 	client, server, loris := c.pod("client"), c.pod("server"), c.pod("loris")
-	const slots = 4
+	const slots = 4 // of 16: one peer has a quarter
 	n1 := c.node(nil)
-	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = slots, 500*time.Millisecond })
+	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = 4*slots, 500*time.Millisecond })
 	n1.enrol(client)
 	n2.enrol(server)
 	loris.wl.Direct = true
@@ -66,13 +82,15 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 		})
 	}
 	await(t, "all slots are taken", func() bool { return n2.proxy.answering.used.Load() == slots })
+	say(t, mustDial(t, client, server.at(false, 1)), "others go on meanwhile")
 	wg.Wait()
-	timeouts := n2.count("tacit_refused_connections_total", "direction=inbound", "reason=timeout")
-	limited := n2.count("tacit_refused_connections_total", "direction=inbound", "reason=handshake_limit")
-	if timeouts < slots || timeouts+limited != 5*slots {
-		t.Errorf("%v timed out and %v found no slot: want %d in all", timeouts, limited, 5*slots)
+	refused := func(reason string) float64 {
+		return n2.count("tacit_refused_connections_total", "direction=inbound", "reason="+reason)
 	}
-	say(t, mustDial(t, client, server.at(false, 1)), "others go on")
+	await(t, "all are counted", func() bool { return refused("timeout")+refused("handshake_limit") == 5*slots })
+	if refused("timeout") < slots {
+		t.Errorf("%v timed out: want at least %d", refused("timeout"), slots)
+	}
 	if n := n2.proxy.answering.used.Load(); n != 0 {
 		t.Errorf("%d slots still taken", n)
 	}

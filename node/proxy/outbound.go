@@ -109,11 +109,11 @@ func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstB
 	if err != nil {
 		return nil, &finalError{err}
 	}
-	if err := d.p.dialling.take(ctx); err != nil {
+	if err := d.p.dialling.take(ctx, t.addr.Addr()); err != nil {
 		return nil, err
 	}
 	c, err := d.handshake(ctx, leaf, t, j)
-	d.p.dialling.give()
+	d.p.dialling.give(t.addr.Addr())
 	if err != nil {
 		return nil, err
 	}

@@ -74,7 +74,8 @@ type Config struct {
 	// MaxConnectionsPerPod bounds those going out and coming in together. Default 32,768.
 	MaxConnectionsPerPod int
 	// MaxHandshakes bounds the handshakes under way, each of those as client and
-	// those as server. More wait, no longer than HandshakeTimeout. Default 2,048.
+	// those as server; one peer may have a quarter of them. More wait, no longer than
+	// HandshakeTimeout. Default 2,048.
 	MaxHandshakes int
 
 	// Registry gets the metrics. nil means a registry of its own.
