@@ -171,9 +171,13 @@ func (a *Agent) capture(ctx context.Context, p *pod) {
 		return
 	}
 	ns, word := p.ns, *p.rec.Word
+	apply := a.kernel.Apply
+	if p.rules == stale {
+		apply = a.kernel.Repair
+	}
 	p.rules = stale // if it fails, nobody knows
 	a.job(ctx, p, func(ctx context.Context) error {
-		return a.kernel.Apply(ctx, ns, redirection(word))
+		return apply(ctx, ns, redirection(word))
 	}, func(err error) {
 		a.metrics.captures.WithLabelValues(result(err)).Inc()
 		p.fail(err, time.Now())
@@ -310,7 +314,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		if wrong == nil {
 			return nil
 		}
-		return a.kernel.Apply(ctx, ns, want)
+		return a.kernel.Repair(ctx, ns, want)
 	}, func(err error) {
 		if wrong != nil && !p.gone {
 			a.metrics.repairs.Inc()

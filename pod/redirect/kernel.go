@@ -70,6 +70,19 @@ func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
 	return k.Check(ctx, ns, c)
 }
 
+// Repair is Apply for a pod that was captured and may not have been for a while.
+// What the proxy relays goes on; what ended unseen is forgotten.
+func (k *Kernel) Repair(ctx context.Context, ns *netns.NS, c Config) error {
+	d, err := readTable(ns)
+	if err == nil && d == (digest{}) {
+		err = forget(ns, untouched{})
+	}
+	if err != nil {
+		return fmt.Errorf("repair rules in namespace %d: %w", ns.Inode(), err)
+	}
+	return k.Apply(ctx, ns, c)
+}
+
 // Check reads rules and routes back. The error is ErrRules if they differ from
 // those of c in any way.
 func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
@@ -91,6 +104,9 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 // The relayed connections of the pod must have ended: they break.
 func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
 	err := k.load(ctx, ns, "add table inet tacit\ndelete table inet tacit\n")
+	if err == nil {
+		err = errors.Join(forget(ns, own{}), forget(ns, untouched{}))
+	}
 	if err := errors.Join(err, delReplyRoutes(ns)); err != nil {
 		return fmt.Errorf("remove rules in namespace %d: %w", ns.Inode(), err)
 	}

@@ -273,6 +273,77 @@ func TestRemoveLeavesNothing(t *testing.T) {
 	}
 }
 
+// A pod that leaves and comes back: what conntrack knew of its connections must
+// not be applied to others that have the same ports now.
+func TestRemoveForgetsConnections(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		const port = 40001
+		to := netip.AddrPortFrom(f.pod, 8080)
+		inbound := w.listen(w.pod, f.any, mesh.InboundPort)
+		atPod := w.listen(w.pod, f.any, 8080)
+		before := w.dialFrom(w.peer, port+1, to)
+		beforeApp := w.accept(atPod)
+		w.apply(Config{})
+		talk(t, "older than the capture", before, beforeApp)
+		client := w.dialFrom(w.peer, port, to)
+		outer := w.accept(inbound)
+		inner, err := w.inner(f, addrPort(client.LocalAddr()), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := w.accept(atPod)
+		talk(t, "captured", client, outer)
+		talk(t, "inner", inner, app)
+		for _, c := range []*net.TCPConn{outer, client, app, inner} { // in this order it is the pod that remembers
+			c.Close()
+		}
+		if err := w.kernel.Remove(t.Context(), w.pod); err != nil {
+			t.Fatal(err)
+		}
+		beforeApp.Close()
+		before.Close()
+
+		plain := w.dialFrom(w.peer, port, to)
+		plainApp := w.accept(atPod)
+		talk(t, "outside the mesh", plain, plainApp)
+		w.apply(Config{})
+		talk(t, "in again", plain, plainApp)
+		w.dialFrom(w.peer, port+1, to)
+		w.accept(inbound) // and not the application
+	})
+}
+
+// Somebody deletes the table, and it is put back: what is relayed goes on, and
+// what ended meanwhile leaves no hole.
+func TestRepair(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		const port = 40001
+		to := netip.AddrPortFrom(f.pod, 8080)
+		inbound, atPod := w.listen(w.pod, f.any, mesh.InboundPort), w.listen(w.pod, f.any, 8080)
+		old := w.dialFrom(w.peer, port, to)
+		oldApp := w.accept(atPod)
+		w.apply(Config{})
+		talk(t, "older than the capture", old, oldApp)
+		client := w.dial(w.peer, f.pod, 8080)
+		outer := w.accept(inbound)
+		inner, err := w.inner(f, addrPort(client.LocalAddr()), to)
+		if err != nil {
+			t.Fatal(err)
+		}
+		app := w.accept(atPod)
+		w.do(w.pod, func() error { return exec.Command("nft", "delete", "table", "inet", "tacit").Run() })
+		oldApp.Close()
+		old.Close()
+		if err := w.kernel.Repair(t.Context(), w.pod, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		talk(t, "outer", client, outer)
+		talk(t, "inner", inner, app)
+		w.dialFrom(w.peer, port, to)
+		w.accept(inbound) // and not the application
+	})
+}
+
 func TestCheckSeesEveryChange(t *testing.T) {
 	w := newWorld(t)
 	for _, c := range []Config{{}, {ExcludeInbound: []uint16{22}}, {Drain: true}} {

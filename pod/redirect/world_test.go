@@ -203,12 +203,18 @@ func (w *world) listen(ns *netns.NS, a netip.Addr, port uint16) *net.TCPListener
 // dial opens a connection from inside a namespace.
 func (w *world) dial(ns *netns.NS, a netip.Addr, port uint16) *net.TCPConn {
 	w.t.Helper()
+	return w.dialFrom(ns, 0, netip.AddrPortFrom(a, port))
+}
+
+// dialFrom is dial with a source port of one's choice.
+func (w *world) dialFrom(ns *netns.NS, port int, to netip.AddrPort) *net.TCPConn {
+	w.t.Helper()
 	var c net.Conn
 	w.do(ns, func() (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
-		var d net.Dialer
-		c, err = d.DialContext(ctx, "tcp", netip.AddrPortFrom(a, port).String())
+		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
+		c, err = d.DialContext(ctx, "tcp", to.String())
 		return err
 	})
 	return w.keep(c)
