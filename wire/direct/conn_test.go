@@ -138,6 +138,9 @@ func drain(c *Conn, seed uint64) ([]byte, error) {
 
 func both(t *testing.T, a, b *Conn, n int) {
 	t.Helper()
+	for _, c := range []*Conn{a, b} { // that one end fails must not hang the other
+		must(t, c.Raw().SetDeadline(time.Now().Add(30*time.Second)))
+	}
 	var wg sync.WaitGroup
 	var sum [4][]byte
 	var errs [4]error
@@ -318,10 +321,10 @@ func TestKeyUpdateRequested(t *testing.T) {
 	})
 }
 
-func echo(t testing.TB, a, b *Conn) {
+func echo(t testing.TB, a, b io.ReadWriter) {
 	t.Helper()
 	buf := make([]byte, 4)
-	for _, x := range [][2]*Conn{{a, b}, {b, a}} {
+	for _, x := range [][2]io.ReadWriter{{a, b}, {b, a}} {
 		_, err := x[0].Write([]byte("ping"))
 		must(t, err)
 		_, err = io.ReadFull(x[1], buf)
