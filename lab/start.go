@@ -20,6 +20,7 @@ import (
 const (
 	inside     = "/run/lab"
 	netnsDir   = "/run/netns"
+	scratchDir = "/run/scratch" // for applications' files; in memory, anybody's
 	socketName = "lab.sock"
 	pidName    = "lab.pid"
 	runName    = "run"
