@@ -76,8 +76,7 @@ func TestAgentRestartDisturbsNothing(t *testing.T) {
 	n.agent.stop()
 	say(t, conn, "without agent")
 	say(t, mustDial(t, client, server.at(false, 1)), "new, with a socket that was left")
-	n.agent = c.startAgent(n.path)
-	n.agent.pods[client.name] = client
+	n.agent = c.startAgent(n.path, client)
 	n.agent.expect(t, handle.Ready, client.name)
 	say(t, conn, "after")
 	for range 3 * minLevel { // more than were left

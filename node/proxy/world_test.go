@@ -313,13 +313,17 @@ type fakeAgent struct {
 	stop   func()
 }
 
-func (c *cluster) startAgent(path string) *fakeAgent {
+// startAgent starts an agent that has these pods already.
+func (c *cluster) startAgent(path string, pods ...*testPod) *fakeAgent {
 	c.t.Helper()
 	l, err := handle.Listen(path, -1)
 	if err != nil {
 		c.t.Fatal(err)
 	}
 	a := &fakeAgent{l: l, told: make(chan handle.Message, 1000), pods: map[string]*testPod{}}
+	for _, p := range pods {
+		a.pods[p.name] = p
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for {
