@@ -334,7 +334,6 @@ func (d *pod) follow(ctx context.Context, all *sync.WaitGroup, ready <-chan stru
 		case <-q.timer.C:
 		case <-d.woken:
 		}
-		accepts = accepts || d.drains.Load()
 		if accepts {
 			d.accept(ctx, all)
 		}
