@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -178,8 +179,8 @@ func (c *Cluster) logOf(name string) (string, error) {
 // doMetric sums the series that have all of the labels.
 func doMetric(ctx context.Context, c *Cluster, call verbCall) error {
 	within, err := call.takeWithin()
-	least, is, most := call.take("at-least", ""), call.take("is", ""), call.take("at-most", "")
-	if err = errors.Join(err, call.want(2, 2)); err != nil {
+	least, is, most, err2 := call.takeBounds()
+	if err = errors.Join(err, err2, call.want(2, 2)); err != nil {
 		return err
 	}
 	process, name, labels := call.words[0], call.words[1], call.options
@@ -197,6 +198,21 @@ func doMetric(ctx context.Context, c *Cluster, call verbCall) error {
 		}
 		return compare(sum, least, is, most)
 	})
+}
+
+// takeBounds reads at-least, is and at-most; @FILE is the number in a file, such as
+// what the verb showed before.
+func (call *verbCall) takeBounds() (least, is, most string, err error) {
+	read := func(key string) string {
+		value := call.take(key, "")
+		if name, ok := strings.CutPrefix(value, "@"); ok {
+			text, err2 := os.ReadFile(filepath.Join(call.dir, name))
+			err = errors.Join(err, err2)
+			value = strings.TrimSpace(string(text))
+		}
+		return value
+	}
+	return read("at-least"), read("is"), read("at-most"), err
 }
 
 func compare(sum float64, least, is, most string) error {
