@@ -32,6 +32,8 @@ type config struct {
 	rounds, seconds int
 	// only leaves out everything but one measure, and memory.
 	only string
+	// logs is a folder that gets the lab's logs at the end; "" means none.
+	logs string
 	// limit ends a run that takes longer.
 	limit time.Duration
 }
@@ -43,6 +45,7 @@ func main() {
 	flag.IntVar(&cfg.rounds, "rounds", 3, "how often everything is measured")
 	flag.IntVar(&cfg.seconds, "seconds", 2, "how long each measurement takes")
 	flag.StringVar(&cfg.only, "only", "", "take this `measure` only")
+	flag.StringVar(&cfg.logs, "logs", "", "copy the logs of all processes to this `folder`")
 	flag.DurationVar(&cfg.limit, "limit", 3*time.Minute, "give up after this time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -63,9 +66,10 @@ func run(ctx context.Context, cfg config) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, r.down()) }()
+	defer func() { err = errors.Join(err, r.saveLogs(cfg.logs), r.down()) }()
 	res, err := measureAll(ctx, r, cfg)
 	if err != nil {
+		res.print(os.Stdout)
 		return err
 	}
 	if err := res.write(cfg.result); err != nil {

@@ -35,13 +35,15 @@ func measures() []measure {
 // measureAll goes through all modes within each measure, and through all
 // measures within each round: what changes on the machine meanwhile meets all
 // modes alike.
+//
+// The result holds what was measured, also beside an error.
 func measureAll(ctx context.Context, r *rig, cfg config) (*result, error) {
 	res := newResult(r.modes)
 	if !pause(ctx, settle) {
-		return nil, ctx.Err()
+		return res, ctx.Err()
 	}
 	if err := measureMemory(res, r.modes, "idle"); err != nil {
-		return nil, err
+		return res, err
 	}
 	for round := range cfg.rounds {
 		for _, what := range measures() {
@@ -51,7 +53,7 @@ func measureAll(ctx context.Context, r *rig, cfg config) (*result, error) {
 			for _, m := range r.modes {
 				s, err := what.take(ctx, r, m, cfg.seconds)
 				if err != nil {
-					return nil, fmt.Errorf("measure %s with %s between client and server: %w", what.name, m.name, err)
+					return res, fmt.Errorf("measure %s with %s between client and server: %w", what.name, m.name, err)
 				}
 				res.add(round, m.name, s)
 			}
@@ -63,7 +65,7 @@ func measureAll(ctx context.Context, r *rig, cfg config) (*result, error) {
 // measureHeld reads the memory with 1,000 and with 10,000 quiet connections.
 func measureHeld(ctx context.Context, r *rig, res *result) error {
 	for _, n := range []int{1_000, 10_000} {
-		err := r.hold(ctx, r.modes[2], n, func() error {
+		err := r.hold(ctx, n, func() error {
 			if !pause(ctx, settle) {
 				return ctx.Err()
 			}

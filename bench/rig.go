@@ -24,9 +24,10 @@ const (
 	spliceDigit = "2"
 )
 
-// holdPorts are the ports over which held connections are spread: one address has
-// only as many source ports for direct connections as mesh.DirectPortFirst leaves.
-var holdPorts = [...]string{"8080", "8081", "8082", "8083"}
+// holders is how many pods take the held connections: from one pod to one other
+// there are only as many source ports for direct connections as
+// mesh.DirectPortFirst leaves.
+const holders = 4
 
 // mode is what stands between client and server.
 type mode struct {
@@ -43,7 +44,7 @@ type mode struct {
 //
 //	node n1                          node n2
 //	plain/client ── (splice) ─────── (splice) ── plain/server
-//	mesh/client ─── tacit ────────── tacit ───── mesh/server
+//	mesh/client ─── tacit ────────── tacit ───── mesh/server, mesh/held-1…
 type rig struct {
 	dir   string
 	lab   *lab.Started
@@ -110,9 +111,16 @@ func (r *rig) tail() error {
 	return errors.Join(append(errs, err)...)
 }
 
+// saveLogs copies the logs of all processes before they are gone.
+func (r *rig) saveLogs(to string) error {
+	if to == "" {
+		return nil
+	}
+	return os.CopyFS(to, os.DirFS(filepath.Join(r.dir, "run", "logs")))
+}
+
 func (r *rig) populate(ctx context.Context) error {
-	answer := "load answer " + strings.Join(holdPorts[:], " ")
-	for _, words := range []string{
+	verbs := []string{
 		"node n1 n2",
 		"label namespace plain tacit.dev/mesh=off",
 		"label namespace mesh tacit.dev/mesh=on",
@@ -120,9 +128,13 @@ func (r *rig) populate(ctx context.Context) error {
 		"wait protected mesh/client mesh/server",
 		"start plain-iperf3 plain/server -- iperf3 -s -p " + iperfPort,
 		"start mesh-iperf3 mesh/server -- iperf3 -s -p " + iperfPort,
-		"start plain-answer plain/server -- " + answer,
-		"start mesh-answer mesh/server -- " + answer,
-	} {
+		"start plain-answer plain/server -- load answer " + httpPort,
+		"start mesh-answer mesh/server -- load answer " + httpPort,
+	}
+	for i := range holders {
+		verbs = append(verbs, fmt.Sprintf("pod n2/mesh/held-%d", i), fmt.Sprintf("start held-%d mesh/held-%d -- load answer %s", i, i, httpPort))
+	}
+	for _, words := range verbs {
 		if err := r.do(ctx, words); err != nil {
 			return err
 		}
@@ -174,17 +186,16 @@ func (r *rig) located(words []string) []string {
 
 // findModes starts the splicing proxies and finds all processes.
 func (r *rig) findModes(ctx context.Context) error {
-	plain, err := r.output(ctx, "exec", "plain/server", "--", "printenv", "POD_IP")
+	plain, err := r.podIP(ctx, "plain/server")
 	if err != nil {
 		return err
 	}
-	meshed, err := r.output(ctx, "exec", "mesh/server", "--", "printenv", "POD_IP")
+	meshed, err := r.podIP(ctx, "mesh/server")
 	if err != nil {
 		return err
 	}
-	plain, meshed = strings.TrimSpace(plain), strings.TrimSpace(meshed)
 	near, far := "", ""
-	for _, port := range append([]string{iperfPort}, holdPorts[:]...) {
+	for _, port := range []string{iperfPort, httpPort} {
 		near += fmt.Sprintf(" 127.0.0.1:%s=%s:%s%s", port, plain, spliceDigit, port)
 		far += fmt.Sprintf(" %s:%s%s=127.0.0.1:%s", plain, spliceDigit, port, port)
 	}
@@ -202,6 +213,11 @@ func (r *rig) findModes(ctx context.Context) error {
 		return err
 	}
 	return r.findProcesses()
+}
+
+func (r *rig) podIP(ctx context.Context, pod string) (string, error) {
+	ip, err := r.output(ctx, "exec", pod, "--", "printenv", "POD_IP")
+	return strings.TrimSpace(ip), err
 }
 
 // awaitServers waits until every way leads to an answer.
@@ -273,9 +289,16 @@ func after(words []string, flag string) string {
 	return ""
 }
 
-// hold opens n connections from the mode's client, has measure look, and closes
-// them again.
-func (r *rig) hold(ctx context.Context, m mode, n int, measure func() error) error {
+// hold opens n connections from mesh/client, has measure look, and closes them again.
+func (r *rig) hold(ctx context.Context, n int, measure func() error) error {
+	words := []string{"exec", "mesh/client", "--", "load", "hold", fmt.Sprint(n)}
+	for i := range holders {
+		ip, err := r.podIP(ctx, fmt.Sprintf("mesh/held-%d", i))
+		if err != nil {
+			return err
+		}
+		words = append(words, ip+":"+httpPort)
+	}
 	stdin, stdinW, err := os.Pipe()
 	if err != nil {
 		return err
@@ -286,10 +309,6 @@ func (r *rig) hold(ctx context.Context, m mode, n int, measure func() error) err
 		return errors.Join(err, stdinW.Close())
 	}
 	defer stdoutR.Close()
-	words := []string{"exec", m.client, "--", "load", "hold", fmt.Sprint(n)}
-	for _, port := range holdPorts {
-		words = append(words, m.address(port))
-	}
 	ended := make(chan error, 1)
 	go func() {
 		defer stdout.Close()
