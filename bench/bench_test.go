@@ -93,7 +93,8 @@ func measured(share float64) *result {
 			"rr_p50_1": 40 * drift / share, "rr_p99_64": 900, "throughput_1": 10 / drift * share, "throughput_8": 6, "new_connections": 4000 * share,
 			"throughput_1_cpu_seconds": 1 / share, "throughput_1_gigabytes": 2, "throughput_8_cpu_seconds": 1 / share, "throughput_8_gigabytes": 2})
 	}
-	for when, mb := range map[string]float64{"idle": 15, "1000": 30, "10000": 15 + 200/share} {
+	r.few, r.many = 1_000, 10_000
+	for when, mb := range map[string]float64{"idle": 15, "few": 30, "many": 15 + 200/share} {
 		r.memory("proxy n1", when, mb*1e6)
 		r.memory("proxy n2", when, 10e6)
 	}

@@ -24,7 +24,9 @@ const (
 type result struct {
 	modes  []string
 	rounds map[string][]sample           // by mode, then by round
-	rss    map[string]map[string]float64 // bytes, by process, then by when
+	rss    map[string]map[string]float64 // bytes, by process, then idle, few or many
+	// few and many are how many connections were held.
+	few, many int
 }
 
 func newResult(modes []mode) *result {
@@ -94,9 +96,9 @@ func (r *result) proxyMemory(when string) float64 {
 	return max(r.rss["proxy n1"][when], r.rss["proxy n2"][when])
 }
 
-// perConnection is what each of 10,000 connections adds, in bytes.
+// perConnection is what each of many connections adds, in bytes.
 func (r *result) perConnection() float64 {
-	return (r.proxyMemory("10000") - r.proxyMemory("idle")) / 10_000
+	return (r.proxyMemory("many") - r.proxyMemory("idle")) / float64(r.many)
 }
 
 // bound is one line of the table of bounds.
@@ -121,8 +123,8 @@ func (r *result) bounds() []bound {
 		{name: "CPU per GB, Tacit/splicing", value: r.ratio("cpu_per_gb"), limit: cpuAtMost},
 		{name: "new connections/s, Tacit/splicing", value: r.ratio("new_connections"), limit: newConnectionsAtLeast, least: true},
 		{name: "RSS of the proxy, idle, MB", value: r.proxyMemory("idle") / 1e6, limit: idleAtMost / 1e6},
-		{name: "RSS of the proxy, 10,000 quiet connections, MB", value: r.proxyMemory("10000") / 1e6,
-			limit: (idleAtMost + 10_000*perConnectionAtMost) / 1e6},
+		{name: fmt.Sprintf("RSS of the proxy, %d quiet connections, MB", r.many), value: r.proxyMemory("many") / 1e6,
+			limit: (idleAtMost + float64(r.many)*perConnectionAtMost) / 1e6},
 	}
 }
 
@@ -159,10 +161,10 @@ func (r *result) printMeasured(w io.Writer) {
 
 func (r *result) printMemory(w io.Writer) {
 	fmt.Fprintln(w)
-	row(w, "resident memory, MB", "idle", "1,000 open", "10,000 open")
+	row(w, "resident memory, MB", "idle", fmt.Sprintf("%d open", r.few), fmt.Sprintf("%d open", r.many))
 	for _, name := range slices.Sorted(maps.Keys(r.rss)) {
 		m := r.rss[name]
-		row(w, name, number(m["idle"]/1e6), number(m["1000"]/1e6), number(m["10000"]/1e6))
+		row(w, name, number(m["idle"]/1e6), number(m["few"]/1e6), number(m["many"]/1e6))
 	}
 }
 
@@ -217,15 +219,16 @@ func (r *result) file() file {
 		putFinite(f.Ratios, name, r.ratio(name))
 	}
 	f.RSS = map[string]float64{
-		"proxy_idle_mb":           r.proxyMemory("idle") / 1e6,
-		"proxy_kb_per_connection": r.perConnection() / 1e3,
+		"proxy_idle_mb": r.proxyMemory("idle") / 1e6,
 	}
+	putFinite(f.RSS, "proxy_kb_per_connection", r.perConnection()/1e3)
 	for _, mode := range r.modes {
 		f.Absolute[mode] = map[string]float64{}
 		for _, l := range lines {
 			putFinite(f.Absolute[mode], l.key, r.absolute(mode, l.key))
 		}
 	}
+	f.Absolute["connections held"] = map[string]float64{"few": float64(r.few), "many": float64(r.many)}
 	for name, m := range r.rss {
 		f.Absolute["rss_mb "+name] = map[string]float64{}
 		for when, bytes := range m {
