@@ -340,7 +340,7 @@ func TestResetThatAWriteWasTold(t *testing.T) {
 // Without a descriptor to spare the bytes still flow, through a buffer.
 func TestNoPipeToSpliceThrough(t *testing.T) {
 	r := start(t, ways["tcp to tcp"], Config{})
-	had := limitFiles(t, 0)
+	had := limitFiles(t, 1)
 	defer func() {
 		if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &had); err != nil {
 			t.Fatal(err)

@@ -13,10 +13,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tcpClose is the state of a socket that is connected no more (TCP_CLOSE in
-// net/tcp_states.h).
-const tcpClose = 7
-
 // TCPConn is a TCP connection as a Conn.
 type TCPConn struct {
 	c   *net.TCPConn
@@ -93,7 +89,7 @@ func (t *TCPConn) AwaitReadable() error {
 
 // AwaitReset implements ResetWatcher.
 func (t *TCPConn) AwaitReset() error {
-	if err := t.raw.Read(func(fd uintptr) bool { return state(fd) == tcpClose }); err != nil {
+	if err := t.raw.Read(hungUp); err != nil {
 		return err
 	}
 	if t.finSent.Load() {
@@ -113,20 +109,18 @@ func (t *TCPConn) wasReset() bool {
 		return false
 	}
 	reset := false
-	err := t.raw.Control(func(fd uintptr) { reset = state(fd) == tcpClose })
-	return err == nil && reset
+	err := t.raw.Control(func(fd uintptr) { reset = hungUp(fd) })
+	// Asked again: a FIN of ours in between hangs up too.
+	return err == nil && reset && !t.finSent.Load()
 }
 
-// state returns the state of a TCP socket, tcpClose if it cannot be asked.
-func state(fd uintptr) uint8 {
-	info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
-	if err != nil {
-		return tcpClose
-	}
-	return info.State
+// hungUp reports whether a TCP socket that has ended its input is over: reset, or
+// ended by us as well.
+func hungUp(fd uintptr) bool {
+	p := [1]unix.PollFd{{Fd: int32(fd)}} // POLLHUP and POLLERR are always asked for
+	n, err := unix.Poll(p[:], 0)
+	return n > 0 && p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0 || err != nil && err != unix.EINTR
 }
-
-func (t *TCPConn) SetDeadline(d time.Time) error { return t.c.SetDeadline(d) }
 
 // taker reads from a TCPConn into buffers of a pool, and takes one only at the
 // moment of the read: a quiet connection holds none, at no extra system call.
