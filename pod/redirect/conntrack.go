@@ -11,11 +11,42 @@ import (
 	"tacit.dev/pod/netns"
 )
 
-// forget has conntrack forget connections of the pod, while our table is not
-// there. Without it nobody may be looking, and conntrack remembers for days what
-// has ended long ago: once the pod is captured again, a new connection with the
-// ports of an old one would be taken for it, and go past the proxy.
-func forget(ns *netns.NS, which netlink.CustomConntrackFilter) error {
+// Conntrack remembers established connections for days. While our table is not
+// in a pod nobody may tell it that they end. Once the pod is captured again, a
+// new connection with the ports of an old one would be taken for it, and go past
+// the proxy. So it has to forget while the table is not there. What somebody else
+// translates is never forgotten: that would break it.
+
+// forgetAll has conntrack forget the pod's TCP connections, those included that
+// we have led to the proxy.
+func forgetAll(ns *netns.NS) error {
+	return forget(ns, func(f *netlink.ConntrackFlow) bool { return isOwn(f) || !isTranslated(f) })
+}
+
+// forgetUntouched has it forget those that we have not led to the proxy: the
+// others are alive.
+func forgetUntouched(ns *netns.NS) error {
+	return forget(ns, func(f *netlink.ConntrackFlow) bool { return !isOwn(f) && !isTranslated(f) })
+}
+
+// isOwn reports whether the proxy has one end of a connection.
+func isOwn(f *netlink.ConntrackFlow) bool {
+	return f.Reverse.SrcPort == mesh.OutboundPort || f.Reverse.SrcPort == mesh.InboundPort || f.Mark == mesh.ReplyMark
+}
+
+func isTranslated(f *netlink.ConntrackFlow) bool {
+	return !f.Forward.SrcIP.Equal(f.Reverse.DstIP) || f.Forward.SrcPort != f.Reverse.DstPort ||
+		!f.Forward.DstIP.Equal(f.Reverse.SrcIP) || f.Forward.DstPort != f.Reverse.SrcPort
+}
+
+// selection is the TCP connections for which it is true.
+type selection func(*netlink.ConntrackFlow) bool
+
+func (s selection) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == unix.IPPROTO_TCP && s(f)
+}
+
+func forget(ns *netns.NS, which selection) error {
 	var h *netlink.Handle
 	err := ns.Do(func() (err error) {
 		h, err = netlink.NewHandle(unix.NETLINK_NETFILTER)
@@ -27,41 +58,38 @@ func forget(ns *netns.NS, which netlink.CustomConntrackFilter) error {
 	if err != nil {
 		return fmt.Errorf("netlink in namespace %d: %w", ns.Inode(), err)
 	}
-	var errs []error
-	for _, f := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-		errs = append(errs, forgetFamily(h, f, which))
+	if err := forgetBy(h, which); err != nil {
+		return fmt.Errorf("forget connections (needs the kernel's nf_conntrack_netlink): %w", err)
 	}
-	return errors.Join(errs...)
+	return nil
+}
+
+// forgetBy empties the table at once if it may lose everything, as it mostly
+// may: one by one takes long when there are tens of thousands.
+func forgetBy(h *netlink.Handle, which selection) error {
+	all := true
+	for _, f := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
+		flows, err := h.ConntrackTableList(netlink.ConntrackTable, f)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return err
+		}
+		for _, flow := range flows {
+			all = all && (which.MatchConntrackFlow(flow) || flow.Forward.Protocol != unix.IPPROTO_TCP && !isTranslated(flow))
+		}
+	}
+	if all {
+		return h.ConntrackTableFlush(netlink.ConntrackTable)
+	}
+	return errors.Join(forgetFamily(h, unix.AF_INET, which), forgetFamily(h, unix.AF_INET6, which))
 }
 
 // forgetFamily tries again when the table changed while it was read.
-func forgetFamily(h *netlink.Handle, f netlink.InetFamily, which netlink.CustomConntrackFilter) (err error) {
+func forgetFamily(h *netlink.Handle, f netlink.InetFamily, which selection) (err error) {
 	for range 5 {
 		_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, f, which)
 		if !errors.Is(err, netlink.ErrDumpInterrupted) {
 			break
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("forget connections (needs the kernel's nf_conntrack_netlink): %w", err)
-	}
-	return nil
-}
-
-// own matches TCP connections that we have led to the proxy or from it.
-type own struct{}
-
-func (own) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	return f.Forward.Protocol == unix.IPPROTO_TCP &&
-		(f.Reverse.SrcPort == mesh.OutboundPort || f.Reverse.SrcPort == mesh.InboundPort || f.Mark == mesh.ReplyMark)
-}
-
-// untouched matches TCP connections that nobody translates. Those that somebody
-// else does are never forgotten: they would break.
-type untouched struct{}
-
-func (untouched) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	return f.Forward.Protocol == unix.IPPROTO_TCP && f.Mark != mesh.ReplyMark &&
-		f.Forward.SrcIP.Equal(f.Reverse.DstIP) && f.Forward.SrcPort == f.Reverse.DstPort &&
-		f.Forward.DstIP.Equal(f.Reverse.SrcIP) && f.Forward.DstPort == f.Reverse.SrcPort
+	return err
 }

@@ -75,7 +75,7 @@ func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
 func (k *Kernel) Repair(ctx context.Context, ns *netns.NS, c Config) error {
 	d, err := readTable(ns)
 	if err == nil && d == (digest{}) {
-		err = forget(ns, untouched{})
+		err = forgetUntouched(ns)
 	}
 	if err != nil {
 		return fmt.Errorf("repair rules in namespace %d: %w", ns.Inode(), err)
@@ -105,7 +105,7 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
 	err := k.load(ctx, ns, "add table inet tacit\ndelete table inet tacit\n")
 	if err == nil {
-		err = errors.Join(forget(ns, own{}), forget(ns, untouched{}))
+		err = forgetAll(ns)
 	}
 	if err := errors.Join(err, delReplyRoutes(ns)); err != nil {
 		return fmt.Errorf("remove rules in namespace %d: %w", ns.Inode(), err)

@@ -313,6 +313,23 @@ func TestRemoveForgetsConnections(t *testing.T) {
 	})
 }
 
+// A pod may translate connections of its own; they outlive us.
+func TestRemoveLeavesOthersTranslations(t *testing.T) {
+	w, f := newWorld(t), families()[0]
+	w.do(w.pod, func() error {
+		return exec.Command("nft", "add table ip other; add chain ip other theirs { type nat hook prerouting priority -150; }; add rule ip other theirs tcp dport 7000 redirect to :7001").Run()
+	})
+	atPod := w.listen(w.pod, f.any, 7001)
+	client := w.dial(w.peer, f.pod, 7000)
+	app := w.accept(atPod)
+	w.apply(Config{})
+	talk(t, "captured", client, app)
+	if err := w.kernel.Remove(t.Context(), w.pod); err != nil {
+		t.Fatal(err)
+	}
+	talk(t, "removed", client, app)
+}
+
 // Somebody deletes the table, and it is put back: what is relayed goes on, and
 // what ended meanwhile leaves no hole.
 func TestRepair(t *testing.T) {
