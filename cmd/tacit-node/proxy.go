@@ -41,7 +41,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
 	s.DurationVar(&f.proxy.HalfCloseTimeout, "half-close-timeout", time.Hour, "how long a half-closed connection may be quiet")
 	s.IntVar(&f.proxy.MaxConnectionsPerPod, "max-connections-per-pod", 32768, "connections of one pod, both ways together")
-	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 2048, "TLS handshakes under way, each way; more of them wait")
+	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 512, "TLS handshakes under way, each way, an eighth of them with one peer; more wait for their turn")
 	s.DurationVar(&f.ttl, "ttl", 0, "wished life of a certificate; 0 leaves it to control")
 	s.StringVar(&f.logFormat, "log-format", "json", "text or json")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")

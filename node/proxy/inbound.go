@@ -141,13 +141,13 @@ func (d *pod) answer(ctx context.Context, j *journey) (*direct.Conn, direct.Hell
 	if err != nil {
 		return nil, direct.Hello{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
-	defer cancel()
 	peer := j.flow.SourceAddr.Addr()
 	if err := d.p.answering.take(ctx, peer); err != nil {
 		return nil, direct.Hello{}, err
 	}
 	defer d.p.answering.give(peer)
+	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
+	defer cancel()
 	return direct.Server(ctx, j.conn, d.p.cfg.TLS.Server(leaf))
 }
 

@@ -5,13 +5,18 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // slots bounds how many of something are under way at once, in all and with one
-// peer. Who finds no slot waits for one, no longer than its context lasts: a burst
-// is delayed, a flood is refused, and a peer that keeps what it has does not keep
-// the others out. It is safe for concurrent use.
+// peer. Who finds no slot waits for one in turn: a burst is served one after the
+// other, a flood is refused, and a peer that keeps what it has does not keep the
+// others out. Without the bound all of a burst would be half done when the time is
+// up, and none would have a session to resume. It is safe for concurrent use.
 type slots struct {
+	// patience is how long to wait.
+	patience time.Duration
+
 	free chan struct{}
 	// used is how many slots are taken, for the gauge.
 	used atomic.Int64
@@ -30,18 +35,22 @@ type peerSlots struct {
 	users int
 }
 
-func newSlots(n int) *slots {
-	return &slots{free: make(chan struct{}, n), each: max(1, n/4), peers: make(map[netip.Addr]*peerSlots)}
+func newSlots(n int, patience time.Duration) *slots {
+	return &slots{
+		patience: patience, free: make(chan struct{}, n), each: max(1, n/8),
+		peers: make(map[netip.Addr]*peerSlots),
+	}
 }
 
-// take returns when there is a slot, or with errHandshakeLimit when ctx ends.
+// take returns when there is a slot, or with errHandshakeLimit after a while, or
+// when ctx ends.
 func (s *slots) take(ctx context.Context, peer netip.Addr) error {
 	p := s.join(peer)
-	if !acquire(ctx, p.free) {
+	if !s.acquire(ctx, p.free) {
 		s.leave(peer, p)
 		return errHandshakeLimit
 	}
-	if !acquire(ctx, s.free) {
+	if !s.acquire(ctx, s.free) {
 		<-p.free
 		s.leave(peer, p)
 		return errHandshakeLimit
@@ -81,18 +90,21 @@ func (s *slots) leave(peer netip.Addr, p *peerSlots) {
 	}
 }
 
-func acquire(ctx context.Context, free chan<- struct{}) bool {
+func (s *slots) acquire(ctx context.Context, free chan<- struct{}) bool {
 	select {
 	case free <- struct{}{}:
 		return true
 	default:
 	}
+	late := time.NewTimer(s.patience)
+	defer late.Stop()
 	select {
 	case free <- struct{}{}:
 		return true
+	case <-late.C:
 	case <-ctx.Done():
-		return false
 	}
+	return false
 }
 
 // quota bounds the connections of one pod, those going out and those coming in

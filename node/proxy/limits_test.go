@@ -1,7 +1,6 @@
 package proxy
 
 import (
-	"context"
 	"errors"
 	"net"
 	"net/netip"
@@ -14,37 +13,36 @@ import (
 )
 
 func TestSlotsDelayAndThenRefuse(t *testing.T) {
-	s := newSlots(4)
+	s := newSlots(8, time.Millisecond)
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	take := func(peer netip.Addr) error {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-		defer cancel()
-		return s.take(ctx, peer)
-	}
+	take := func(peer netip.Addr) error { return s.take(t.Context(), peer) }
 	if err := errors.Join(take(a), take(b)); err != nil {
 		t.Fatal(err)
 	}
 	if err := take(a); !errors.Is(err, errHandshakeLimit) {
-		t.Errorf("a second slot of four for one peer: %v", err)
+		t.Errorf("a second slot of eight for one peer: %v", err)
 	}
 	got := make(chan error)
+	s.patience = limit
 	go func() { got <- s.take(t.Context(), a) }()
 	s.give(a)
 	if err := <-got; err != nil {
 		t.Errorf("take after give: %v", err)
 	}
-	for i := range byte(2) {
+	s.patience = time.Millisecond
+	for i := range byte(6) {
 		if err := take(netip.AddrFrom4([4]byte{10, 0, 1, i})); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if err := take(netip.MustParseAddr("10.0.0.3")); !errors.Is(err, errHandshakeLimit) {
-		t.Errorf("a fifth slot of four: %v", err)
+		t.Errorf("a ninth slot of eight: %v", err)
 	}
 	s.give(a)
 	s.give(b)
-	s.give(netip.AddrFrom4([4]byte{10, 0, 1, 0}))
-	s.give(netip.AddrFrom4([4]byte{10, 0, 1, 1}))
+	for i := range byte(6) {
+		s.give(netip.AddrFrom4([4]byte{10, 0, 1, i}))
+	}
 	if n := s.used.Load(); n != 0 || len(s.peers) != 0 {
 		t.Errorf("%d used and %d peers known in the end", n, len(s.peers))
 	}
@@ -55,9 +53,9 @@ func TestSlotsDelayAndThenRefuse(t *testing.T) {
 func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	c := newCluster(t)
 	client, server, loris := c.pod("client"), c.pod("server"), c.pod("loris")
-	const slots = 4 // of 16: one peer has a quarter
+	const slots = 4 // of 32: one peer has an eighth
 	n1 := c.node(nil)
-	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = 4*slots, 500*time.Millisecond })
+	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = 8*slots, 500*time.Millisecond })
 	n1.enrol(client)
 	n2.enrol(server)
 	loris.wl.Direct = true

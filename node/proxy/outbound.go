@@ -41,18 +41,22 @@ func (d *pod) outbound(ctx context.Context, j *journey) (far relay.Conn, sent in
 	if err != nil {
 		return nil, 0, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.DialTimeout)
-	defer cancel()
 	return d.tryAll(ctx, j, r)
 }
 
 // tryAll tries the targets until one accepts, or a byte may have been consumed.
+// Each has its share of the time that is left, not counting the wait for a turn.
 func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int64, error) {
 	first := firstBytes{conn: j.conn, pool: &d.p.chunks}
 	defer first.release()
+	left := d.p.cfg.DialTimeout
 	for i, t := range r.targets {
 		j.towards(t, r.inside)
-		far, err := d.try(ctx, len(r.targets)-i, t, j, &first)
+		if err := d.awaitTurn(ctx, t); err != nil {
+			return nil, 0, err
+		}
+		began := time.Now()
+		far, err := d.try(ctx, left/time.Duration(len(r.targets)-i), t, j, &first)
 		if err == nil {
 			return far, int64(first.n), nil
 		}
@@ -60,10 +64,20 @@ func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int6
 		if errors.As(err, &last) || ctx.Err() != nil || i == len(r.targets)-1 {
 			return nil, 0, err
 		}
+		left -= time.Since(began)
 		d.p.metrics.retries.Inc()
 		d.log.Debug("next endpoint", "refused", t.addr.String(), "err", err)
 	}
 	panic("proxy: route without targets")
+}
+
+// awaitTurn takes one of the slots for handshakes if t needs one. handshake
+// gives it back.
+func (d *pod) awaitTurn(ctx context.Context, t target) error {
+	if !t.direct {
+		return nil
+	}
+	return d.p.dialling.take(ctx, t.addr.Addr())
 }
 
 // towards notes where the connection goes.
@@ -80,13 +94,10 @@ func (j *journey) towards(t target, inside bool) {
 	}
 }
 
-// try dials one target. It takes its share of the time that is left for all.
-func (d *pod) try(ctx context.Context, left int, t target, j *journey, first *firstBytes) (relay.Conn, error) {
-	if deadline, ok := ctx.Deadline(); ok && left > 1 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Until(deadline)/time.Duration(left))
-		defer cancel()
-	}
+// try dials one target, within its time.
+func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	if t.direct {
 		return d.tryDirect(ctx, t, j, first)
 	}
@@ -105,15 +116,7 @@ func (e *finalError) Unwrap() error { return e.error }
 // tryDirect dials a pod of the mesh: TLS to exactly the identity that the World
 // names, or nothing.
 func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstBytes) (relay.Conn, error) {
-	leaf, err := d.leaf()
-	if err != nil {
-		return nil, &finalError{err}
-	}
-	if err := d.p.dialling.take(ctx, t.addr.Addr()); err != nil {
-		return nil, err
-	}
-	c, err := d.handshake(ctx, leaf, t, j)
-	d.p.dialling.give(t.addr.Addr())
+	c, err := d.handshake(ctx, t, j)
 	if err != nil {
 		return nil, err
 	}
@@ -150,19 +153,23 @@ func (d *pod) leaf() (*identity.Leaf, error) {
 }
 
 // handshake dials t from the pod's own address, with a source port that hints at
-// TLS, and proves identities.
-func (d *pod) handshake(ctx context.Context, leaf *identity.Leaf, t target, j *journey) (*direct.Conn, error) {
+// TLS, and proves identities. It gives the slot back that awaitTurn took.
+func (d *pod) handshake(ctx context.Context, t target, j *journey) (*direct.Conn, error) {
+	defer d.p.dialling.give(t.addr.Addr())
+	leaf, err := d.leaf()
+	if err != nil {
+		return nil, &finalError{err}
+	}
 	f := d.facts.Load()
 	own, ok := f.address(t.addr.Addr().Is6())
 	if !ok {
 		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
 	}
-	c, err := d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
-	if err != nil {
-		return nil, err
+	dial := func(ctx context.Context) (*net.TCPConn, error) {
+		return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
-	return direct.Client(ctx, c, cfg, direct.Hello{Service: serviceOf(j), SourcePod: f.pod})
+	return direct.Dial(ctx, dial, cfg, direct.Hello{Service: serviceOf(j), SourcePod: f.pod})
 }
 
 // serviceOf is how the preamble names what was dialled.

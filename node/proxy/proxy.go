@@ -54,7 +54,8 @@ type Config struct {
 	TLS    *identity.TLS
 
 	// DialTimeout bounds the way from an accepted connection to the other
-	// side's reply, or to the application. Default 10 s.
+	// side's reply, or to the application, without the wait for its turn (see
+	// MaxHandshakes). Default 10 s.
 	DialTimeout time.Duration
 	// HandshakeTimeout bounds how long a peer may take for its handshake. Default 10 s.
 	HandshakeTimeout time.Duration
@@ -74,8 +75,8 @@ type Config struct {
 	// MaxConnectionsPerPod bounds those going out and coming in together. Default 32,768.
 	MaxConnectionsPerPod int
 	// MaxHandshakes bounds the handshakes under way, each of those as client and
-	// those as server; one peer may have a quarter of them. More wait, no longer than
-	// HandshakeTimeout. Default 2,048.
+	// those as server; one peer may have an eighth of them. The others wait for
+	// their turn, no longer than DialTimeout and HandshakeTimeout. Default 512.
 	MaxHandshakes int
 
 	// Registry gets the metrics. nil means a registry of its own.
@@ -94,7 +95,7 @@ func (c Config) withDefaults() Config {
 	c.DrainQuiet = orDefault(c.DrainQuiet, 2*time.Second)
 	c.TrimInterval = orDefault(c.TrimInterval, 30*time.Second)
 	c.MaxConnectionsPerPod = orDefault(c.MaxConnectionsPerPod, 32768)
-	c.MaxHandshakes = orDefault(c.MaxHandshakes, 2048)
+	c.MaxHandshakes = orDefault(c.MaxHandshakes, 512)
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
 	}
@@ -164,8 +165,8 @@ func New(cfg Config) (*Proxy, error) {
 		know:      newKnowledge(),
 		tell:      newTelemetry(cfg.Registry, cfg.Log),
 		relay:     relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
-		dialling:  newSlots(cfg.MaxHandshakes),
-		answering: newSlots(cfg.MaxHandshakes),
+		dialling:  newSlots(cfg.MaxHandshakes, cfg.DialTimeout),
+		answering: newSlots(cfg.MaxHandshakes, cfg.HandshakeTimeout),
 		chunks:    sync.Pool{New: func() any { return new([chunkSize]byte) }},
 		pods:      make(map[string]*pod),
 	}
