@@ -64,7 +64,9 @@ func arrangeMounts(root string) error {
 		{"bind the lab's folder", func() error {
 			return unix.Mount(fmt.Sprintf("/proc/self/fd/%d", folder.Fd()), inside, "", unix.MS_BIND, "")
 		}},
-		{"make " + scratchDir, func() error { return errors.Join(os.Mkdir(scratchDir, 0o777), os.Chmod(scratchDir, 0o777|os.ModeSticky)) }},
+		{"make " + scratchDir, func() error {
+			return errors.Join(os.Mkdir(scratchDir, 0o777), os.Chmod(scratchDir, 0o777|os.ModeSticky))
+		}},
 		{"make " + netnsDir, func() error { return os.Mkdir(netnsDir, 0o755) }},
 		{"mount " + netnsDir, func() error { return unix.Mount("lab-netns", netnsDir, "tmpfs", 0, "mode=755") }},
 		{"set hostname", func() error { return unix.Sethostname([]byte("lab")) }},

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -113,7 +114,7 @@ func doLog(ctx context.Context, c *Cluster, call verbCall) error {
 	if err = errors.Join(err, call.want(1, -1)); err != nil {
 		return err
 	}
-	path, err := c.logOf(call.words[0])
+	file, err := c.logOf(call.words[0])
 	if err != nil {
 		return err
 	}
@@ -121,7 +122,7 @@ func doLog(ctx context.Context, c *Cluster, call verbCall) error {
 		return w == call.words[0] || strings.HasPrefix(w, "within=")
 	})
 	if len(texts) == 0 {
-		text, err := os.ReadFile(path)
+		text, err := os.ReadFile(file)
 		if err == nil {
 			_, err = call.stdout.Write(text)
 		}
@@ -133,7 +134,7 @@ func doLog(ctx context.Context, c *Cluster, call verbCall) error {
 		return usageError(err.Error())
 	}
 	return call.look(ctx, within, func() error {
-		line, err := findLine(path, expr, texts)
+		line, err := findLine(file, expr, texts)
 		if err == nil {
 			fmt.Fprintln(call.stdout, line)
 		}
@@ -201,18 +202,32 @@ func doMetric(ctx context.Context, c *Cluster, call verbCall) error {
 }
 
 // takeBounds reads at-least, is and at-most; @FILE is the number in a file, such as
-// what the verb showed before.
+// what the verb showed before, and @FILE+N is N more.
 func (call *verbCall) takeBounds() (least, is, most string, err error) {
 	read := func(key string) string {
 		value := call.take(key, "")
 		if name, ok := strings.CutPrefix(value, "@"); ok {
-			text, err2 := os.ReadFile(filepath.Join(call.dir, name))
+			var err2 error
+			value, err2 = numberIn(call.dir, name)
 			err = errors.Join(err, err2)
-			value = strings.TrimSpace(string(text))
 		}
 		return value
 	}
 	return read("at-least"), read("is"), read("at-most"), err
+}
+
+func numberIn(dir, name string) (string, error) {
+	name, more, _ := strings.Cut(name, "+")
+	text, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		return "", err
+	}
+	n, err := strconv.ParseFloat(strings.TrimSpace(string(text)), 64)
+	if err != nil {
+		return "", err
+	}
+	plus, err := strconv.ParseFloat(cmp.Or(more, "0"), 64)
+	return strconv.FormatFloat(n+plus, 'f', -1, 64), err
 }
 
 func compare(sum float64, least, is, most string) error {
@@ -441,9 +456,17 @@ func (c *Cluster) allReached(ctx context.Context, what string, names []string, r
 		return err
 	}
 	for _, n := range names {
-		s, ok := states[podKey(n)]
-		if !ok || !reached(s) {
-			return fmt.Errorf("pod %s is not %s: %+v %s", n, what, s, s.reason)
+		found := false
+		for key, s := range states {
+			if match, _ := path.Match(podKey(n), key); !match {
+				continue
+			}
+			if found = true; !reached(s) {
+				return fmt.Errorf("pod %s is not %s: %+v %s", key, what, s, s.reason)
+			}
+		}
+		if !found {
+			return fmt.Errorf("there is no pod %s", n)
 		}
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +19,7 @@ import (
 func verbs() []verb {
 	return []verb{
 		{name: "node", usage: "NAME... [bare=yes]", about: "add nodes; a bare one is a machine outside of the cluster", do: doNode},
-		{name: "pod", usage: "NODE/[NAMESPACE/]NAME [sa=NAME] [label=K=V]... [annotation=K=V]... [listen=PORT,...] [port=NAME:PORT]... [app=ARGS] [user=NAME] [grace=TIME] [ready=no] [-- COMMAND...]",
+		{name: "pod", usage: "NODE/[NAMESPACE/]NAME [sa=NAME] [label=K=V]... [annotation=K=V]... [listen=PORT,...] [port=NAME:PORT]... [app=ARGS] [user=NAME] [grace=TIME] [ready=no] [copies=N] [-- COMMAND...]",
 			about: "start a pod; listen= runs an echo server, app= the test application, -- any program", do: doPod},
 		{name: "ready", usage: "POD yes|no", about: "say whether a pod takes connections of services", do: doReady},
 		{name: "service", usage: "[NAMESPACE/]NAME [PORTNAME@]PORT[:TARGET]... [select=K=V]... [address=none|v4|v6]", about: "put a service before pods (label app=NAME if nothing is selected)", do: doService},
@@ -29,14 +30,14 @@ func verbs() []verb {
 		{name: "connect", usage: "POD HOST:PORT [say=TEXT] [timeout=TIME]", about: "send a line from a pod to an echo server and expect it back", do: doConnect},
 		{name: "start", usage: "NAME POD|node/NAME [user=NAME] -- COMMAND... | PROCESS", about: "start a job in the background, or a stopped process of Tacit", do: doStart},
 		{name: "stop", usage: "NAME [SIGNAL]", about: "end a job and show what it said, or stop a process of Tacit", do: doStop},
-		{name: "wait", usage: "JOB | enrolled|protected|outside POD... | ready PROCESS... | gone POD...", about: "wait until something is so", do: doWait},
+		{name: "wait", usage: "JOB | enrolled|protected|outside POD... | ready PROCESS... | gone POD...", about: "wait until something is so; a pod's name may have a *", do: doWait},
 		{name: "kill", usage: "PROCESS|JOB [SIGNAL]", about: "signal a process of Tacit (control, NODE/agent, NODE/proxy) or a job", do: doKill},
 		{name: "restart", usage: "PROCESS... [signal=NAME]", about: "end a process of Tacit and wait until its successor is ready", do: doRestart},
 		{name: "cut", usage: "NODE...", about: "take a node off the underlay: packets are lost without a word", do: doCut(false)},
 		{name: "heal", usage: "NODE...", about: "put a node back on the underlay", do: doCut(true)},
 		{name: "capture", usage: "start NAME NODE[/POD] | stop NAME | grep NAME TEXT | ports NAME A B PORT... | count|tls NAME A B", about: "record packets of a node's uplink, and look into them", do: doCapture, not: true},
 		{name: "log", usage: "PROCESS|POD [REGEXP [TEXT]...] [within=TIME]", about: "show a log, or wait for a line with all of the words", do: doLog, not: true},
-		{name: "metric", usage: "PROCESS NAME [LABEL=VALUE]... [at-least=N|is=N|at-most=N|…=@FILE] [within=TIME]", about: "show a metric's sum, or wait for a value", do: doMetric, not: true},
+		{name: "metric", usage: "PROCESS NAME [LABEL=VALUE]... [at-least=N|is=N|at-most=N|…=@FILE[+N]] [within=TIME]", about: "show a metric's sum, or wait for a value", do: doMetric, not: true},
 		{name: "status", usage: "", about: "one line per pod: enrolled, protected, identity, certificate, connections", do: doStatus},
 		{name: "dump", usage: "PROCESS PATH", about: "show an admin page of a process, such as /dump/pods", do: doDump},
 	}
@@ -60,11 +61,26 @@ func doNode(ctx context.Context, c *Cluster, call verbCall) error {
 }
 
 func doPod(ctx context.Context, c *Cluster, call verbCall) error {
+	copies, err := strconv.Atoi(call.take("copies", "0"))
+	if err != nil {
+		return err
+	}
 	node, spec, err := c.podSpec(&call)
 	if err = errors.Join(err, call.want(1, 1), call.done()); err != nil {
 		return err
 	}
-	return c.addPod(ctx, node, spec)
+	if copies == 0 {
+		return c.addPod(ctx, node, spec)
+	}
+	var g errgroup.Group
+	g.SetLimit(4)
+	for i := range copies {
+		one := spec
+		one.name = fmt.Sprintf("%s-%d", spec.name, i)
+		one.labels, one.annotations = maps.Clone(spec.labels), maps.Clone(spec.annotations)
+		g.Go(func() error { return c.addPod(ctx, node, one) })
+	}
+	return g.Wait()
 }
 
 // podSpec reads the words of the verb pod.

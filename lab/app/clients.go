@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -148,18 +149,20 @@ func load(ctx context.Context, words []string, out io.Writer) error {
 	timeout := flags.Duration("timeout", 10*time.Second, "for one connection")
 	maxFailed := flags.Int("max-failed", 0, "failures allowed")
 	maxGap := flags.Duration("max-gap", time.Minute, "longest time without a success allowed")
+	count := flags.Int("count", 0, "how many connections in all; 0 is until told to end")
 	maxBroken := flags.Int("max-broken", 0, "held connections that may break")
 	if err := flags.Parse(words); err != nil {
 		return err
 	}
 	t := &tally{failed: map[string]int{}, last: time.Now()}
+	var begun atomic.Int64
 	var g sync.WaitGroup
 	for range *hold {
 		g.Go(func() { t.keep(ctx, flags.Arg(0), *timeout) })
 	}
 	for range *workers {
 		g.Go(func() {
-			for ctx.Err() == nil {
+			for ctx.Err() == nil && (*count == 0 || begun.Add(1) <= int64(*count)) {
 				t.add(once(flags.Arg(0), *timeout))
 				pause(ctx, *pace)
 			}
