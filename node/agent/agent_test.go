@@ -193,6 +193,17 @@ func (n *node) untilState(uid, want string) {
 	n.t.Fatalf("pod %s is %q, want %q within %v", uid, got, want, limit)
 }
 
+// untilListening waits until the agent has the listeners. (To try whether the
+// ports are taken would take them.)
+func (n *node) untilListening(uid string) {
+	n.t.Helper()
+	n.eventually("the agent has the listeners", func() bool {
+		var have int
+		n.agent.ask(func() string { have = len(n.agent.pods[uid].listeners); return "" })
+		return have == 4
+	})
+}
+
 func TestExclusionsChange(t *testing.T) {
 	n := startNode(t, t.TempDir(), nil)
 	dialProxy(t, n.dir, nil)
@@ -295,11 +306,7 @@ func TestAgentRestarts(t *testing.T) {
 	p = dialProxy(t, dir, p)
 	p.until(t, "the proxy drops the pod that ended", func() bool { return p.pods["b"] == nil })
 	n.untilState("a", "captured")
-	n.eventually("the agent has the listeners", func() bool {
-		var have int
-		n.agent.ask(func() string { have = len(n.agent.pods["a"].listeners); return "" })
-		return have == 4
-	})
+	n.untilListening("a")
 	p.kill()
 	isCaptured(t, ns) // the agent's listeners
 	p = dialProxy(t, dir, nil)
@@ -308,7 +315,8 @@ func TestAgentRestarts(t *testing.T) {
 	n.stop()
 	p.kill()
 	n = startNode(t, dir, nil)
-	n.eventually("listeners are there again", func() bool { return listening(t, ns) == 4 })
+	n.untilListening("a")
+	isCaptured(t, ns)
 	dialProxy(t, dir, nil)
 	n.agent.Apply([]mesh.Pod{word("a", false)})
 	n.reports.until(t, "a", xds.Released)
