@@ -430,10 +430,12 @@ func TestWrongIdentityIsRefused(t *testing.T) {
 			right := row.pod.wl.ID
 			row.pod.wl.ID = idOf("somebody")
 			c.publish()
-			conn := mustDial(t, client, server.at(false, 8080))
-			conn.Write([]byte("secret"))
-			if _, err := conn.Read(make([]byte, 1)); !isRST(err) {
-				t.Errorf("read: %v", err)
+			conn, err := client.dial(server.at(false, 8080))
+			if err == nil {
+				conn.Write([]byte("secret"))
+			}
+			if err := firstRead(conn, err); !isRST(err) {
+				t.Errorf("%v: want a reset", err)
 			}
 			await(t, "it is counted", func() bool {
 				return c.nodes[row.node].count("tacit_refused_connections_total", "direction="+row.side, "reason="+row.want) == 1
@@ -458,10 +460,12 @@ func TestDirectIsNeverDialledInPlaintext(t *testing.T) {
 		got <- b[:n]
 		c.Write([]byte("HTTP/1.1 400 Bad Request\r\n\r\n"))
 	})
-	conn := mustDial(t, client, liar.at(false, 8080))
-	conn.Write([]byte("secret"))
-	if _, err := conn.Read(make([]byte, 1)); !isRST(err) {
-		t.Errorf("read: %v", err)
+	conn, err := client.dial(liar.at(false, 8080))
+	if err == nil {
+		conn.Write([]byte("secret"))
+	}
+	if err := firstRead(conn, err); !isRST(err) {
+		t.Errorf("%v: want a reset", err)
 	}
 	if b := <-got; bytes.Contains(b, []byte("secret")) || b[0] != 22 {
 		t.Errorf("the wire saw %q", b)
