@@ -68,7 +68,7 @@ type Config struct {
 	// HalfCloseTimeout is relay.Config's. Default 1 h.
 	HalfCloseTimeout time.Duration
 	// DrainQuiet is how long a draining pod must be without a connection
-	// before it counts as drained. Default 2 s.
+	// before it counts as drained. Default 1 s.
 	DrainQuiet time.Duration
 	// TrimInterval is how often quiet pods give sockets back. Default 30 s.
 	TrimInterval time.Duration
@@ -92,7 +92,7 @@ func (c Config) withDefaults() Config {
 	c.LookLimit = orDefault(c.LookLimit, 200*time.Millisecond)
 	c.ReadyTimeout = orDefault(c.ReadyTimeout, 10*time.Second)
 	c.HalfCloseTimeout = orDefault(c.HalfCloseTimeout, time.Hour)
-	c.DrainQuiet = orDefault(c.DrainQuiet, 2*time.Second)
+	c.DrainQuiet = orDefault(c.DrainQuiet, time.Second)
 	c.TrimInterval = orDefault(c.TrimInterval, 30*time.Second)
 	c.MaxConnectionsPerPod = orDefault(c.MaxConnectionsPerPod, 32768)
 	c.MaxHandshakes = orDefault(c.MaxHandshakes, 512)
