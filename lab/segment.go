@@ -89,7 +89,7 @@ type captureCheck interface {
 	verdict() (string, error)
 }
 
-// grepCheck looks for a text in what was sent, also across two segments.
+// grepCheck looks for a text in what was sent, also across segments.
 type grepCheck struct {
 	text  []byte
 	tails map[flowKey][]byte
@@ -100,12 +100,11 @@ func (g *grepCheck) see(s segment) error {
 	if g.found != nil || len(s.payload) == 0 {
 		return nil
 	}
-	tail := g.tails[s.key()]
-	if bytes.Contains(s.payload, g.text) || bytes.Contains(append(bytes.Clone(tail), s.payload[:min(len(s.payload), len(g.text))]...), g.text) {
+	seen := append(g.tails[s.key()], s.payload...)
+	if bytes.Contains(seen, g.text) {
 		g.found = &segment{source: s.source, destination: s.destination}
 	}
-	keep := min(len(s.payload), len(g.text)-1)
-	g.tails[s.key()] = bytes.Clone(s.payload[len(s.payload)-keep:])
+	g.tails[s.key()] = bytes.Clone(seen[max(0, len(seen)-len(g.text)+1):])
 	return nil
 }
 
