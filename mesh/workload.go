@@ -16,6 +16,9 @@ type Workload struct {
 	// Direct says that the pod is captured and announced: it is reached by
 	// wire/direct and by nothing else. False means outside the mesh.
 	Direct bool
+	// ExcludeInbound are ports that are not captured: reached in plaintext even
+	// if the pod is Direct.
+	ExcludeInbound []uint16
 	// HostNetwork pods share their node's addresses; they are never enrolled,
 	// and an address leads to no one of them.
 	HostNetwork bool

@@ -33,7 +33,11 @@ func (b *builder) pod(p *corev1.Pod) {
 		b.workloads[w.UID] = w
 	}
 	if !p.Spec.HostNetwork {
-		b.result.Pods = append(b.result.Pods, Pod{Pod: b.enrolment(p, id), Node: p.Spec.NodeName, Workload: w})
+		m := b.enrolment(p, id)
+		if w != nil {
+			w.ExcludeInbound = m.ExcludeInbound
+		}
+		b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w})
 	}
 }
 

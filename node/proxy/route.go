@@ -59,8 +59,9 @@ func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 
 // target says how to reach workload wl, which may be nil, at addr.
 func (c *caller) target(addr netip.AddrPort, wl *mesh.Workload) target {
-	within := c.isSelf(addr.Addr())
-	return target{addr: addr, workload: wl, within: within, direct: !within && wl != nil && wl.Direct}
+	t := target{addr: addr, workload: wl, within: c.isSelf(addr.Addr())}
+	t.direct = !t.within && wl != nil && wl.Direct && !slices.Contains(wl.ExcludeInbound, addr.Port())
+	return t
 }
 
 func (c *caller) isSelf(a netip.Addr) bool {

@@ -24,7 +24,7 @@ func TestFind(t *testing.T) {
 		return map[string][]mesh.Port{s.Key(): {{Service: 80, Target: 8080}}}
 	}
 	self := &mesh.Workload{Name: "self", Direct: true, Ready: true, Addresses: addrs("10.1.0.1", "fd01::1"), Services: serves(svc)}
-	peer := &mesh.Workload{Name: "peer", Direct: true, Ready: true, Addresses: addrs("10.1.0.2"), Services: serves(four)}
+	peer := &mesh.Workload{Name: "peer", Direct: true, ExcludeInbound: []uint16{9100}, Ready: true, Addresses: addrs("10.1.0.2"), Services: serves(four)}
 	plain := &mesh.Workload{Name: "plain", Ready: true, Addresses: addrs("10.1.0.3", "fd01::3")}
 	gone := &mesh.Workload{Name: "gone", Direct: true, Addresses: addrs("10.1.0.4"), Services: serves(four)}
 	w := mesh.NewWorld([]*mesh.Workload{self, peer, plain, gone}, []*mesh.Service{svc, empty, four})
@@ -36,6 +36,7 @@ func TestFind(t *testing.T) {
 		inside bool
 	}{
 		{"10.1.0.2:80", "10.1.0.2:80", true, true},
+		{"10.1.0.2:9100", "10.1.0.2:9100", false, true}, // not captured there
 		{"10.1.0.4:80", "10.1.0.4:80", true, true}, // not ready, but dialled by its address
 		{"10.1.0.3:80", "10.1.0.3:80", false, true},
 		{"10.1.0.1:80", "10.1.0.1:80", false, true},

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/netip"
 
+	"google.golang.org/protobuf/types/known/anypb"
+
 	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
 )
@@ -51,9 +53,18 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 		m.NetworkMode = message.NetworkMode_HOST_NETWORK
 	}
 	if w.Direct {
-		m.Extensions = []*message.Extension{{Name: directExtension}}
+		e, err := encodeDirect(w)
+		if err != nil {
+			return nil, err
+		}
+		m.Extensions = []*message.Extension{e}
 	}
 	return &message.Address{Type: &message.Address_Workload{Workload: m}}, nil
+}
+
+func encodeDirect(w *mesh.Workload) (*message.Extension, error) {
+	config, err := anypb.New(&message.Direct{ExcludeInbound: encodeInbound(w.ExcludeInbound)})
+	return &message.Extension{Name: directExtension, Config: config}, err
 }
 
 func encodeService(s *mesh.Service) (*message.Address, error) {
@@ -88,7 +99,11 @@ func decodeAddress(m *message.Address) (name string, v any, err error) {
 }
 
 func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
-	id, direct, err := decodeIdentity(m)
+	direct, exclude, err := decodeDirect(m.GetExtensions())
+	if err != nil {
+		return nil, err
+	}
+	id, err := decodeIdentity(m, direct)
 	if err != nil {
 		return nil, err
 	}
@@ -100,7 +115,7 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 		return nil, fmt.Errorf("workload type %d is unknown", m.GetWorkloadType())
 	}
 	w := &mesh.Workload{
-		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), ID: id, Direct: direct,
+		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), ID: id, Direct: direct, ExcludeInbound: exclude,
 		HostNetwork: m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
 		Ready:       m.GetStatus() == message.WorkloadStatus_HEALTHY,
 		OwnerName:   m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
@@ -115,21 +130,37 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	return w, nil
 }
 
+// decodeDirect reads the extension that says that a workload is reached by direct.
+func decodeDirect(extensions []*message.Extension) (direct bool, exclude []uint16, err error) {
+	for _, e := range extensions {
+		if e.GetName() != directExtension {
+			continue
+		}
+		var d message.Direct
+		if c := e.GetConfig(); c != nil {
+			if err := c.UnmarshalTo(&d); err != nil {
+				return false, nil, fmt.Errorf("extension %s: %w", directExtension, err)
+			}
+		}
+		direct = true
+		if exclude, err = decodeInbound(d.GetExcludeInbound()); err != nil {
+			return false, nil, err
+		}
+	}
+	return direct, exclude, nil
+}
+
 // decodeIdentity fills in Istio's defaults, but not for a workload that is to be
 // reached by direct: whom to expect there must be said, not guessed.
-func decodeIdentity(m *message.Workload) (id mesh.ID, direct bool, err error) {
-	for _, e := range m.GetExtensions() {
-		direct = direct || e.GetName() == directExtension
-	}
+func decodeIdentity(m *message.Workload, direct bool) (mesh.ID, error) {
 	if direct && (m.GetTrustDomain() == "" || m.GetServiceAccount() == "") {
-		return id, direct, errors.New("direct without an identity of its own")
+		return mesh.ID{}, errors.New("direct without an identity of its own")
 	}
-	id, err = mesh.ParseID(mesh.ID{
+	return mesh.ParseID(mesh.ID{
 		TrustDomain:    or(m.GetTrustDomain(), defaultTrustDomain),
 		Namespace:      m.GetNamespace(),
 		ServiceAccount: or(m.GetServiceAccount(), defaultServiceAccount),
 	}.String())
-	return id, direct, err
 }
 
 func decodeService(m *message.Service) (*mesh.Service, error) {

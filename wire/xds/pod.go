@@ -21,9 +21,7 @@ func encodePod(p mesh.Pod) (*message.Pod, error) {
 		}
 		m.ExcludeOutbound = append(m.ExcludeOutbound, x)
 	}
-	for _, port := range p.ExcludeInbound {
-		m.ExcludeInbound = append(m.ExcludeInbound, uint32(port))
-	}
+	m.ExcludeInbound = encodeInbound(p.ExcludeInbound)
 	// What a node would refuse is not sent.
 	_, err := decodePod(m)
 	return m, err
@@ -48,13 +46,25 @@ func decodePod(m *message.Pod) (mesh.Pod, error) {
 		}
 		p.ExcludeOutbound = append(p.ExcludeOutbound, e)
 	}
-	for _, port := range m.GetExcludeInbound() {
-		if port == 0 || port > 65535 {
-			return p, fmt.Errorf("inbound exclusion of port %d: want 1 to 65535", port)
-		}
-		p.ExcludeInbound = append(p.ExcludeInbound, uint16(port))
+	p.ExcludeInbound, err = decodeInbound(m.GetExcludeInbound())
+	return p, err
+}
+
+func encodeInbound(ports []uint16) (all []uint32) {
+	for _, port := range ports {
+		all = append(all, uint32(port))
 	}
-	return p, nil
+	return all
+}
+
+func decodeInbound(ports []uint32) (all []uint16, err error) {
+	for _, port := range ports {
+		if port == 0 || port > 65535 {
+			return nil, fmt.Errorf("inbound exclusion of port %d: want 1 to 65535", port)
+		}
+		all = append(all, uint16(port))
+	}
+	return all, nil
 }
 
 func decodeExclusion(x *message.Exclusion) (mesh.Exclusion, error) {

@@ -64,6 +64,9 @@ func (r *randomMesh) workload(i int) *mesh.Workload {
 		CanonicalName: "web", CanonicalRevision: "v1", Cluster: "Kubernetes",
 		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})},
 	}
+	if w.Direct && r.flip() {
+		w.ExcludeInbound = []uint16{uint16(9000 + r.IntN(3)), 65535}
+	}
 	if r.flip() {
 		w.Addresses = append(w.Addresses, netip.MustParseAddr(fmt.Sprintf("fd00::%x", i+1)))
 	}

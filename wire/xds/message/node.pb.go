@@ -169,6 +169,52 @@ func (x *Pod) GetExcludeInbound() []uint32 {
 	return nil
 }
 
+// Direct is the config of the extension tacit.dev/direct of a Workload.
+type Direct struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Ports that are not captured, and so not reached by direct.
+	ExcludeInbound []uint32 `protobuf:"varint,1,rep,packed,name=exclude_inbound,json=excludeInbound,proto3" json:"exclude_inbound,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *Direct) Reset() {
+	*x = Direct{}
+	mi := &file_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Direct) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Direct) ProtoMessage() {}
+
+func (x *Direct) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Direct.ProtoReflect.Descriptor instead.
+func (*Direct) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Direct) GetExcludeInbound() []uint32 {
+	if x != nil {
+		return x.ExcludeInbound
+	}
+	return nil
+}
+
 // Exclusion: port 0 means all ports, no address all addresses; never both.
 type Exclusion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -181,7 +227,7 @@ type Exclusion struct {
 
 func (x *Exclusion) Reset() {
 	*x = Exclusion{}
-	mi := &file_node_proto_msgTypes[1]
+	mi := &file_node_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -193,7 +239,7 @@ func (x *Exclusion) String() string {
 func (*Exclusion) ProtoMessage() {}
 
 func (x *Exclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[1]
+	mi := &file_node_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -206,7 +252,7 @@ func (x *Exclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exclusion.ProtoReflect.Descriptor instead.
 func (*Exclusion) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{1}
+	return file_node_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Exclusion) GetAddress() []byte {
@@ -246,7 +292,7 @@ type PodReport struct {
 
 func (x *PodReport) Reset() {
 	*x = PodReport{}
-	mi := &file_node_proto_msgTypes[2]
+	mi := &file_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -258,7 +304,7 @@ func (x *PodReport) String() string {
 func (*PodReport) ProtoMessage() {}
 
 func (x *PodReport) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[2]
+	mi := &file_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -271,7 +317,7 @@ func (x *PodReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodReport.ProtoReflect.Descriptor instead.
 func (*PodReport) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{2}
+	return file_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PodReport) GetSequence() uint64 {
@@ -333,7 +379,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -345,7 +391,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -358,7 +404,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{3}
+	return file_node_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ReportAck) GetSequence() uint64 {
@@ -381,7 +427,9 @@ const file_node_proto_rawDesc = "" +
 	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05enrol\x18\x05 \x01(\bR\x05enrol\x12C\n" +
 	"\x10exclude_outbound\x18\x06 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12'\n" +
-	"\x0fexclude_inbound\x18\a \x03(\rR\x0eexcludeInbound\"Q\n" +
+	"\x0fexclude_inbound\x18\a \x03(\rR\x0eexcludeInbound\"1\n" +
+	"\x06Direct\x12'\n" +
+	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\"Q\n" +
 	"\tExclusion\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x12\n" +
@@ -417,19 +465,20 @@ func file_node_proto_rawDescGZIP() []byte {
 }
 
 var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
 var file_node_proto_goTypes = []any{
 	(PodState)(0),     // 0: tacit.node.v1.PodState
 	(*Pod)(nil),       // 1: tacit.node.v1.Pod
-	(*Exclusion)(nil), // 2: tacit.node.v1.Exclusion
-	(*PodReport)(nil), // 3: tacit.node.v1.PodReport
-	(*ReportAck)(nil), // 4: tacit.node.v1.ReportAck
+	(*Direct)(nil),    // 2: tacit.node.v1.Direct
+	(*Exclusion)(nil), // 3: tacit.node.v1.Exclusion
+	(*PodReport)(nil), // 4: tacit.node.v1.PodReport
+	(*ReportAck)(nil), // 5: tacit.node.v1.ReportAck
 }
 var file_node_proto_depIdxs = []int32{
-	2, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	3, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
 	0, // 1: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	3, // 2: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
-	4, // 3: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
+	4, // 2: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
+	5, // 3: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
 	3, // [3:4] is the sub-list for method output_type
 	2, // [2:3] is the sub-list for method input_type
 	2, // [2:2] is the sub-list for extension type_name
@@ -448,7 +497,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   4,
+			NumMessages:   5,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
