@@ -3,6 +3,8 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"os"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -49,19 +51,31 @@ func (s selection) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 func forget(ns *netns.NS, which selection) error {
 	var h *netlink.Handle
 	err := ns.Do(func() (err error) {
+		if knowsNone() {
+			return nil
+		}
 		h, err = netlink.NewHandle(unix.NETLINK_NETFILTER)
 		return err
 	})
-	if h != nil {
-		defer h.Close()
-	}
 	if err != nil {
 		return fmt.Errorf("netlink in namespace %d: %w", ns.Inode(), err)
 	}
+	if h == nil {
+		return nil
+	}
+	defer h.Close()
 	if err := forgetBy(h, which); err != nil {
 		return fmt.Errorf("forget connections (needs the kernel's nf_conntrack_netlink): %w", err)
 	}
 	return nil
+}
+
+// knowsNone reports whether conntrack knows of no connection in the namespace of
+// this thread. To list them is to walk through the whole machine's table, which
+// is worth avoiding; what the file does not tell, the list will.
+func knowsNone() bool {
+	b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+	return err == nil && strings.TrimSpace(string(b)) == "0"
 }
 
 // forgetBy empties the table at once if it may lose everything, as it mostly
