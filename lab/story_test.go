@@ -1,7 +1,9 @@
 package lab_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -134,6 +136,9 @@ func (s *story) end(t testscript.T) {
 			t.Log(os.CopyFS(filepath.Join(keep, filepath.Base(s.dir)), os.DirFS(filepath.Join(s.dir, "run", "logs"))))
 		}
 	}
+	if err := s.crashes(); err != nil {
+		defer t.Fatal(err)
+	}
 	if s.started != nil {
 		if err := s.started.Process.Kill(); err != nil && !strings.Contains(err.Error(), "finished") {
 			t.Log(err)
@@ -146,6 +151,21 @@ func (s *story) end(t testscript.T) {
 	if err := os.RemoveAll(s.dir); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// crashes tells of a process that fell over its own feet, which a story might not
+// notice: it is started again at once.
+func (s *story) crashes() error {
+	names, err := filepath.Glob(filepath.Join(s.dir, "run", "logs", "*.log"))
+	for _, name := range append(names, filepath.Join(s.dir, "lab.err")) {
+		text, _ := os.ReadFile(name) // a lab that never came up has none
+		for _, bad := range []string{"DATA RACE", "panic: ", "fatal error: "} {
+			if i := bytes.Index(text, []byte(bad)); i >= 0 {
+				err = errors.Join(err, fmt.Errorf("%s: %s", filepath.Base(name), text[i:min(len(text), i+4000)]))
+			}
+		}
+	}
+	return err
 }
 
 // logs are the last lines of every process.
