@@ -2,7 +2,10 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"strings"
+	"sync"
+	"time"
 
 	"tacit.dev/identity"
 	"tacit.dev/mesh"
@@ -45,6 +48,9 @@ func expect(source *mesh.Workload, port uint16) expectation {
 	return expectPlaintext
 }
 
+// foreverQuiet is how long two sides may wait for each other's first word.
+const foreverQuiet = 365 * 24 * time.Hour
+
 // inbound takes a connection that came for the pod to its application, which
 // it returns. Nothing of what came has been consumed, but the preamble.
 func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
@@ -59,40 +65,73 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	if mesh.IsCapturePort(to.Port()) {
 		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
-	isDirect, err := d.look(ctx, j, expect(source, j.flow.SourceAddr.Port()))
-	if err != nil {
+	e := expect(source, j.flow.SourceAddr.Port())
+	kind, err := d.look(ctx, j, e)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if isDirect {
+	case kind == direct.KindDirect:
 		return d.admitDirect(ctx, j, w)
+	case kind == direct.KindQuiet && e == expectEither:
+		return d.admitFirstWord(ctx, j, w)
 	}
 	return d.admitPlaintext(ctx, j)
 }
 
-// look decides between TLS and plaintext, and refuses what is neither where
-// TLS is expected.
-func (d *pod) look(ctx context.Context, j *journey, e expectation) (isDirect bool, err error) {
+// look tells TLS from plaintext, and refuses what is neither where TLS is
+// expected. KindQuiet is somebody who waits for the server, or is late.
+func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind, error) {
 	limit := d.p.cfg.LookLimit
 	switch e {
 	case expectPlaintext:
-		return false, nil
+		return direct.KindPlain, nil
 	case expectDirect:
 		limit = d.p.cfg.HandshakeTimeout
 	}
 	kind, err := direct.Look(ctx, j.conn, limit)
 	switch {
 	case err != nil:
-		return false, &refusal{identity.Reason(err), flagDownstreamReset, err}
-	case kind == direct.KindDirect:
-		return true, nil
-	case e == expectEither:
-		return false, nil
+		return kind, &refusal{identity.Reason(err), flagDownstreamReset, err}
+	case kind == direct.KindDirect, e == expectEither:
+		return kind, nil
 	case kind == direct.KindQuiet:
-		return false, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)
+		return kind, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)
 	case kind == direct.KindOtherTLS:
-		return false, refuse(identity.ReasonNotOurProtocol, flagDenied, "TLS of another kind from a pod of the mesh")
+		return kind, refuse(identity.ReasonNotOurProtocol, flagDenied, "TLS of another kind from a pod of the mesh")
 	}
-	return false, refuse(identity.ReasonNotTLS, flagDenied, "no TLS from a pod of the mesh")
+	return kind, refuse(identity.ReasonNotTLS, flagDenied, "no TLS from a pod of the mesh")
+}
+
+// admitFirstWord dials the application for a client that has said nothing while
+// it was looked at. Who speaks first decides: if it is the application, or
+// the client in plaintext, then plaintext it is. A ClientHello that was late, as on
+// an overloaded node, still meets TLS, and never the application.
+func (d *pod) admitFirstWord(ctx context.Context, j *journey, w *mesh.World) (relay.Conn, error) {
+	app, err := d.admitPlaintext(ctx, j)
+	if err != nil {
+		return nil, err
+	}
+	spoken, stop := context.WithCancel(ctx)
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		_ = app.AwaitReadable()
+		stop()
+	})
+	kind, err := direct.Look(spoken, j.conn, foreverQuiet)
+	app.SetReadDeadline(time.Unix(1, 0)) // ends the wait; Join lifts it
+	wait.Wait()
+	switch {
+	case ctx.Err() != nil:
+		app.Abort()
+		return nil, ctx.Err()
+	case err != nil && !errors.Is(err, context.Canceled): // not: the application spoke
+		app.Abort()
+		return nil, &refusal{identity.Reason(err), flagDownstreamReset, err}
+	case kind == direct.KindDirect:
+		app.Abort()
+		return d.admitDirect(ctx, j, w)
+	}
+	return app, nil
 }
 
 // admitPlaintext passes a connection from outside the mesh on: the mode is permissive.

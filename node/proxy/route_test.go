@@ -37,7 +37,7 @@ func TestFind(t *testing.T) {
 	}{
 		{"10.1.0.2:80", "10.1.0.2:80", true, true},
 		{"10.1.0.2:9100", "10.1.0.2:9100", false, true}, // not captured there
-		{"10.1.0.4:80", "10.1.0.4:80", true, true}, // not ready, but dialled by its address
+		{"10.1.0.4:80", "10.1.0.4:80", true, true},      // not ready, but dialled by its address
 		{"10.1.0.3:80", "10.1.0.3:80", false, true},
 		{"10.1.0.1:80", "10.1.0.1:80", false, true},
 		{"192.0.2.1:443", "192.0.2.1:443", false, false},
