@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,148 +24,121 @@ import (
 // the witness of the stories: it takes every packet, or says how many it missed.
 type capture struct {
 	path string
+	ring *ring
 	file *os.File
-	out  *bufio.Writer
-	sock *os.File
-	raw  int
 
-	// mu is held by whoever looks into the capture; the recorder is then halted.
-	mu     sync.Mutex
-	missed uint32
-	// halted is closed when the recorder has stopped reading; err is read after it.
-	halted chan struct{}
-	err    error
+	// mu is held by whoever looks into the capture.
+	mu sync.Mutex
+	// flushed takes the outcome when the recorder has met the ring's mark: all that
+	// had passed before is in the file. It has room for one.
+	flushed chan error
 }
 
-const (
-	etherTypeAll = unix.ETH_P_ALL
-	// A veth carries packets of up to 64 KiB that were never cut into segments.
-	largestPacket = 128 << 10
-	// receiveBuffer is what may wait while the recorder writes.
-	receiveBuffer = 256 << 20
-)
+// largestPacket is more than a veth carries: packets of up to 64 KiB that were never
+// cut into segments.
+const largestPacket = 128 << 10
 
 // startCapture records a link of a namespace.
-func startCapture(path string, ns *netns.NS, link string) (*capture, error) {
-	c := &capture{path: path}
-	if err := ns.Do(func() error { return c.open(link) }); err != nil {
+func startCapture(path string, ns *netns.NS, link string) (c *capture, err error) {
+	c = &capture{path: path, flushed: make(chan error, 1)}
+	if err := ns.Do(func() (err error) { c.ring, err = openRing(link); return err }); err != nil {
 		return nil, fmt.Errorf("capture %s: %w", link, err)
 	}
-	c.sock = os.NewFile(uintptr(c.raw), "packets")
-	var err error
 	if c.file, err = os.Create(path); err != nil {
-		c.sock.Close()
-		return nil, err
+		return nil, errors.Join(err, c.ring.close())
 	}
-	c.out = bufio.NewWriterSize(c.file, 1<<20)
 	header := make([]byte, 24)
 	binary.LittleEndian.PutUint32(header, 0xa1b2c3d4)
 	binary.LittleEndian.PutUint16(header[4:], 2)
 	binary.LittleEndian.PutUint16(header[6:], 4)
 	binary.LittleEndian.PutUint32(header[16:], largestPacket)
 	binary.LittleEndian.PutUint32(header[20:], 1) // Ethernet
-	if _, err := c.out.Write(header); err != nil {
-		return nil, errors.Join(err, c.close())
+	if _, err := c.file.Write(header); err != nil {
+		return nil, errors.Join(err, c.ring.close(), c.file.Close())
 	}
-	c.resume()
+	go c.record()
 	return c, nil
 }
 
-func (c *capture) open(link string) (err error) {
-	dev, err := net.InterfaceByName(link)
+// record ends when the ring is closed, which close waits for.
+func (c *capture) record() {
+	defer close(c.flushed)
+	err := c.ring.read(func(packets [][]byte, marks int) error {
+		err := c.put(packets)
+		for range marks {
+			c.flushed <- err
+		}
+		return err
+	})
 	if err != nil {
+		c.flushed <- err
+	}
+}
+
+// flush returns when all that had passed before is in the file.
+func (c *capture) flush() error {
+	if err := c.ring.mark(); err != nil {
 		return err
 	}
-	protocol := uint16(etherTypeAll>>8 | etherTypeAll<<8&0xff00)
-	c.raw, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(protocol))
-	if err != nil {
-		return fmt.Errorf("packet socket: %w", err)
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case err, ok := <-c.flushed:
+		if !ok {
+			return errors.New("the recorder has ended")
+		}
+		return err
+	case <-timer.C:
+		return errors.New("the recorder does not come to an end")
 	}
-	err = unix.SetsockoptInt(c.raw, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
-	if errors.Is(err, unix.EPERM) { // in the lab of an ordinary user; the kernel takes as much as it allows
-		err = unix.SetsockoptInt(c.raw, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer)
+}
+
+// put writes packets from where they are: a copy of each would cost as much as
+// sending it did, and the ring would run full.
+func (c *capture) put(packets [][]byte) error {
+	now := time.Now()
+	heads := make([]byte, 16*len(packets))
+	pieces := make([][]byte, 0, 2*len(packets))
+	for i, packet := range packets {
+		head := heads[16*i : 16*i+16]
+		binary.LittleEndian.PutUint32(head, uint32(now.Unix()))
+		binary.LittleEndian.PutUint32(head[4:], uint32(now.Nanosecond()/1000))
+		binary.LittleEndian.PutUint32(head[8:], uint32(len(packet)))
+		binary.LittleEndian.PutUint32(head[12:], uint32(len(packet)))
+		pieces = append(pieces, head, packet)
 	}
-	if err != nil {
-		unix.Close(c.raw)
-		return fmt.Errorf("receive buffer: %w", err)
-	}
-	if err := unix.Bind(c.raw, &unix.SockaddrLinklayer{Protocol: protocol, Ifindex: dev.Index}); err != nil {
-		unix.Close(c.raw)
-		return fmt.Errorf("bind to %s: %w", link, err)
+	for batch := range slices.Chunk(pieces, 1024) { // IOV_MAX
+		if err := writeAll(int(c.file.Fd()), batch); err != nil {
+			return fmt.Errorf("write %s: %w", c.path, err)
+		}
 	}
 	return nil
 }
 
-// resume starts the recorder; halt ends it, and takes what still waits, so that
-// everything that had been sent when halt was called is in the file.
-func (c *capture) resume() {
-	c.halted = make(chan struct{})
-	go c.record()
-}
-
-func (c *capture) record() {
-	defer close(c.halted)
-	buf := make([]byte, largestPacket)
-	for {
-		n, err := c.sock.Read(buf)
-		if errors.Is(err, os.ErrDeadlineExceeded) {
-			return
-		}
-		if err == nil {
-			err = c.put(buf[:n])
-		}
-		if err != nil {
-			c.err = err
-			return
-		}
-	}
-}
-
-func (c *capture) halt() error {
-	if err := c.sock.SetReadDeadline(time.Unix(1, 0)); err != nil {
-		return err
-	}
-	<-c.halted
-	if c.err != nil {
-		return c.err
-	}
-	buf := make([]byte, largestPacket)
-	for {
-		n, err := unix.Read(c.raw, buf)
-		if errors.Is(err, unix.EAGAIN) {
-			break
-		}
-		if err == nil {
-			err = c.put(buf[:n])
-		}
-		if err != nil {
+// writeAll is writev to its end.
+func writeAll(fd int, pieces [][]byte) error {
+	for len(pieces) > 0 {
+		n, err := unix.Writev(fd, pieces)
+		if err != nil && !errors.Is(err, unix.EINTR) {
 			return err
 		}
+		n = max(n, 0)
+		for len(pieces) > 0 && n >= len(pieces[0]) {
+			n, pieces = n-len(pieces[0]), pieces[1:]
+		}
+		if len(pieces) > 0 {
+			pieces[0] = pieces[0][n:]
+		}
 	}
-	stats, err := unix.GetsockoptTpacketStats(c.raw, unix.SOL_PACKET, unix.PACKET_STATISTICS)
-	if err != nil {
-		return err
-	}
-	c.missed += stats.Drops
-	return errors.Join(c.out.Flush(), c.sock.SetReadDeadline(time.Time{}))
+	return nil
 }
 
-func (c *capture) put(packet []byte) error {
-	var header [16]byte
-	now := time.Now()
-	binary.LittleEndian.PutUint32(header[:], uint32(now.Unix()))
-	binary.LittleEndian.PutUint32(header[4:], uint32(now.Nanosecond()/1000))
-	binary.LittleEndian.PutUint32(header[8:], uint32(len(packet)))
-	binary.LittleEndian.PutUint32(header[12:], uint32(len(packet)))
-	if _, err := c.out.Write(header[:]); err != nil {
-		return err
-	}
-	_, err := c.out.Write(packet)
-	return err
-}
-
+// close ends the recorder and waits for it.
 func (c *capture) close() error {
-	return errors.Join(c.sock.Close(), c.file.Close())
+	c.ring.stop()
+	for range c.flushed { // until the recorder closes it
+	}
+	return errors.Join(c.ring.close(), c.file.Close())
 }
 
 // read shows every TCP segment recorded so far to see, in order. It fails if a
@@ -173,12 +146,11 @@ func (c *capture) close() error {
 func (c *capture) read(see func(segment) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.halt(); err != nil {
+	if err := c.flush(); err != nil {
 		return fmt.Errorf("capture %s: %w", c.path, err)
 	}
-	defer c.resume()
-	if c.missed > 0 {
-		return fmt.Errorf("capture %s missed %d packets: it proves nothing", c.path, c.missed)
+	if missed, err := c.ring.missed(); err != nil || missed > 0 {
+		return errors.Join(err, fmt.Errorf("capture %s missed %d packets: it proves nothing", c.path, missed))
 	}
 	f, err := os.Open(c.path)
 	if err != nil {
@@ -292,7 +264,7 @@ func (c *Cluster) endCapture(name string, out io.Writer) error {
 	}
 	had.mu.Lock()
 	defer had.mu.Unlock()
-	err := errors.Join(had.halt(), had.close())
+	err := errors.Join(had.flush(), had.close())
 	fmt.Fprintln(out, filepath.Base(had.path))
 	return err
 }

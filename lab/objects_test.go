@@ -160,4 +160,3 @@ func TestParseOptions(t *testing.T) {
 		}
 	}
 }
-
