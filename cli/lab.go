@@ -52,7 +52,7 @@ func runApp(ctx context.Context, args []string) error { return app.Run(ctx, args
 func upCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
-		Use:   "up [mesh=off] [bin=FOLDER] [trust-domain=NAME] [control|agent|proxy.FLAG=VALUE]...",
+		Use:   "up [mesh=off] [bin=FOLDER] [trust-domain=NAME] [cni-timeout=TIME] [control|agent|proxy.FLAG=VALUE]...",
 		Short: "start a lab",
 		Example: `  tacit lab up
   tacit lab up --name small mesh=off

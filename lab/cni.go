@@ -17,9 +17,9 @@ func (c *Cluster) cni(ctx context.Context, command string, p *pod) error {
 	if !c.options.Mesh {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, 40*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, c.options.CNITimeout+10*time.Second)
 	defer cancel()
-	conf, err := json.Marshal(cniConfig(p))
+	conf, err := json.Marshal(cniConfig(p, c.options.CNITimeout))
 	if err != nil {
 		return err
 	}
@@ -43,11 +43,11 @@ func (c *Cluster) cni(ctx context.Context, command string, p *pod) error {
 }
 
 // cniConfig is the plugin's configuration with the previous plugin's result.
-func cniConfig(p *pod) map[string]any {
+func cniConfig(p *pod, timeout time.Duration) map[string]any {
 	gw := gateway(p.node.number)
 	return map[string]any{
 		"cniVersion": "1.0.0", "name": "lab", "type": "tacit-cni",
-		"agent": filepath.Join(p.node.dir, "cni.sock"), "timeout": "30s",
+		"agent": filepath.Join(p.node.dir, "cni.sock"), "timeout": timeout.String(),
 		"prevResult": map[string]any{
 			"cniVersion": "1.0.0",
 			"interfaces": []any{map[string]any{"name": podLink, "sandbox": p.path}},

@@ -4,6 +4,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
@@ -149,7 +150,7 @@ func TestParseOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Options{Bin: "/x", TrustDomain: "lab", Flags: map[string][]string{
+	want := Options{Bin: "/x", TrustDomain: "lab", CNITimeout: 30 * time.Second, Flags: map[string][]string{
 		"proxy": {"--dial-timeout=2s", "--ttl=1m"}, "control": {"--leaf-ttl=1m"}}}
 	if diff := cmp.Diff(want, o); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

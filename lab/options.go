@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 )
 
 // Options are how a lab's own processes are run.
@@ -19,16 +20,18 @@ type Options struct {
 	Bin string
 	// TrustDomain of all identities; "" means lab.
 	TrustDomain string
+	// CNITimeout is how long the plugin waits for the agent at most.
+	CNITimeout time.Duration
 	// Flags are more flags for a process of Tacit, by role (control, agent, proxy).
 	Flags map[string][]string
 }
 
 var roles = []string{"control", "agent", "proxy"}
 
-// ParseOptions reads words: mesh=off, bin=FOLDER, trust-domain=NAME, and
-// ROLE.FLAG=VALUE for a flag of a process of Tacit, such as proxy.dial-timeout=2s.
+// ParseOptions reads words: mesh=off, bin=FOLDER, trust-domain=NAME, cni-timeout=TIME,
+// and ROLE.FLAG=VALUE for a flag of a process of Tacit, such as proxy.dial-timeout=2s.
 func ParseOptions(words []string) (Options, error) {
-	o := Options{Mesh: true, Flags: map[string][]string{}}
+	o := Options{Mesh: true, CNITimeout: 30 * time.Second, Flags: map[string][]string{}}
 	var errs []error
 	for _, w := range words {
 		key, value, ok := strings.Cut(w, "=")
@@ -44,8 +47,12 @@ func ParseOptions(words []string) (Options, error) {
 			o.Bin = value
 		case key == "trust-domain":
 			o.TrustDomain = value
+		case key == "cni-timeout":
+			var err error
+			o.CNITimeout, err = time.ParseDuration(value)
+			errs = append(errs, err)
 		default:
-			errs = append(errs, fmt.Errorf("option %q: want mesh=on|off, bin=FOLDER, trust-domain=NAME or %s.FLAG=VALUE",
+			errs = append(errs, fmt.Errorf("option %q: want mesh=on|off, bin=FOLDER, trust-domain=NAME, cni-timeout=TIME or %s.FLAG=VALUE",
 				w, strings.Join(roles, "|")))
 		}
 	}
