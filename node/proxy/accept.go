@@ -45,12 +45,18 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 // start reserves one of the pod's connections and starts it, or refuses it.
 func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *net.TCPConn) {
 	j := newJourney(d, l.role.Inbound(), c)
+	if err := j.ask(); err != nil {
+		j.refuse(refusalOf(err))
+		return
+	}
 	if !d.quota.take() {
 		j.refuse(&refusal{reasonConnectionLimit, flagOverload, errConnectionLimit})
 		return
 	}
+	j.place = d.lines.join(j.line())
 	all.Go(func() {
 		far, sent, err := d.connect(ctx, j)
+		j.place.leave()
 		if err != nil {
 			j.refuse(refusalOf(err))
 			d.finished()

@@ -54,15 +54,10 @@ const foreverQuiet = 365 * 24 * time.Hour
 // inbound takes a connection that came for the pod to its application, which
 // it returns. Nothing of what came has been consumed, but the preamble.
 func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
-	to, err := dialled(j.conn)
-	if err != nil {
-		return nil, &refusal{reasonNotCaptured, flagUpstreamFailure, err}
-	}
-	j.flow.Dialled, j.flow.DestinationAddr = to, to
 	w := d.p.know.world()
 	source := w.Workload(j.flow.SourceAddr.Addr())
 	j.flow.Source, j.flow.Destination = source, d.self(w)
-	if mesh.IsCapturePort(to.Port()) {
+	if mesh.IsCapturePort(j.flow.Dialled.Port()) {
 		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
 	e := expect(source, j.flow.SourceAddr.Port())
@@ -87,6 +82,8 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 		return direct.KindPlain, nil
 	case expectDirect:
 		limit = d.p.cfg.HandshakeTimeout
+	case expectEither:
+		j.place.leave() // it may be quiet, and nobody else is to wait for that
 	}
 	kind, err := direct.Look(ctx, j.conn, limit)
 	switch {
@@ -210,6 +207,7 @@ func (j *journey) identify(id mesh.ID) error {
 func (d *pod) dialApplication(ctx context.Context, j *journey) (relay.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.DialTimeout)
 	defer cancel()
+	j.place.await(ctx)
 	from := j.flow.SourceAddr
 	c, err := d.dial(ctx, dialling{from: from.Addr(), port: from.Port(), ports: samePort, to: j.flow.Dialled})
 	if err != nil {

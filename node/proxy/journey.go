@@ -21,7 +21,9 @@ type journey struct {
 	near relay.Conn
 	// conn is the accepted socket itself. It belongs to near.
 	conn *net.TCPConn
-	flow mesh.Flow
+	// place is where it stands among those with the same ends, until the dial.
+	place *place
+	flow  mesh.Flow
 }
 
 // newJourney begins with what is known at accept.
@@ -38,6 +40,26 @@ func newJourney(d *pod, inbound bool, c *net.TCPConn) *journey {
 		j.flow.SourceAddr = netip.AddrPortFrom(p.Addr().Unmap(), p.Port())
 	}
 	return j
+}
+
+// ask notes what the peer of the connection dialled.
+func (j *journey) ask() error {
+	to, err := dialled(j.conn)
+	if err != nil {
+		return &refusal{reasonNotCaptured, flagUpstreamFailure, err}
+	}
+	j.flow.Dialled, j.flow.DestinationAddr = to, to
+	return nil
+}
+
+// line tells which connections it is kept in order with. All that go out of the
+// pod come from the pod.
+func (j *journey) line() line {
+	l := line{to: j.flow.Dialled}
+	if j.inbound {
+		l.from = j.flow.SourceAddr.Addr()
+	}
+	return l
 }
 
 // self is what the metrics call the pod itself: as the World knows it, or as the

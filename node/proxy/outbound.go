@@ -24,19 +24,15 @@ const chunkSize = 16 << 10
 // other side is there, so that a World is not acknowledged while an older one
 // is still acted upon.
 func (d *pod) outbound(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
-	to, err := dialled(j.conn)
-	if err != nil {
-		return nil, 0, &refusal{reasonNotCaptured, flagUpstreamFailure, err}
-	}
-	j.flow.Dialled, j.flow.DestinationAddr = to, to
 	if !d.p.know.isKnown() {
 		return nil, 0, &refusal{reasonNoWorld, flagUpstreamFailure, errNoWorld}
 	}
+	j.place.await(ctx)
 	lease := d.p.know.lease()
 	defer d.p.know.release(lease)
 	f := d.facts.Load()
 	j.flow.Source = d.self(lease.world)
-	r, err := f.caller.find(lease.world, to)
+	r, err := f.caller.find(lease.world, j.flow.Dialled)
 	j.flow.Service = r.service
 	if err != nil {
 		return nil, 0, err
@@ -102,6 +98,7 @@ func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journe
 		return d.tryDirect(ctx, t, j, first)
 	}
 	c, err := d.dial(ctx, dialling{to: t.addr})
+	j.place.leave()
 	if err != nil {
 		return nil, err
 	}
@@ -166,6 +163,7 @@ func (d *pod) handshake(ctx context.Context, t target, j *journey) (*direct.Conn
 		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
 	}
 	dial := func(ctx context.Context) (*net.TCPConn, error) {
+		defer j.place.leave()
 		return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())

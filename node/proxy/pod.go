@@ -52,6 +52,7 @@ type pod struct {
 	sockets4, sockets6 *sockets
 	// quota counts the connections, whatever their kind.
 	quota quota
+	lines *lines
 	// accepted counts all connections ever accepted.
 	accepted atomic.Uint64
 	counts   podCounts
@@ -119,7 +120,7 @@ func (p *Proxy) begin(ctx context.Context, uid string, id mesh.ID, f *facts) *po
 	d := &pod{
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
-		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)},
+		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
 		woken: make(chan struct{}, 1),
 	}
 	d.facts.Store(f)
