@@ -25,11 +25,14 @@ func sysctl(key, value string) error {
 }
 
 // sysctls sets what every namespace of a lab needs: addresses that are usable at
-// once, and no opinion about the way back.
+// once, no opinion about the way back, and the congestion control that every
+// kernel has and allows. The machine's own may be BBR, whose timers a benchmark
+// would then measure.
 func sysctls(more ...string) error {
 	keys := []string{
 		"ipv6/conf/all/accept_dad", "0", "ipv6/conf/default/accept_dad", "0",
 		"ipv6/conf/all/disable_ipv6", "0", "ipv6/conf/default/disable_ipv6", "0",
+		"ipv4/tcp_congestion_control", "reno",
 		"ipv4/conf/all/rp_filter", "0", "ipv4/conf/default/rp_filter", "0",
 	}
 	keys = append(keys, more...)
