@@ -133,6 +133,7 @@ func (s *story) end(t testscript.T) {
 	if tb, ok := t.(testing.TB); ok && tb.Failed() {
 		t.Log(s.logs())
 		if keep := os.Getenv("TACIT_LOGS"); keep != "" { // all of them, for whoever looks into it
+			s.dump()
 			t.Log(os.CopyFS(filepath.Join(keep, filepath.Base(s.dir)), os.DirFS(filepath.Join(s.dir, "run", "logs"))))
 		}
 	}
@@ -150,6 +151,23 @@ func (s *story) end(t testscript.T) {
 	}
 	if err := os.RemoveAll(s.dir); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// dump puts what the processes tell of themselves next to their logs.
+func (s *story) dump() {
+	for _, process := range []string{"control", "n1/agent", "n1/proxy", "n2/agent", "n2/proxy"} {
+		for _, page := range []string{"/dump/status", "/dump/pods", "/metrics", "/debug/pprof/goroutine?debug=2"} {
+			name := strings.NewReplacer("/", "-", "?", "-").Replace(process + page)
+			out, err := os.Create(filepath.Join(s.dir, "run", "logs", name))
+			if err != nil {
+				return
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+			_, _ = lab.Do(ctx, lab.Call{Dir: s.dir, Args: []string{"dump", process, page}, Stdin: out, Stdout: out, Stderr: out})
+			cancel()
+			out.Close()
+		}
 	}
 }
 
