@@ -91,7 +91,7 @@ func listenAll(specs []string) ([]listener, error) {
 		out = append(out, listener{l.(*net.TCPListener), do})
 	}
 	if len(out) == 0 {
-		return nil, errors.New("serve: want BEHAVIOUR:PORT...")
+		return nil, errors.New("serve: want BEHAVIOUR:PORT, at least one")
 	}
 	return out, nil
 }
