@@ -611,10 +611,8 @@ func TestLateClientHello(t *testing.T) {
 	}
 	defer conn.Close()
 	<-dialled
-	err = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{direct.ALPN}}).Handshake()
-	if err == nil {
-		_, err = conn.Read(make([]byte, 1))
-	}
+	// The client's side of the handshake may end before the refusal is there.
+	_ = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{direct.ALPN}}).Handshake()
 	if b := <-got; len(b) > 0 {
 		t.Errorf("the application was handed %d bytes of TLS", len(b))
 	}
