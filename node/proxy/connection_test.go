@@ -2,7 +2,6 @@ package proxy
 
 import (
 	"bytes"
-	"crypto/tls"
 	"fmt"
 	"io"
 	"net"
@@ -12,7 +11,6 @@ import (
 	"time"
 
 	"tacit.dev/mesh"
-	"tacit.dev/wire/direct"
 )
 
 // pair is a client and a server on two nodes, both in the mesh.
@@ -588,35 +586,4 @@ func askOnce(p *testPod, to netip.AddrPort) error {
 		err = fmt.Errorf("read %q", b)
 	}
 	return err
-}
-
-// TestLateClientHello: a member without a marked port says nothing for longer than
-// the look lasts, and then begins with TLS. The application must not get it.
-func TestLateClientHello(t *testing.T) {
-	c := newCluster(t)
-	member, server := c.pod("member"), c.pod("server")
-	n := c.node(nil)
-	n.enrol(server)
-	member.wl.Direct = true
-	c.publish()
-	dialled, got := make(chan struct{}, 1), make(chan []byte, 1)
-	server.serve(8080, func(conn *net.TCPConn) {
-		dialled <- struct{}{}
-		b, _ := io.ReadAll(conn)
-		got <- b
-	})
-	conn, err := member.bare(40000, server.at(false, 8080))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	<-dialled
-	// The client's side of the handshake may end before the refusal is there.
-	_ = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{direct.ALPN}}).Handshake()
-	if b := <-got; len(b) > 0 {
-		t.Errorf("the application was handed %d bytes of TLS", len(b))
-	}
-	await(t, "it is refused as TLS without a certificate", func() bool {
-		return n.count("tacit_refused_connections_total", "direction=inbound", "reason=no_certificate") == 1
-	})
 }

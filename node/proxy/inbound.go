@@ -61,6 +61,9 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
 	e := expect(source, j.flow.SourceAddr.Port())
+	if e == expectDirect && d.isNews(j.flow.Destination) {
+		e = expectEither
+	}
 	kind, err := d.look(ctx, j, e)
 	switch {
 	case err != nil:
@@ -71,6 +74,21 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 		return d.admitFirstWord(ctx, j, w)
 	}
 	return d.admitPlaintext(ctx, j)
+}
+
+// isNews reports whether a peer may not know yet that this pod, self in the World,
+// is in the mesh. Such a peer dials in plaintext, and a NAT on its way may have
+// given it a marked port.
+func (d *pod) isNews(self *mesh.Workload) bool {
+	if self == nil || !self.Direct {
+		d.announced.Store(0)
+		return d.p.cfg.AnnounceGrace > 0
+	}
+	now := time.Now().UnixNano()
+	if d.announced.CompareAndSwap(0, now) {
+		return d.p.cfg.AnnounceGrace > 0
+	}
+	return now-d.announced.Load() < int64(d.p.cfg.AnnounceGrace)
 }
 
 // look tells TLS from plaintext, and refuses what is neither where TLS is

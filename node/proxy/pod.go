@@ -56,6 +56,9 @@ type pod struct {
 	// accepted counts all connections ever accepted.
 	accepted atomic.Uint64
 	counts   podCounts
+	// announced is when the pod was first seen to be announced, in Unix
+	// nanoseconds; 0 while it is not.
+	announced atomic.Int64
 	// facts may be replaced by a newer message of the agent.
 	facts atomic.Pointer[facts]
 

@@ -67,6 +67,9 @@ type Config struct {
 	ReadyTimeout time.Duration
 	// HalfCloseTimeout is relay.Config's. Default 1 h.
 	HalfCloseTimeout time.Duration
+	// AnnounceGrace is for how long after a pod was announced a peer of the mesh
+	// may not know it yet, and dial in plaintext. 0 means not at all.
+	AnnounceGrace time.Duration
 	// DrainQuiet is how long a draining pod must be without a connection
 	// before it counts as drained. Default 1 s.
 	DrainQuiet time.Duration

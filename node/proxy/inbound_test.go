@@ -1,0 +1,67 @@
+package proxy
+
+import (
+	"crypto/tls"
+	"io"
+	"net"
+	"testing"
+	"time"
+
+	"tacit.dev/wire/direct"
+)
+
+// TestNewsTakesTime: a member that has not heard yet that the server is in the mesh
+// dials in plaintext, and a NAT gave it a marked port. It is passed on.
+func TestNewsTakesTime(t *testing.T) {
+	c := newCluster(t)
+	member, server := c.pod("member"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.AnnounceGrace = time.Minute })
+	n.enrol(server)
+	member.wl.Direct = true
+	c.publish()
+	server.serve(8080, echo)
+	for i, announced := range []bool{false, true} {
+		server.wl.Direct = announced
+		c.publish()
+		conn, err := member.bare(uint16(62000+i), server.at(false, 8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		say(t, conn, "not told yet")
+		conn.Close()
+	}
+	if got := n.count("tacit_connections_total", "direction=inbound", "kind=plaintext"); got != 2 {
+		t.Errorf("%v connections counted as plaintext: want 2", got)
+	}
+}
+
+// TestLateClientHello: a member without a marked port says nothing for longer than
+// the look lasts, and then begins with TLS. The application must not get it.
+func TestLateClientHello(t *testing.T) {
+	c := newCluster(t)
+	member, server := c.pod("member"), c.pod("server")
+	n := c.node(nil)
+	n.enrol(server)
+	member.wl.Direct = true
+	c.publish()
+	dialled, got := make(chan struct{}, 1), make(chan []byte, 1)
+	server.serve(8080, func(conn *net.TCPConn) {
+		dialled <- struct{}{}
+		b, _ := io.ReadAll(conn)
+		got <- b
+	})
+	conn, err := member.bare(40000, server.at(false, 8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	<-dialled
+	// The client's side of the handshake may end before the refusal is there.
+	_ = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{direct.ALPN}}).Handshake()
+	if b := <-got; len(b) > 0 {
+		t.Errorf("the application was handed %d bytes of TLS", len(b))
+	}
+	await(t, "it is refused as TLS without a certificate", func() bool {
+		return n.count("tacit_refused_connections_total", "direction=inbound", "reason=no_certificate") == 1
+	})
+}
