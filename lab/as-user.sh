@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 stories=${1:-basic|plain|receiver|services|plugin|privilege|enrol|killed}
 
 if [ "$(id -u)" != 0 ]; then
-  TACIT_BIN=$PWD/bin exec .ci/noskip go test -v -timeout 10m ./lab -run "TestStories/^($stories)\$"
+  TACIT_BIN=$PWD/bin exec .ci/noskip go test -v -parallel 1 -timeout 10m ./lab -run "TestStories/^($stories)\$"
 fi
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
@@ -18,4 +18,4 @@ go test -c -o "$dir/lab.test" ./lab
 chown -R nobody: "$dir"
 cd "$dir"
 setpriv --reuid=nobody --regid=nogroup --clear-groups env -i PATH="$PATH" HOME="$dir/home" TMPDIR="$dir/home" \
-  TACIT_BIN="$dir/bin" CI="${CI:-}" "$OLDPWD/.ci/noskip" "$dir/lab.test" -test.v -test.run "TestStories/^($stories)\$"
+  TACIT_BIN="$dir/bin" CI="${CI:-}" "$OLDPWD/.ci/noskip" "$dir/lab.test" -test.v -test.parallel 1 -test.run "TestStories/^($stories)\$"
