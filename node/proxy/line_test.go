@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"context"
+	"io"
+	"net"
 	"net/netip"
 	"testing"
 	"testing/synctest"
@@ -67,5 +69,37 @@ func TestLineContext(t *testing.T) {
 	second.await(ctx)
 	if took := time.Since(began); took >= lineLimit {
 		t.Errorf("waited %v though ctx had ended", took)
+	}
+}
+
+// TestArrivalOrder makes two connections one after the other, many times: the
+// application accepts the first one first.
+func TestArrivalOrder(t *testing.T) {
+	_, client, server := pair(t)
+	type word struct {
+		port uint16
+		said byte
+	}
+	words := make(chan word, 2)
+	app := server.serve(1, func(c *net.TCPConn) {
+		b := make([]byte, 1)
+		io.ReadFull(c, b)
+		words <- word{uint16(c.RemoteAddr().(*net.TCPAddr).Port), b[0]}
+	})
+	for i := range 100 {
+		first, second := mustDial(t, client, server.at(false, 1)), mustDial(t, client, server.at(false, 1))
+		first.Write([]byte("1"))
+		second.Write([]byte("2"))
+		said := map[uint16]byte{}
+		for range 2 {
+			w := <-words
+			said[w.port] = w.said
+		}
+		if got := said[(<-app.seen).Port()]; got != '1' {
+			t.Fatalf("round %d: the connection that says %q was accepted first", i, got)
+		}
+		<-app.seen
+		first.Close()
+		second.Close()
 	}
 }
