@@ -10,7 +10,7 @@ import (
 	"slices"
 )
 
-// The bounds of issue 2, section 8.
+// What Tacit may cost.
 const (
 	rrP50AtMost           = 1.15
 	throughputAtLeast     = 0.55
@@ -22,26 +22,26 @@ const (
 
 // result collects samples and tells them.
 type result struct {
-	modes  []string
-	rounds map[string][]sample           // by mode, then by round
-	rss    map[string]map[string]float64 // bytes, by process, then idle, few or many
+	modes []string
+	turns map[string][]sample           // by mode, then by turn
+	rss   map[string]map[string]float64 // bytes, by process, then idle, few or many
 	// few and many are how many connections were held.
 	few, many int
 }
 
 func newResult(modes []mode) *result {
-	r := &result{rounds: map[string][]sample{}, rss: map[string]map[string]float64{}}
+	r := &result{turns: map[string][]sample{}, rss: map[string]map[string]float64{}}
 	for _, m := range modes {
 		r.modes = append(r.modes, m.name)
 	}
 	return r
 }
 
-func (r *result) add(round int, mode string, s sample) {
-	for len(r.rounds[mode]) <= round {
-		r.rounds[mode] = append(r.rounds[mode], sample{})
+func (r *result) add(turn int, mode string, s sample) {
+	for len(r.turns[mode]) <= turn {
+		r.turns[mode] = append(r.turns[mode], sample{})
 	}
-	into := r.rounds[mode][round]
+	into := r.turns[mode][turn]
 	for name, v := range s {
 		into[name] = v
 	}
@@ -57,10 +57,10 @@ func (r *result) memory(process, when string, bytes float64) {
 	r.rss[process][when] = bytes
 }
 
-// absolute is the median over the rounds.
+// absolute is the median over the turns.
 func (r *result) absolute(mode, name string) float64 {
 	var vs []float64
-	for _, s := range r.rounds[mode] {
+	for _, s := range r.turns[mode] {
 		if v, ok := s[name]; ok {
 			vs = append(vs, v)
 		}
@@ -68,11 +68,11 @@ func (r *result) absolute(mode, name string) float64 {
 	return median(vs)
 }
 
-// ratio is the median of the rounds' ratios of Tacit to two splicing proxies.
+// ratio is the median of the turns' ratios of Tacit to two splicing proxies.
 func (r *result) ratio(name string) float64 {
 	var vs []float64
-	for i, tacit := range r.rounds["tacit"] {
-		if splice := r.rounds["splice"][i]; splice[name] > 0 {
+	for i, tacit := range r.turns["tacit"] {
+		if splice := r.turns["splice"][i]; splice[name] > 0 {
 			vs = append(vs, tacit[name]/splice[name])
 		}
 	}

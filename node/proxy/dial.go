@@ -115,23 +115,36 @@ func sockaddr(a netip.AddrPort) unix.Sockaddr {
 
 // connectSocket connects fd, which it owns. It returns no later than ctx ends.
 func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn, error) {
-	err := unix.Connect(fd, sockaddr(to))
-	if err != nil && err != unix.EINPROGRESS && err != unix.EINTR {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("connect", err)
+	done, err := beginConnect(fd, to)
+	if err == nil && done {
+		// Blocking for now: os.File then leaves it out of the poller, to which
+		// net.FileConn is about to add it. A turn of the poller costs more than
+		// the rest of this function.
+		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, false))
 	}
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()
+	if err == nil && !done {
+		err = awaitConnected(ctx, f)
+	}
 	if err != nil {
-		if err := awaitConnected(ctx, f); err != nil {
-			return nil, err
-		}
+		return nil, err
 	}
 	c, err := net.FileConn(f)
 	if err != nil {
 		return nil, err
 	}
 	return c.(*net.TCPConn), nil
+}
+
+// beginConnect reports whether fd is connected already, as it mostly is to a
+// socket of the same machine.
+func beginConnect(fd int, to netip.AddrPort) (done bool, err error) {
+	err = unix.Connect(fd, sockaddr(to))
+	if err == unix.EINPROGRESS || err == unix.EINTR {
+		return isConnected(fd)
+	}
+	return err == nil, os.NewSyscallError("connect", err)
 }
 
 // awaitConnected blocks until the handshake of TCP has ended, or ctx.

@@ -113,15 +113,19 @@ func (e *finalError) Unwrap() error { return e.error }
 // tryDirect dials a pod of the mesh: TLS to exactly the identity that the World
 // names, or nothing.
 func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstBytes) (relay.Conn, error) {
-	c, err := d.handshake(ctx, t, j)
+	said := false // something of the application may be on its way
+	c, err := d.handshake(ctx, t, j, func() ([]byte, error) {
+		p, err := first.bytes()
+		said = len(p) > 0 || err != nil
+		return p, err
+	})
+	if err != nil && said {
+		return nil, &finalError{err}
+	}
 	if err != nil {
 		return nil, err
 	}
 	j.flow.Resumed = c.Peer().Resumed
-	if err := first.send(ctx, c); err != nil {
-		c.Abort()
-		return nil, &finalError{err}
-	}
 	reply, err := c.AwaitReply(ctx)
 	if err == nil && reply.Status == direct.StatusOK {
 		return c, nil
@@ -151,7 +155,7 @@ func (d *pod) leaf() (*identity.Leaf, error) {
 
 // handshake dials t from the pod's own address, with a source port that hints at
 // TLS, and proves identities. It gives the slot back that awaitTurn took.
-func (d *pod) handshake(ctx context.Context, t target, j *journey) (*direct.Conn, error) {
+func (d *pod) handshake(ctx context.Context, t target, j *journey, first direct.First) (*direct.Conn, error) {
 	defer d.p.dialling.give(t.addr.Addr())
 	leaf, err := d.leaf()
 	if err != nil {
@@ -167,7 +171,7 @@ func (d *pod) handshake(ctx context.Context, t target, j *journey) (*direct.Conn
 		return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
-	return direct.Dial(ctx, dial, cfg, direct.Hello{Service: serviceOf(j), SourcePod: f.pod})
+	return direct.Dial(ctx, dial, cfg, direct.Hello{Service: serviceOf(j), SourcePod: f.pod}, first)
 }
 
 // serviceOf is how the preamble names what was dialled.
@@ -190,22 +194,15 @@ type firstBytes struct {
 	n   int
 }
 
-// send sends what the application has said by now, if it has. It does not wait for
+// bytes are what the application has said by now, if it has. It does not wait for
 // more: what comes later follows when the other side has answered.
-func (b *firstBytes) send(ctx context.Context, to *direct.Conn) error {
+func (b *firstBytes) bytes() ([]byte, error) {
 	if b.n == 0 {
 		if err := b.read(); err != nil {
-			return &refusal{reasonReset, flagDownstreamReset, err}
+			return nil, &refusal{reasonReset, flagDownstreamReset, err}
 		}
 	}
-	if b.n == 0 {
-		return nil
-	}
-	deadline, _ := ctx.Deadline()
-	to.SetWriteDeadline(deadline)
-	defer to.SetWriteDeadline(time.Time{})
-	_, err := to.Write(b.buf[:b.n])
-	return err
+	return b.buf[:b.n], nil
 }
 
 // read takes what is there, without waiting. The end of the stream is left to

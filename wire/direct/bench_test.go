@@ -111,7 +111,7 @@ func BenchmarkConnect(b *testing.B) {
 				if !resumed {
 					w.tls.Forget(idClient)
 				}
-				c, err := client(b.Context(), cs, w.clientConfig(), Hello{Service: "default/db.default.svc:5432"},
+				c, err := client(b.Context(), cs, w.clientConfig(), opening{hello: Hello{Service: "default/db.default.svc:5432"}},
 					side{client: true, own: true, quick: how == "quick"})
 				must(b, err)
 				_, err = c.AwaitReply(b.Context())

@@ -75,7 +75,7 @@ func (w *world) connect(t testing.TB, clientOwn, serverOwn bool) (c, s *Conn) {
 		}
 		accepted <- err
 	}()
-	c, err := client(ctx, cs, w.clientConfig(), want, side{client: true, own: clientOwn})
+	c, err := client(ctx, cs, w.clientConfig(), opening{hello: want}, side{client: true, own: clientOwn})
 	must(t, err)
 	r, err := c.AwaitReply(ctx)
 	must(t, err)
@@ -375,7 +375,7 @@ func TestReplies(t *testing.T) {
 					_ = s.Close()
 				}
 			}()
-			c, err := client(soon(t), cs, w.clientConfig(), Hello{}, side{client: true, own: clientOwn})
+			c, err := client(soon(t), cs, w.clientConfig(), opening{}, side{client: true, own: clientOwn})
 			must(t, err)
 			r, err := c.AwaitReply(soon(t))
 			must(t, err)

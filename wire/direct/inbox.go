@@ -16,11 +16,16 @@ const (
 	// maxPlain is the most bytes that one record carries (RFC 8446 §5.1).
 	maxPlain = 16384
 	// overhead of a record: header, content type, AES-GCM tag.
-	overhead   = recordHeader + 1 + 16
-	fullRecord = maxPlain + overhead
+	overhead = recordHeader + 1 + 16
 	// maxSealed is the most bytes after the header (RFC 8446 §5.2).
 	maxSealed = maxPlain + 256
 
+	// fullPlain is how much of a long stream one record carries: a batch of such
+	// records, and what is left of it when opened, are each one packet of the
+	// kernel's (64 KiB with its headers, whole segments). 16 KiB each would be a
+	// full packet and one that is nearly empty, and cost a third more.
+	fullPlain  = 15 << 10
+	fullRecord = fullPlain + overhead
 	// batch is how many full records are read or written in one system call.
 	batch = 4
 )

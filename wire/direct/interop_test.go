@@ -141,7 +141,7 @@ func TestPlainServer(t *testing.T) {
 			}
 			accepted <- err
 		}()
-		c, err := client(soon(t), cs, w.clientConfig(), Hello{Service: "x"}, side{client: true, own: true})
+		c, err := client(soon(t), cs, w.clientConfig(), opening{hello: Hello{Service: "x"}}, side{client: true, own: true})
 		must(t, err)
 		_, err = c.AwaitReply(soon(t))
 		must(t, err)

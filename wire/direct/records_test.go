@@ -43,11 +43,11 @@ func TestSuites(t *testing.T) {
 		for range 3 { // generations
 			for _, n := range []int{0, 1, 100, maxPlain} {
 				p := random(uint64(n), n)
-				record := a.seal(make([]byte, 0, fullRecord), 23, p)
+				record := a.seal(make([]byte, 0, recordHeader+maxSealed), 23, p)
 				if len(record) != n+overhead {
 					t.Fatalf("record of %d bytes for %d", len(record), n)
 				}
-				got, typ, err := b.open(make([]byte, 0, fullRecord), record)
+				got, typ, err := b.open(make([]byte, 0, recordHeader+maxSealed), record)
 				if err != nil || typ != 23 || !bytes.Equal(got, p) {
 					t.Fatalf("%d bytes: type %d, %v", n, typ, err)
 				}
@@ -135,7 +135,7 @@ func FuzzRecords(f *testing.F) {
 		sent := b
 		if !raw {
 			b = b[:min(len(b), maxPlain)]
-			sent = k.seal(make([]byte, 0, fullRecord), typ, b)
+			sent = k.seal(make([]byte, 0, recordHeader+maxSealed), typ, b)
 		}
 		must(t, c.SetWriteBuffer(1<<20))
 		go func() { _, _ = c.Write(sent); _ = c.CloseWrite() }()

@@ -309,7 +309,7 @@ func (s *records) await() error {
 func (s *records) write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		n := min(batch*maxPlain, len(p)-done)
+		n := min(batch*fullPlain, len(p)-done)
 		if err := s.writeBatch(p[done : done+n]); err != nil {
 			return done, err
 		}
@@ -326,7 +326,7 @@ func (s *records) writeBatch(p []byte) error {
 	if err := s.flushLead(len(p)); err != nil {
 		return err
 	}
-	if len(p) <= maxPlain {
+	if len(p) <= fullPlain {
 		buf := smallBuffers.Get().(*smallBuffer)
 		defer smallBuffers.Put(buf)
 		return s.sealTo(buf[:0], p)
@@ -346,7 +346,7 @@ func (s *records) sealTo(b, p []byte) error {
 		return s.broken(err)
 	}
 	for len(p) > 0 {
-		n := min(len(p), maxPlain)
+		n := min(len(p), fullPlain)
 		b = s.seal.seal(b, typeApplication, p[:n])
 		p = p[n:]
 	}
