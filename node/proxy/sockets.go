@@ -9,14 +9,19 @@ import (
 	"sync/atomic"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/wire/handle"
 )
 
 const (
 	// minLevel is how many sockets a pod and family keep ready at least. They
 	// cost the kernel about 2 kB each.
 	minLevel = 4
-	// maxLevel is how many at most, and how many are asked for at once.
+	// maxLevel is how many at most.
 	maxLevel = 64
+	// maxAsked is how many are asked for at once, for those who wait already: as
+	// many as one message carries.
+	maxAsked = handle.MaxFiles
 )
 
 // sockets are the unconnected sockets of one pod and one family, which the agent
@@ -104,7 +109,7 @@ func (s *sockets) refill() {
 	if s.asked > 0 || s.closed || len(s.waiters) == 0 && len(s.idle) > s.level/2 {
 		return
 	}
-	n := min(s.level+len(s.waiters)-len(s.idle), maxLevel)
+	n := min(s.level+len(s.waiters)-len(s.idle), maxAsked)
 	if n > 0 && s.ask(n) {
 		s.asked, s.overdue = n, 0
 	}

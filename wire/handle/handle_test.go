@@ -2,6 +2,7 @@ package handle
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -121,7 +122,7 @@ func TestFilesArrive(t *testing.T) {
 // What does not fit the protocol is refused, and no descriptor of it stays.
 func TestWrongMessagesAreRefused(t *testing.T) {
 	r, _ := pipe(t)
-	many := make([]int, 100)
+	many := make([]int, MaxFiles+1)
 	for i := range many {
 		many[i] = int(r.Fd())
 	}
@@ -133,7 +134,7 @@ func TestWrongMessagesAreRefused(t *testing.T) {
 		"unknown kind":      {body: `{"kind":"open","uid":"a"}`},
 		"no uid":            {body: `{"kind":"ready"}`},
 		"files with none":   {body: `{"kind":"ready","uid":"a"}`, files: many[:1]},
-		"too many files":    {body: `{"kind":"sockets","uid":"a","family":4,"count":100}`, files: many},
+		"too many files":    {body: fmt.Sprintf(`{"kind":"sockets","uid":"a","family":4,"count":%d}`, len(many)), files: many},
 		"fewer files":       {body: `{"kind":"sockets","uid":"a","family":4,"count":2}`, files: many[:1]},
 		"no family":         {body: `{"kind":"need","uid":"a","count":2}`},
 		"greedy":            {body: `{"kind":"need","uid":"a","family":4,"count":100000}`},

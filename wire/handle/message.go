@@ -12,8 +12,9 @@ import (
 const (
 	// MaxMessage bounds the JSON of one message, in bytes.
 	MaxMessage = 64 << 10
-	// MaxFiles bounds the descriptors that come with one message.
-	MaxFiles = 64
+	// MaxFiles bounds the descriptors that come with one message; the kernel takes
+	// no more than 253 (SCM_MAX_FD).
+	MaxFiles = 250
 	// MaxCount bounds how many sockets one need may ask for.
 	MaxCount = 1024
 
