@@ -38,7 +38,7 @@ const (
 // outside in our World only: it is captured before it is announced, and
 // withdrawn before it is released. Without the look its ClientHello would reach the application.
 func expect(source *mesh.Workload, port uint16) expectation {
-	known := source != nil && source.Direct
+	known := isMesh(source)
 	switch {
 	case known && mesh.IsDirectPort(port):
 		return expectDirect
@@ -47,6 +47,8 @@ func expect(source *mesh.Workload, port uint16) expectation {
 	}
 	return expectPlaintext
 }
+
+func isMesh(w *mesh.Workload) bool { return w != nil && w.Direct }
 
 // foreverQuiet is how long two sides may wait for each other's first word.
 const foreverQuiet = 365 * 24 * time.Hour
@@ -101,7 +103,9 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 	case expectDirect:
 		limit = d.p.cfg.HandshakeTimeout
 	case expectEither:
-		j.place.leave() // it may be quiet, and nobody else is to wait for that
+		if !isMesh(j.flow.Source) {
+			j.place.leave() // it may be quiet, and nobody else is to wait for that
+		}
 	}
 	kind, err := direct.Look(ctx, j.conn, limit)
 	switch {
@@ -226,6 +230,7 @@ func (d *pod) dialApplication(ctx context.Context, j *journey) (relay.Conn, erro
 	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.DialTimeout)
 	defer cancel()
 	j.place.await(ctx)
+	defer j.place.leave()
 	from := j.flow.SourceAddr
 	c, err := d.dial(ctx, dialling{from: from.Addr(), port: from.Port(), ports: samePort, to: j.flow.Dialled})
 	if err != nil {

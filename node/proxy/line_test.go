@@ -73,9 +73,19 @@ func TestLineContext(t *testing.T) {
 }
 
 // TestArrivalOrder makes two connections one after the other, many times: the
-// application accepts the first one first.
+// application accepts the first one first. So it is also while the announcement of
+// the pod is news, and every connection is looked at.
 func TestArrivalOrder(t *testing.T) {
-	_, client, server := pair(t)
+	for name, grace := range map[string]time.Duration{"known": 0, "news": time.Minute} {
+		t.Run(name, func(t *testing.T) { testArrivalOrder(t, grace) })
+	}
+}
+
+func testArrivalOrder(t *testing.T, grace time.Duration) {
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	c.node(nil).enrol(client)
+	c.node(func(cfg *Config) { cfg.AnnounceGrace = grace }).enrol(server)
 	type word struct {
 		port uint16
 		said byte
