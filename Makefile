@@ -12,12 +12,12 @@ QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench)
 .DEFAULT_GOAL := help
 
 help: ## list the jobs
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: build packages ## the main job: two pods, two nodes, plaintext first, then mutual TLS
 	@lab/demo.sh
 
-test: packages check race stories user-stories ## everything that must pass
+test: packages check race stories user-stories documented ## everything that must pass
 
 build: ## the programs, into bin/
 	@mkdir -p bin
@@ -37,6 +37,9 @@ stories: build ## the whole mesh, as stories in a lab
 
 user-stories: build ## the stories that need no root, as an ordinary user
 	lab/as-user.sh
+
+documented: build packages ## every command of the documentation, the demo among them
+	.ci/documented
 
 soak: build ## stories that take long: ten minutes of silence, many rounds
 	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -timeout 60m -v ./lab
@@ -59,4 +62,4 @@ packages: ## Debian packages that the stories use; installed if root, else named
 clean: ## what the jobs made
 	rm -rf bin bench/result.json
 
-.PHONY: help demo test build check race stories user-stories soak lab bench fuzz generate packages clean
+.PHONY: help demo test build check race stories user-stories documented soak lab bench fuzz generate packages clean

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options are how a lab's own processes are run.
@@ -63,15 +65,30 @@ func ParseOptions(words []string) (Options, error) {
 	return o, errors.Join(errs...)
 }
 
-// checkPrograms finds out before anything starts whether Tacit is there.
-func (o Options) checkPrograms() error {
-	if !o.Mesh {
-		return nil
+// programs are those of Tacit that a lab runs.
+var programs = []string{"tacit-control", "tacit-node", "tacit-cni"}
+
+// placePrograms finds out before anything starts whether Tacit is there, and
+// makes its programs reachable for every user of the lab: their own folder may be
+// in somebody's home.
+func (o *Options) placePrograms() error {
+	const dir = "/run/bin"
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
 	}
-	for _, p := range []string{"tacit-control", "tacit-node", "tacit-cni"} {
-		if _, err := os.Stat(filepath.Join(o.Bin, p)); err != nil {
+	for _, p := range programs {
+		from, to := filepath.Join(o.Bin, p), filepath.Join(dir, p)
+		if _, err := os.Stat(from); err != nil {
 			return fmt.Errorf("%w: build it (make build), say where it is (bin=FOLDER), or do without (mesh=off)", err)
 		}
+		err := os.WriteFile(to, nil, 0o755)
+		if err == nil {
+			err = unix.Mount(from, to, "", unix.MS_BIND, "")
+		}
+		if err != nil {
+			return fmt.Errorf("bind %s to %s: %w", from, to, err)
+		}
 	}
+	o.Bin = dir
 	return nil
 }

@@ -46,7 +46,7 @@ func (c *Cluster) startControl(ctx context.Context) error {
 	if !c.options.Mesh {
 		return nil
 	}
-	if err := c.options.checkPrograms(); err != nil {
+	if err := c.options.placePrograms(); err != nil {
 		return err
 	}
 	command := func() *exec.Cmd {

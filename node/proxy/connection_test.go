@@ -166,9 +166,9 @@ func TestClosedPortIsReset(t *testing.T) {
 		}
 	})
 	for i, d := range []string{"outbound", "inbound"} {
-		if n := c.nodes[i].count("tacit_refused_connections_total", "direction="+d, "reason=connection_refused"); n != 2 {
-			t.Errorf("%v refused %s: want 2", n, d)
-		}
+		await(t, "two are counted as refused "+d, func() bool {
+			return c.nodes[i].count("tacit_refused_connections_total", "direction="+d, "reason=connection_refused") == 2
+		})
 	}
 }
 
