@@ -107,33 +107,34 @@ func (p *Proxy) serve(ctx context.Context, m handle.Message, files []int) {
 		d.remove()
 		d = nil
 	}
+	begin := func() {}
 	if d == nil {
-		d = p.begin(ctx, m.UID, id, factsOf(m.Pod, id))
-	} else {
-		d.facts.Store(factsOf(m.Pod, id))
+		d, begin = p.newPod(ctx, m.UID, id)
 	}
+	d.facts.Store(factsOf(m.Pod, id))
 	d.adopt(m.Roles, files)
 	d.drains.Store(false)
 	d.order()
+	begin()
 }
 
-// begin makes a pod and starts it.
-func (p *Proxy) begin(ctx context.Context, uid string, id mesh.ID, f *facts) *pod {
+// newPod makes a pod, which is served from the call of begin on.
+func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, begin func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	d := &pod{
+	d = &pod{
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
 		woken: make(chan struct{}, 1),
 	}
-	d.facts.Store(f)
 	d.sockets4 = newSockets(&p.starved, d.need(4))
 	d.sockets6 = newSockets(&p.starved, d.need(6))
-	p.mu.Lock()
-	p.pods[uid] = d
-	p.mu.Unlock()
-	p.running.Go(func() { d.run(ctx) })
-	return d
+	return d, func() {
+		p.mu.Lock()
+		p.pods[uid] = d
+		p.mu.Unlock()
+		p.running.Go(func() { d.run(ctx) })
+	}
 }
 
 func factsOf(i *handle.PodInfo, id mesh.ID) *facts {
