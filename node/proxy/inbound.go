@@ -22,6 +22,10 @@ const (
 	expectPlaintext expectation = iota
 	// expectEither: looked at for the time of LookLimit, then plaintext.
 	expectEither
+	// expectNews: waited for as with expectDirect, but who speaks plaintext may do
+	// so. Who says nothing is refused: were it TLS that is late, and the
+	// application spoke first, its words would be on the wire in clear.
+	expectNews
 	// expectDirect: TLS, or refused.
 	expectDirect
 )
@@ -64,7 +68,7 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	}
 	e := expect(source, j.flow.SourceAddr.Port())
 	if e == expectDirect && d.isNews(j.flow.Destination) {
-		e = expectEither
+		e = expectNews
 	}
 	kind, err := d.look(ctx, j, e)
 	switch {
@@ -100,7 +104,7 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 	switch e {
 	case expectPlaintext:
 		return direct.KindPlain, nil
-	case expectDirect:
+	case expectDirect, expectNews:
 		limit = d.p.cfg.HandshakeTimeout
 	case expectEither:
 		if !isMesh(j.flow.Source) {
@@ -111,7 +115,7 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 	switch {
 	case err != nil:
 		return kind, &refusal{identity.Reason(err), flagDownstreamReset, err}
-	case kind == direct.KindDirect, e == expectEither:
+	case kind == direct.KindDirect, e == expectEither, e == expectNews && kind != direct.KindQuiet:
 		return kind, nil
 	case kind == direct.KindQuiet:
 		return kind, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)

@@ -35,6 +35,30 @@ func TestNewsTakesTime(t *testing.T) {
 	}
 }
 
+// TestNewsIsNoReasonToSpeakFirst: a member with a marked port says nothing for longer
+// than a look lasts, because its node is busy, and the application speaks first. Its
+// words must not reach the wire in clear.
+func TestNewsIsNoReasonToSpeakFirst(t *testing.T) {
+	c := newCluster(t)
+	member, server := c.pod("member"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.AnnounceGrace, cfg.HandshakeTimeout = time.Minute, time.Second })
+	n.enrol(server)
+	member.wl.Direct, server.wl.Direct = true, true
+	c.publish()
+	server.serve(3306, func(conn *net.TCPConn) { conn.Write([]byte("mysql_native_password")) })
+	conn, err := member.bare(62000, server.at(false, 3306))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if b, err := io.ReadAll(conn); len(b) > 0 || !isRST(err) {
+		t.Errorf("read %q, %v: want a reset and nothing before it", b, err)
+	}
+	if got := n.count("tacit_refused_connections_total", "direction=inbound", "reason=timeout"); got != 1 {
+		t.Errorf("%v refused for silence: want 1", got)
+	}
+}
+
 // TestLateClientHello: a member without a marked port says nothing for longer than
 // the look lasts, and then begins with TLS. The application must not get it.
 func TestLateClientHello(t *testing.T) {
