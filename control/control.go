@@ -34,6 +34,15 @@ type Source interface {
 	Run(ctx context.Context, apply func(kube.Objects)) error
 }
 
+// Nodes knows the nodes and how they prove themselves. It is safe for concurrent use.
+type Nodes interface {
+	// Authenticate tells which node has the token. An error refuses it, and is
+	// logged, not told to the peer.
+	Authenticate(ctx context.Context, token string) (node string, err error)
+	// Names names the nodes that there are.
+	Names(ctx context.Context) ([]string, error)
+}
+
 // Config is what New needs.
 type Config struct {
 	// Source brings the objects.
@@ -56,9 +65,8 @@ type Config struct {
 	Cluster string
 	// LeafTTL is how long a leaf lives. 0 means 24 h.
 	LeafTTL time.Duration
-	// TokenDir has one file per node: its name is the node's, its content the
-	// token with which the node proves itself.
-	TokenDir string
+	// Nodes knows the nodes.
+	Nodes Nodes
 	// GoneAfter is how long a withdrawal waits for a node that is not
 	// connected. 0 means 30 s.
 	GoneAfter time.Duration
@@ -78,7 +86,7 @@ func (c Config) Validate() error {
 	}
 	missing(c.Source == nil, "source of objects")
 	missing(c.StateDir == "", "state directory")
-	missing(c.TokenDir == "", "directory of node tokens")
+	missing(c.Nodes == nil, "how nodes prove themselves")
 	missing(c.TrustDomain == "", "trust domain")
 	if c.Listener == nil {
 		if _, _, err := net.SplitHostPort(c.Listen); err != nil {
@@ -114,7 +122,7 @@ func New(cfg Config) (*Control, error) {
 // Run serves until ctx ends, then ends all streams. It returns nil when ctx ended
 // it. It is called once.
 func (c *Control) Run(ctx context.Context) error {
-	p, err := open(c.cfg)
+	p, err := open(ctx, c.cfg)
 	if err != nil {
 		return fmt.Errorf("start control: %w", err)
 	}
@@ -135,20 +143,19 @@ type plane struct {
 	log        *slog.Logger
 	lock       *os.File
 	ca         *ca.CA
-	tokens     *tokens
 	listener   net.Listener
 	server     *xds.Server
 	reconciler *reconciler
 }
 
 // open takes StateDir, and leaves nothing open if it fails.
-func open(cfg Config) (*plane, error) {
+func open(ctx context.Context, cfg Config) (*plane, error) {
 	p := &plane{cfg: cfg, log: cfg.Log, listener: cfg.Listener}
 	if err := errors.Join(p.openFiles(), p.listen()); err != nil {
 		p.close()
 		return nil, err
 	}
-	if err := p.prepare(); err != nil {
+	if err := p.prepare(ctx); err != nil {
 		p.close()
 		return nil, err
 	}
@@ -168,10 +175,6 @@ func (p *plane) openFiles() (err error) {
 	if err != nil {
 		return err
 	}
-	p.tokens, err = newTokens(p.cfg.TokenDir, p.log)
-	if err != nil {
-		return err
-	}
 	return ca.WriteFile(filepath.Join(p.cfg.StateDir, "bundle.pem"), p.ca.Bundle(), 0o644)
 }
 
@@ -183,7 +186,7 @@ func (p *plane) listen() (err error) {
 }
 
 // prepare makes what brings knowledge together.
-func (p *plane) prepare() error {
+func (p *plane) prepare(ctx context.Context) error {
 	memories := &store{path: filepath.Join(p.cfg.StateDir, "captured.json")}
 	past, err := memories.load()
 	if err != nil {
@@ -192,11 +195,13 @@ func (p *plane) prepare() error {
 	// What an earlier process announced, nodes may still act on.
 	var expect []string
 	if len(past) > 0 {
-		expect = p.tokens.nodes()
+		if expect, err = p.cfg.Nodes.Names(ctx); err != nil {
+			return fmt.Errorf("name the nodes: %w", err)
+		}
 	}
 	box := newInbox()
 	p.server = xds.NewServer(xds.ServerConfig{
-		Authenticate: p.tokens.authenticate,
+		Authenticate: p.cfg.Nodes.Authenticate,
 		OnReports:    box.putReports,
 		OnReport:     box.putReport,
 		GoneAfter:    p.cfg.GoneAfter,
@@ -240,7 +245,7 @@ func (p *plane) serve(ctx context.Context) error {
 	}
 	p.log.Info("serving nodes", "address", p.listener.Addr().String(), "names", names, "trust_domain", p.cfg.TrustDomain)
 	cert := &serverCertificate{ca: p.ca, names: names}
-	signer := &csr.Server{Authenticate: p.tokens.authenticate, Sign: p.sign, Log: p.log}
+	signer := &csr.Server{Authenticate: p.cfg.Nodes.Authenticate, Sign: p.sign, Log: p.log}
 	cfg := xds.ServeConfig{Listener: p.listener, TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: cert.get}}
 	cfg.Services = append(cfg.Services, p.server.Register, signer.Register)
 	return xds.Serve(ctx, cfg)

@@ -85,7 +85,7 @@ func (b *bench) start() {
 	b.must(err)
 	b.addr = l.Addr().String()
 	c, err := New(Config{
-		Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listener: l, TokenDir: b.tokens,
+		Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listener: l, Nodes: b.nodes(),
 		TrustDomain: "lab", GoneAfter: b.gone, Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	b.must(err)
@@ -425,7 +425,7 @@ func TestOneProcessPerState(t *testing.T) {
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	b.node("n1", nil).awaitEnrol("server", false)
-	c, err := New(Config{Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listen: "127.0.0.1:0", TokenDir: b.tokens, TrustDomain: "lab"})
+	c, err := New(Config{Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listen: "127.0.0.1:0", Nodes: b.nodes(), TrustDomain: "lab"})
 	b.must(err)
 	if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another tacit-control") {
 		t.Errorf("error %v, want that another one uses it", err)
@@ -434,7 +434,7 @@ func TestOneProcessPerState(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	_, err := New(Config{LeafTTL: -1, Admin: "x"})
-	for _, text := range []string{"source", "state directory", "tokens", "trust domain", "listen address", "admin address", "negative"} {
+	for _, text := range []string{"source", "state directory", "nodes prove", "trust domain", "listen address", "admin address", "negative"} {
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("error %v, want also %q", err, text)
 		}
@@ -451,4 +451,11 @@ func TestBrokenMemoryIsNotForgotten(t *testing.T) {
 			t.Errorf("%q: read as %v, want an error", content, list)
 		}
 	}
+}
+
+func (b *bench) nodes() Nodes {
+	b.t.Helper()
+	n, err := NewTokenFolder(b.tokens, nil)
+	b.must(err)
+	return n
 }

@@ -27,9 +27,9 @@ const (
 // errToken hides how near a wrong token was.
 var errToken = errors.New("the token is not that of a node")
 
-// tokens knows the nodes by their tokens: in dir the file named after a node
-// holds the node's. It is safe for concurrent use.
-type tokens struct {
+// TokenFolder knows the nodes by their tokens: in a folder the file named after a
+// node holds the node's. It is safe for concurrent use.
+type TokenFolder struct {
 	dir string
 	log *slog.Logger
 
@@ -46,27 +46,32 @@ type nodeToken struct {
 	hash [sha256.Size]byte
 }
 
-func newTokens(dir string, log *slog.Logger) (*tokens, error) {
-	t := &tokens{dir: dir, log: log, warned: make(map[string]string)}
+// NewTokenFolder returns an error if dir cannot be read; a single token that is of
+// no use is only told, once. A nil log means nowhere.
+func NewTokenFolder(dir string, log *slog.Logger) (*TokenFolder, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	t := &TokenFolder{dir: dir, log: log, warned: make(map[string]string)}
 	if _, err := t.list(); err != nil {
 		return nil, fmt.Errorf("read tokens: %w", err)
 	}
 	return t, nil
 }
 
-// nodes names all nodes that have a token.
-func (t *tokens) nodes() []string {
-	known, _ := t.list()
+// Names names all nodes that have a token.
+func (t *TokenFolder) Names(context.Context) ([]string, error) {
+	known, err := t.list()
 	var names []string
 	for _, k := range known {
 		names = append(names, k.node)
 	}
-	return names
+	return names, err
 }
 
-// authenticate tells which node has the token. A token that two nodes have proves
+// Authenticate tells which node has the token. A token that two nodes have proves
 // nothing.
-func (t *tokens) authenticate(_ context.Context, token string) (string, error) {
+func (t *TokenFolder) Authenticate(_ context.Context, token string) (string, error) {
 	known, err := t.list()
 	if err != nil {
 		return "", fmt.Errorf("read tokens: %w", err)
@@ -90,7 +95,7 @@ func (t *tokens) authenticate(_ context.Context, token string) (string, error) {
 // list is what the folder says; at most tokenAge ago, and not before its last
 // change: a node that was just made need not wait. Stamps of files are coarse, so
 // one that is young says nothing yet.
-func (t *tokens) list() ([]nodeToken, error) {
+func (t *TokenFolder) list() ([]nodeToken, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	info, err := os.Stat(t.dir)
@@ -109,7 +114,7 @@ func (t *tokens) list() ([]nodeToken, error) {
 	return known, nil
 }
 
-func (t *tokens) load() ([]nodeToken, error) {
+func (t *TokenFolder) load() ([]nodeToken, error) {
 	entries, err := os.ReadDir(t.dir)
 	if err != nil {
 		return nil, err
@@ -131,7 +136,7 @@ func (t *tokens) load() ([]nodeToken, error) {
 }
 
 // warn says the same of a file only once.
-func (t *tokens) warn(node string, err error) {
+func (t *TokenFolder) warn(node string, err error) {
 	if t.warned[node] != err.Error() {
 		t.warned[node] = err.Error()
 		t.log.Warn("token not usable", "node", node, "error", err)

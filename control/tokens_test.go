@@ -9,7 +9,7 @@ import (
 	"testing"
 )
 
-func testTokens(t *testing.T, files map[string]string) *tokens {
+func testTokens(t *testing.T, files map[string]string) *TokenFolder {
 	t.Helper()
 	dir := t.TempDir()
 	for name, content := range files {
@@ -17,7 +17,7 @@ func testTokens(t *testing.T, files map[string]string) *tokens {
 			t.Fatal(err)
 		}
 	}
-	tk, err := newTokens(dir, slog.New(slog.DiscardHandler))
+	tk, err := NewTokenFolder(dir, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestTokenProvesItsNode(t *testing.T) {
 		one: "n1", two: "n2", "": "", "0123456789": "", one + "x": "", one[1:]: "",
 		"0123456789abcdef-twin": "", "0123456789abcdef-hidden": "", strings.Repeat("x", maxToken+1): "",
 	} {
-		got, err := tk.authenticate(t.Context(), token)
+		got, err := tk.Authenticate(t.Context(), token)
 		if got != want || (err == nil) != (want != "") {
 			t.Errorf("token %.30q: node %q, error %v, want %q", token, got, err, want)
 		}
@@ -46,7 +46,7 @@ func TestTokensFollowTheFolder(t *testing.T) {
 	tk := testTokens(t, map[string]string{"n1": "0123456789abcdef-old"})
 	expect := func(token, want string) {
 		t.Helper()
-		if got, _ := tk.authenticate(t.Context(), token); got != want {
+		if got, _ := tk.Authenticate(t.Context(), token); got != want {
 			t.Errorf("token %q: node %q, want %q", token, got, want)
 		}
 	}
@@ -70,7 +70,7 @@ func TestTokensFollowTheFolder(t *testing.T) {
 }
 
 func TestTokensNeedTheirFolder(t *testing.T) {
-	if _, err := newTokens(filepath.Join(t.TempDir(), "none"), slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
+	if _, err := NewTokenFolder(filepath.Join(t.TempDir(), "none"), slog.New(slog.DiscardHandler)); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("error %v, want that it does not exist", err)
 	}
 }

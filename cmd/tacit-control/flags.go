@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -17,9 +18,11 @@ import (
 // parse turns flags into a Config.
 func parse(args []string) (control.Config, error) {
 	cfg := control.Config{Registry: admin.NewRegistry()}
-	var source, format, level string
+	var from origin
+	var format, level string
 	f := flag.NewFlagSet("tacit-control", flag.ContinueOnError)
-	f.StringVar(&source, "source", "", "`folder` of Kubernetes YAML to read the cluster from")
+	f.StringVar(&from.source, "source", "", "where the objects are: kubernetes, or a `folder` of Kubernetes YAML")
+	f.StringVar(&from.kubeconfig, "kubeconfig", "", "`file` that names the API server (default: that of the cluster this runs in)")
 	f.StringVar(&cfg.StateDir, "state", "", "`folder` of the CA, of what is announced, and of bundle.pem for the nodes")
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:15010", "`HOST:PORT` where nodes connect")
 	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:15022", "`HOST:PORT` of readiness, metrics, profiles and dumps")
@@ -30,7 +33,9 @@ func parse(args []string) (control.Config, error) {
 	f.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of all identities")
 	f.StringVar(&cfg.Cluster, "cluster", "", "`name` of the cluster (default Kubernetes)")
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long a certificate of a pod lives")
-	f.StringVar(&cfg.TokenDir, "tokens", "", "`folder` with one file per node, named after it, that holds its token")
+	f.StringVar(&from.tokens, "tokens", "", "with a source folder: `folder` with one file per node, named after it, that holds its token")
+	f.StringVar(&from.audience, "token-audience", "tacit", "with kubernetes: `audience` of the tokens with which nodes prove themselves")
+	f.StringVar(&from.account, "node-account", "tacit-system/tacit-node", "with kubernetes: service account of the nodes' processes, as `NAMESPACE/NAME`")
 	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")
 	f.StringVar(&format, "log-format", "json", "text or json")
 	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
@@ -45,16 +50,49 @@ func parse(args []string) (control.Config, error) {
 	if f.NArg() > 0 {
 		return cfg, fmt.Errorf("%q: want flags and no arguments", f.Args())
 	}
-	if source == "" {
-		return cfg, fmt.Errorf("want --source: a folder of Kubernetes YAML")
-	}
 	log, err := logTo(format, level)
 	if err != nil {
 		return cfg, err
 	}
 	cfg.Log = log
-	cfg.Source = kube.NewFolder(kube.FolderConfig{Dir: source, Registerer: cfg.Registry, Log: log})
-	return cfg, nil
+	return cfg, from.open(&cfg)
+}
+
+// origin is what the flags say of where objects and nodes come from.
+type origin struct {
+	source, kubeconfig, tokens, audience, account string
+}
+
+// open gives cfg its source and its nodes.
+func (o origin) open(cfg *control.Config) (err error) {
+	switch o.source {
+	case "":
+		return errors.New("want --source: kubernetes, or a folder of Kubernetes YAML")
+	case "kubernetes":
+		return o.openKubernetes(cfg)
+	}
+	if o.tokens == "" {
+		return errors.New("want --tokens: a folder with one file per node")
+	}
+	cfg.Source = kube.NewFolder(kube.FolderConfig{Dir: o.source, Registerer: cfg.Registry, Log: cfg.Log})
+	cfg.Nodes, err = control.NewTokenFolder(o.tokens, cfg.Log)
+	return err
+}
+
+func (o origin) openKubernetes(cfg *control.Config) error {
+	namespace, name, ok := strings.Cut(o.account, "/")
+	if !ok {
+		return fmt.Errorf("--node-account %q: want NAMESPACE/NAME", o.account)
+	}
+	client, err := kube.NewClient(o.kubeconfig)
+	if err != nil {
+		return err
+	}
+	cfg.Source = kube.NewAPI(kube.APIConfig{Client: client, Registerer: cfg.Registry, Log: cfg.Log})
+	cfg.Nodes = kube.NewReviewer(kube.ReviewerConfig{
+		Client: client, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
+	})
+	return nil
 }
 
 // logTo is the logger that the flags --log-format and --log-level ask for.

@@ -7,7 +7,7 @@ import (
 )
 
 func TestParse(t *testing.T) {
-	cfg, err := parse([]string{"--source", t.TempDir(), "--state", "s", "--tokens", "t", "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
+	cfg, err := parse([]string{"--source", t.TempDir(), "--state", "s", "--tokens", t.TempDir(), "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
 		"--trust-domain", "lab", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
 	if err != nil {
 		t.Fatal(err)
@@ -22,11 +22,13 @@ func TestParse(t *testing.T) {
 
 func TestParseRefuses(t *testing.T) {
 	for text, args := range map[string]string{
-		"--source":     "",
-		"no arguments": "--source . more",
-		"--log-format": "--source . --log-format loud",
-		"--log-level":  "--source . --log-level loud",
-		"not defined":  "--sauce .",
+		"--source":       "",
+		"no arguments":   "--source . more",
+		"--tokens":       "--source .",
+		"NAMESPACE/NAME": "--source kubernetes --node-account x",
+		"--log-format":   "--source . --log-format loud",
+		"--log-level":    "--source . --log-level loud",
+		"not defined":    "--sauce .",
 	} {
 		if _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%q: error %v, want %q", args, err, text)

@@ -1,0 +1,26 @@
+package kube
+
+import (
+	"fmt"
+
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+)
+
+// NewClient talks to the API server that a kubeconfig names, or, if path is "", to
+// that of the cluster this process runs in.
+func NewClient(path string) (kubernetes.Interface, error) {
+	cfg, err := clientcmd.BuildConfigFromFlags("", path)
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w: give a kubeconfig, or run in a pod with a service account's token", err)
+	}
+	// The API server's own priority and fairness decides about us; a limit on
+	// this side only makes a burst of status slow.
+	cfg.QPS, cfg.Burst = 200, 400
+	cfg.UserAgent = "tacit-control"
+	c, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("talk to the API server: %w", err)
+	}
+	return c, nil
+}

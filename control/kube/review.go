@@ -1,0 +1,127 @@
+package kube
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	authv1 "k8s.io/api/authentication/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	// nodeName is where the API server says on which node the pod of a bound
+	// token runs (KEP-4193).
+	nodeName = "authentication.kubernetes.io/node-name"
+	// reviewAge is how long an answer of the API server is believed. A token
+	// is revoked with its pod; what the pod's node may do ends with the stream.
+	reviewAge = 10 * time.Second
+	// maxReviews bounds how many answers are kept.
+	maxReviews = 10_000
+	// maxBearer bounds a token that is passed on to the API server, in bytes.
+	maxBearer = 16 << 10
+)
+
+// ReviewerConfig is what NewReviewer needs.
+type ReviewerConfig struct {
+	// Client needs create for tokenreviews, and list for nodes.
+	Client kubernetes.Interface
+	// Audience that a token must be meant for.
+	Audience string
+	// Users are the service accounts of the node's processes, as
+	// system:serviceaccount:NAMESPACE:NAME.
+	Users []string
+}
+
+// Reviewer knows nodes by projected service account tokens: the API server says
+// whose a token is, and on which node its pod runs. It is safe for concurrent use.
+type Reviewer struct {
+	cfg ReviewerConfig
+
+	mu    sync.Mutex // guards what follows
+	known map[[sha256.Size]byte]review
+}
+
+// review is an answer of the API server.
+type review struct {
+	node string
+	err  error
+	at   time.Time
+}
+
+// NewReviewer starts nothing.
+func NewReviewer(cfg ReviewerConfig) *Reviewer {
+	return &Reviewer{cfg: cfg, known: make(map[[sha256.Size]byte]review)}
+}
+
+// Names names the nodes of the cluster.
+func (r *Reviewer) Names(ctx context.Context) ([]string, error) {
+	list, err := r.cfg.Client.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list nodes: %w", err)
+	}
+	var names []string
+	for _, n := range list.Items {
+		names = append(names, n.Name)
+	}
+	return names, nil
+}
+
+// Authenticate tells on which node the pod runs that the token was made for.
+func (r *Reviewer) Authenticate(ctx context.Context, token string) (string, error) {
+	if token == "" || len(token) > maxBearer {
+		return "", fmt.Errorf("a token of %d bytes", len(token))
+	}
+	key := sha256.Sum256([]byte(token))
+	if known, ok := r.remembered(key); ok {
+		return known.node, known.err
+	}
+	answer, err := r.cfg.Client.AuthenticationV1().TokenReviews().Create(ctx, &authv1.TokenReview{
+		Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{r.cfg.Audience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("review a token: %w", err)
+	}
+	node, err := r.judge(answer.Status)
+	r.remember(key, review{node: node, err: err, at: time.Now()})
+	return node, err
+}
+
+// judge reads an answer: it has to be a token for us, of a process of ours, and
+// bound to a pod on a node.
+func (r *Reviewer) judge(s authv1.TokenReviewStatus) (string, error) {
+	switch {
+	case !s.Authenticated:
+		return "", fmt.Errorf("the token is not valid: %s", s.Error)
+	case !slices.Contains(s.Audiences, r.cfg.Audience):
+		return "", fmt.Errorf("the token is for %q: want %q", s.Audiences, r.cfg.Audience)
+	case !slices.Contains(r.cfg.Users, s.User.Username):
+		return "", fmt.Errorf("the token is that of %s: want one of %q", s.User.Username, r.cfg.Users)
+	}
+	node := s.User.Extra[nodeName]
+	if len(node) != 1 || node[0] == "" {
+		return "", errors.New("the token is not bound to a pod on a node (needs Kubernetes 1.32, and a projected token)")
+	}
+	return node[0], nil
+}
+
+func (r *Reviewer) remembered(key [sha256.Size]byte) (review, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, ok := r.known[key]
+	return known, ok && time.Since(known.at) < reviewAge
+}
+
+func (r *Reviewer) remember(key [sha256.Size]byte, v review) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.known) >= maxReviews {
+		clear(r.known)
+	}
+	r.known[key] = v
+}
