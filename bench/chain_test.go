@@ -94,7 +94,7 @@ func chainSplice(b *testing.B, a, c *net.TCPConn) {
 
 func chainDirect(b *testing.B, a, c *net.TCPConn) {
 	x, y := tcpPair(b)
-	authority, err := ca.Open(ca.Config{Dir: b.TempDir(), TrustDomain: "lab"})
+	authority, err := ca.Open(ca.Config{Store: ca.Folder(b.TempDir()), TrustDomain: "lab"})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -167,7 +167,7 @@ func (p *plane) openFiles() (err error) {
 		return err
 	}
 	p.ca, err = ca.Open(ca.Config{
-		Dir:         filepath.Join(p.cfg.StateDir, "ca"),
+		Store:       ca.Folder(filepath.Join(p.cfg.StateDir, "ca")),
 		TrustDomain: p.cfg.TrustDomain,
 		LeafTTL:     p.cfg.LeafTTL,
 		Log:         p.log,

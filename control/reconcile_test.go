@@ -167,7 +167,7 @@ func TestServerNames(t *testing.T) {
 
 // control's certificate is made once, and again when half of its life is over.
 func TestServerCertificateIsKept(t *testing.T) {
-	authority, err := ca.Open(ca.Config{Dir: t.TempDir(), TrustDomain: "lab", Log: slog.New(slog.DiscardHandler)})
+	authority, err := ca.Open(ca.Config{Store: ca.Folder(t.TempDir()), TrustDomain: "lab", Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,8 +9,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
-	"os"
 	"sync"
 	"time"
 
@@ -26,6 +26,10 @@ const (
 	// clockSkew is how far back a certificate begins at most, for verifiers
 	// whose clock is behind.
 	clockSkew = 2 * time.Minute
+
+	// The names under which pairs are kept.
+	rootPair         = "root"
+	intermediatePair = "intermediate"
 )
 
 // ErrRequest is wrapped by errors of Sign that are the requester's fault.
@@ -33,9 +37,8 @@ var ErrRequest = errors.New("bad signing request")
 
 // Config is what Open needs.
 type Config struct {
-	// Dir keeps keys and certificates. It is made with mode 0700 if missing;
-	// only one process may use it at a time.
-	Dir string
+	// Store keeps keys and certificates.
+	Store Store
 	// TrustDomain is the only one that is signed for.
 	TrustDomain string
 	// LeafTTL is how long a leaf lives at most, and by default. 0 means 24 h;
@@ -49,8 +52,8 @@ type Config struct {
 
 func (c Config) validate() error {
 	var errs []error
-	if c.Dir == "" {
-		errs = append(errs, errors.New("no directory for the CA's keys"))
+	if c.Store == nil {
+		errs = append(errs, errors.New("no store for the CA's keys"))
 	}
 	if _, err := mesh.ParseID(mesh.ID{TrustDomain: c.TrustDomain, Namespace: "n", ServiceAccount: "s"}.String()); err != nil {
 		errs = append(errs, fmt.Errorf("trust domain %q: want 1 to 253 of a-z A-Z 0-9 . _ -", c.TrustDomain))
@@ -83,15 +86,12 @@ type CA struct {
 	intermediate *pair
 }
 
-// Open loads root and intermediate from cfg.Dir, and makes what is missing.
-// root.key is needed only to make an intermediate: it may be kept elsewhere as
+// Open loads root and intermediate from cfg.Store, and makes what is missing.
+// The root's key is needed only to make an intermediate: it may be kept elsewhere as
 // long as the intermediate lasts.
 func Open(cfg Config) (*CA, error) {
 	cfg = cfg.withDefaults()
 	if err := cfg.validate(); err != nil {
-		return nil, fmt.Errorf("open CA: %w", err)
-	}
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
 	root, err := openRoot(cfg)
@@ -99,7 +99,7 @@ func Open(cfg Config) (*CA, error) {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
 	c := &CA{cfg: cfg, root: root}
-	if c.intermediate, err = load(cfg.Dir, "intermediate"); err != nil {
+	if c.intermediate, err = load(cfg.Store, intermediatePair); err != nil {
 		return nil, fmt.Errorf("open CA: %w", err)
 	}
 	if _, err := c.signer(); err != nil {
@@ -111,7 +111,7 @@ func Open(cfg Config) (*CA, error) {
 // openRoot loads the root. It makes one only where nothing is: a root that is
 // there and unreadable must not be replaced, since every node trusts it.
 func openRoot(cfg Config) (*pair, error) {
-	root, err := load(cfg.Dir, "root")
+	root, err := load(cfg.Store, rootPair)
 	if err != nil || root != nil {
 		return root, checkRoot(root, cfg, err)
 	}
@@ -119,20 +119,30 @@ func openRoot(cfg Config) (*pair, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Log.Info("root made", "dir", cfg.Dir, "trust_domain", cfg.TrustDomain, "expires", root.cert.NotAfter)
-	return root, root.save(cfg.Dir, "root")
+	err = root.save(cfg.Store, rootPair)
+	if errors.Is(err, fs.ErrExist) { // another process was faster
+		root, err = load(cfg.Store, rootPair)
+		return root, checkRoot(root, cfg, err)
+	}
+	if err == nil {
+		cfg.Log.Info("root made", "store", cfg.Store.String(), "trust_domain", cfg.TrustDomain, "expires", root.cert.NotAfter)
+	}
+	return root, err
 }
 
 func checkRoot(root *pair, cfg Config, err error) error {
 	if err != nil {
 		return err
 	}
+	if root == nil {
+		return fmt.Errorf("the root of %v is gone again", cfg.Store)
+	}
 	if want := rootName(cfg.TrustDomain); root.cert.Subject.CommonName != want {
-		return fmt.Errorf("%s/root.pem is %q, want %q: use another directory for another trust domain",
-			cfg.Dir, root.cert.Subject.CommonName, want)
+		return fmt.Errorf("the root of %v is %q, want %q: another trust domain needs a store of its own",
+			cfg.Store, root.cert.Subject.CommonName, want)
 	}
 	if !cfg.Now().Before(root.cert.NotAfter) {
-		return fmt.Errorf("%s/root.pem expired at %v", cfg.Dir, root.cert.NotAfter)
+		return fmt.Errorf("the root of %v expired at %v", cfg.Store, root.cert.NotAfter)
 	}
 	return nil
 }
@@ -145,7 +155,7 @@ func (c *CA) signer() (*pair, error) {
 	now := c.cfg.Now()
 	old := c.intermediate
 	if old != nil && (old.key == nil || old.cert.CheckSignatureFrom(c.root.cert) != nil) {
-		c.cfg.Log.Warn("intermediate is without key, or not of this root", "dir", c.cfg.Dir)
+		c.cfg.Log.Warn("intermediate is without key, or not of this root", "store", c.cfg.Store.String())
 		old = nil
 	}
 	if old != nil && old.cert.NotAfter.Sub(now) > intermediateLife/5 {
@@ -165,16 +175,24 @@ func (c *CA) signer() (*pair, error) {
 
 func (c *CA) newIntermediate(now time.Time) (*pair, error) {
 	if c.root.key == nil {
-		return nil, fmt.Errorf("sign intermediate: %s/root.key is missing: put it back, or an intermediate of this root", c.cfg.Dir)
+		return nil, fmt.Errorf("sign intermediate: the root's key is missing in %v: put it back, or an intermediate of this root", c.cfg.Store)
 	}
 	p, err := makeIntermediate(c.root, c.cfg.TrustDomain, now)
 	if err != nil {
 		return nil, err
 	}
-	if err := p.save(c.cfg.Dir, "intermediate"); err != nil {
+	err = p.save(c.cfg.Store, intermediatePair)
+	if errors.Is(err, fs.ErrExist) { // another process was faster
+		p, err = load(c.cfg.Store, intermediatePair)
+		if err == nil && (p == nil || p.key == nil) {
+			err = fmt.Errorf("the intermediate of %v is gone again", c.cfg.Store)
+		}
+		return p, err
+	}
+	if err != nil {
 		return nil, err
 	}
-	c.cfg.Log.Info("intermediate made", "dir", c.cfg.Dir, "expires", p.cert.NotAfter)
+	c.cfg.Log.Info("intermediate made", "store", c.cfg.Store.String(), "expires", p.cert.NotAfter)
 	return p, nil
 }
 

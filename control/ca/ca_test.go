@@ -1,6 +1,7 @@
 package ca
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -10,6 +11,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -25,8 +27,8 @@ var client = mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "
 
 func open(t *testing.T, cfg Config) *CA {
 	t.Helper()
-	if cfg.Dir == "" {
-		cfg.Dir = t.TempDir()
+	if cfg.Store == nil {
+		cfg.Store = Folder(t.TempDir())
 	}
 	if cfg.TrustDomain == "" {
 		cfg.TrustDomain = "lab"
@@ -213,8 +215,8 @@ func TestRequestMayNameItsIdentity(t *testing.T) {
 
 func TestSecondOpenKeepsKeys(t *testing.T) {
 	dir := t.TempDir()
-	first := sign(t, open(t, Config{Dir: dir}), 0)
-	second := sign(t, open(t, Config{Dir: dir}), 0)
+	first := sign(t, open(t, Config{Store: Folder(dir)}), 0)
+	second := sign(t, open(t, Config{Store: Folder(dir)}), 0)
 	if !first[1].Equal(second[1]) || !first[2].Equal(second[2]) {
 		t.Error("intermediate or root changed")
 	}
@@ -225,7 +227,7 @@ func TestSecondOpenKeepsKeys(t *testing.T) {
 
 func TestFilesAreSecret(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
-	open(t, Config{Dir: dir})
+	open(t, Config{Store: Folder(dir)})
 	entries, err := os.ReadDir(dir)
 	if err != nil || len(entries) != 4 {
 		t.Fatalf("%d files (%v), want keys and certificates of root and intermediate", len(entries), err)
@@ -244,13 +246,13 @@ func TestFilesAreSecret(t *testing.T) {
 func TestOpenAfterCrash(t *testing.T) {
 	for _, lost := range []string{"root.pem intermediate.key intermediate.pem", "intermediate.pem", "intermediate.key", "intermediate.key intermediate.pem"} {
 		dir := t.TempDir()
-		open(t, Config{Dir: dir})
+		open(t, Config{Store: Folder(dir)})
 		for _, f := range strings.Fields(lost) {
 			if err := os.Remove(filepath.Join(dir, f)); err != nil {
 				t.Fatal(err)
 			}
 		}
-		certs := sign(t, open(t, Config{Dir: dir}), 0)
+		certs := sign(t, open(t, Config{Store: Folder(dir)}), 0)
 		if err := verify(certs[0], certs[1], certs[2], time.Now(), x509.ExtKeyUsageServerAuth); err != nil {
 			t.Errorf("without %s: %v", lost, err)
 		}
@@ -263,10 +265,10 @@ func TestOpenRefuses(t *testing.T) {
 		cfg   Config
 		text  string
 	}{
-		"another trust domain": {func(string) error { return nil }, Config{TrustDomain: "other"}, "another directory"},
+		"another trust domain": {func(string) error { return nil }, Config{TrustDomain: "other"}, "another trust domain"},
 		"root is garbage": {func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "root.pem"), []byte("x"), 0o600)
-		}, Config{TrustDomain: "lab"}, "root.pem"},
+		}, Config{TrustDomain: "lab"}, "read root of"},
 		"key of somebody else": {func(dir string) error {
 			return os.Rename(filepath.Join(dir, "intermediate.key"), filepath.Join(dir, "root.key"))
 		}, Config{TrustDomain: "lab"}, "not the key"},
@@ -274,11 +276,11 @@ func TestOpenRefuses(t *testing.T) {
 		"no life":          {func(string) error { return nil }, Config{TrustDomain: "lab", LeafTTL: time.Millisecond}, "leaf ttl"},
 	} {
 		dir := t.TempDir()
-		open(t, Config{Dir: dir})
+		open(t, Config{Store: Folder(dir)})
 		if err := row.spoil(dir); err != nil {
 			t.Fatal(err)
 		}
-		row.cfg.Dir = dir
+		row.cfg.Store = Folder(dir)
 		if _, err := Open(row.cfg); err == nil || !strings.Contains(err.Error(), row.text) {
 			t.Errorf("%s: error %v, want %q", name, err, row.text)
 		}
@@ -290,7 +292,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestIntermediateIsRenewed(t *testing.T) {
 	dir := t.TempDir()
 	now := time.Now()
-	c := open(t, Config{Dir: dir, Now: func() time.Time { return now }})
+	c := open(t, Config{Store: Folder(dir), Now: func() time.Time { return now }})
 	first := sign(t, c, 0)[1]
 	now = now.Add(intermediateLife * 9 / 10)
 	second := sign(t, c, 0)
@@ -305,13 +307,13 @@ func TestIntermediateIsRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	now = second[1].NotAfter.Add(-time.Hour)
-	c = open(t, Config{Dir: dir, Now: func() time.Time { return now }})
+	c = open(t, Config{Store: Folder(dir), Now: func() time.Time { return now }})
 	if last := sign(t, c, 0); last[0].NotAfter.After(last[1].NotAfter) {
 		t.Errorf("leaf until %v outlives its intermediate until %v", last[0].NotAfter, last[1].NotAfter)
 	}
 	now = now.Add(2 * time.Hour)
-	if _, err := c.Sign(client, request(t, p256(t), x509.CertificateRequest{}), 0); err == nil || !strings.Contains(err.Error(), "root.key is missing") {
-		t.Errorf("error %v, want the missing root.key", err)
+	if _, err := c.Sign(client, request(t, p256(t), x509.CertificateRequest{}), 0); err == nil || !strings.Contains(err.Error(), "key is missing") {
+		t.Errorf("error %v, want that the root's key is missing", err)
 	}
 }
 
@@ -362,7 +364,7 @@ func TestWriteFileReplaces(t *testing.T) {
 }
 
 func FuzzSign(f *testing.F) {
-	c, err := Open(Config{Dir: f.TempDir(), TrustDomain: "lab"})
+	c, err := Open(Config{Store: Folder(f.TempDir()), TrustDomain: "lab"})
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -376,7 +378,7 @@ func FuzzSign(f *testing.F) {
 }
 
 func BenchmarkSign(b *testing.B) {
-	c, err := Open(Config{Dir: b.TempDir(), TrustDomain: "lab"})
+	c, err := Open(Config{Store: Folder(b.TempDir()), TrustDomain: "lab"})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -385,5 +387,36 @@ func BenchmarkSign(b *testing.B) {
 		if _, err := c.Sign(client, csr, 0); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// faster is a Store in which another process saves first.
+type faster struct {
+	Store
+	other Config
+	once  bool
+}
+
+func (f *faster) Save(name string, certPEM, keyPEM []byte) error {
+	if f.once {
+		return f.Store.Save(name, certPEM, keyPEM)
+	}
+	f.once = true
+	if _, err := Open(f.other); err != nil {
+		return err
+	}
+	return fs.ErrExist
+}
+
+func TestOpenTakesWhatAnotherProcessHasSaved(t *testing.T) {
+	cfg := Config{Store: Folder(t.TempDir()), TrustDomain: "lab"}
+	slow := cfg
+	slow.Store = &faster{Store: cfg.Store, other: cfg}
+	c, err := Open(slow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := open(t, cfg).Bundle(); !bytes.Equal(c.Bundle(), want) {
+		t.Error("two roots of one store")
 	}
 }

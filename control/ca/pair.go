@@ -9,11 +9,8 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"math/big"
-	"os"
-	"path/filepath"
 	"time"
 )
 
@@ -95,66 +92,51 @@ func create(template *x509.Certificate, parent *pair, key *ecdsa.PublicKey) ([]b
 	return der, nil
 }
 
-// load reads NAME.pem and NAME.key. It returns nil if there is no certificate:
-// a key alone is what is left when the process died between the two, and
-// nothing was ever signed with it.
-func load(dir, name string) (*pair, error) {
-	block, err := loadPEM(filepath.Join(dir, name+".pem"), "CERTIFICATE")
-	if block == nil {
+// load reads the pair of that name. It returns nil if there is no certificate.
+func load(store Store, name string) (*pair, error) {
+	certPEM, keyPEM, err := store.Load(name)
+	if err != nil || certPEM == nil {
 		return nil, err
+	}
+	block, _ := pem.Decode(certPEM)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("read %s of %v: want a PEM block CERTIFICATE", name, store)
 	}
 	cert, err := x509.ParseCertificate(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("read %s/%s.pem: %w", dir, name, err)
+		return nil, fmt.Errorf("read %s of %v: %w", name, store, err)
 	}
 	p := &pair{cert: cert}
-	if block, err = loadPEM(filepath.Join(dir, name+".key"), "PRIVATE KEY"); block == nil {
-		return p, err
+	if keyPEM == nil {
+		return p, nil
 	}
-	return p, p.setKey(block.Bytes, filepath.Join(dir, name+".key"))
+	if err := p.setKey(keyPEM); err != nil {
+		return nil, fmt.Errorf("read key of %s of %v: %w", name, store, err)
+	}
+	return p, nil
 }
 
-func loadPEM(path, kind string) (*pem.Block, error) {
-	b, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+func (p *pair) setKey(keyPEM []byte) error {
+	block, _ := pem.Decode(keyPEM)
+	if block == nil || block.Type != "PRIVATE KEY" {
+		return errors.New("want a PEM block PRIVATE KEY")
 	}
+	found, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(b)
-	if block == nil || block.Type != kind {
-		return nil, fmt.Errorf("read %s: want a PEM block %s", path, kind)
-	}
-	return block, nil
-}
-
-func (p *pair) setKey(der []byte, path string) error {
-	found, err := x509.ParsePKCS8PrivateKey(der)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return err
 	}
 	key, ok := found.(*ecdsa.PrivateKey)
 	if !ok || !key.PublicKey.Equal(p.cert.PublicKey) {
-		return fmt.Errorf("read %s: it is not the key of the certificate beside it", path)
+		return errors.New("it is not the key of the certificate beside it")
 	}
 	p.key = key
 	return nil
 }
 
-// save writes the key first: a certificate never stands there without it.
-func (p *pair) save(dir, name string) error {
+func (p *pair) save(store Store, name string) error {
 	der, err := x509.MarshalPKCS8PrivateKey(p.key)
 	if err != nil {
 		return fmt.Errorf("encode key of %q: %w", p.cert.Subject.CommonName, err)
 	}
-	block := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
-	// An old certificate with a new key would not load: it goes first.
-	if err := os.Remove(filepath.Join(dir, name+".pem")); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := WriteFile(filepath.Join(dir, name+".key"), block, 0o600); err != nil {
-		return err
-	}
-	return WriteFile(filepath.Join(dir, name+".pem"), p.pem(), 0o600)
+	return store.Save(name, p.pem(), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 }
