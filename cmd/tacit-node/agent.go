@@ -33,6 +33,7 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
 	s.StringVar(&f.agent.RunDir, "run", "/run/tacit", "`folder` of cni.sock, handle.sock and the records of pods")
 	s.IntVar(&f.agent.ProxyUID, "proxy-uid", 0, "`uid` of the proxy, who alone may connect to handle.sock; 0 is our own")
+	s.StringVar(&f.agent.Proc, "proc", "", "`folder` where a proc file system shows all processes of the node, to find running pods; \"\" finds none")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15020", "`HOST:PORT` of readiness, metrics, profiles and dumps")
 	s.DurationVar(&f.agent.CheckInterval, "check-interval", 10*time.Second, "how often rules are read back when nobody seems to have changed them")
 	s.StringVar(&f.logFormat, "log-format", "json", "text or json")

@@ -52,6 +52,10 @@ type Config struct {
 	// UnknownGrace is how long control may name an enrolled pod of which no
 	// runtime has told us, before it is reported as unprotected. Default 1 min.
 	UnknownGrace time.Duration
+	// Proc is where a proc file system is mounted that shows all processes of the
+	// node. Running pods of which no runtime has told us are found by it; "" means
+	// that they are only reported as unprotected.
+	Proc string
 	// Jobs is how many pods are worked on at once. Default 8.
 	Jobs int
 	// Registry takes the metrics; nil means nobody does.
@@ -114,7 +118,8 @@ type Agent struct {
 	words map[string]mesh.Pod
 	// missing says since when control names an enrolled pod that no runtime
 	// has told of.
-	missing map[string]time.Time
+	missing   map[string]time.Time
+	searching searching
 	// proxy is nil while none is connected.
 	proxy *door
 	// recovering counts the pods of the last agent's that are not yet checked.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -139,7 +140,7 @@ func TestUnprotectedIsReported(t *testing.T) {
 	if r := n.reports.until(t, "a", xds.Unprotected); !strings.Contains(r.Reason, "no proxy") {
 		t.Errorf("reason %q", r.Reason)
 	}
-	if r := n.reports.until(t, "b", xds.Unprotected); !strings.Contains(r.Reason, "older than") {
+	if r := n.reports.until(t, "b", xds.Unprotected); !strings.Contains(r.Reason, "restart the pod") {
 		t.Errorf("reason %q", r.Reason)
 	}
 	dialProxy(t, n.dir, nil)
@@ -442,4 +443,40 @@ func TestManyCyclesLeaveNothing(t *testing.T) {
 		isClean(t, ns)
 	}
 	p.until(t, "the proxy has nothing", func() bool { return len(p.pods) == 0 })
+}
+
+// A pod that was there before the agent, of which no runtime tells, is found by its
+// processes, and forgotten like any other.
+func TestRunningPodIsFound(t *testing.T) {
+	const uid = "11111111-2222-3333-4444-555555555555"
+	sandbox := strings.Repeat("a", 64)
+	proc := t.TempDir()
+	n := startNode(t, t.TempDir(), func(c *Config) { c.Proc = proc })
+	p := dialProxy(t, n.dir, nil)
+	n.agent.Apply([]mesh.Pod{word(uid, true)})
+	ns, path := namespace(t, "a")
+	putProcess(t, proc, 7, "/kubepods/besteffort/pod"+uid+"/"+sandbox, path)
+	n.reports.until(t, uid, xds.Captured)
+	if l := listening(t, ns); l != len(addresses()) {
+		t.Errorf("%d sockets listen: want %d", l, len(addresses()))
+	}
+	if err := n.ask(cni.Request{Command: cni.Del, ContainerID: sandbox}); err != nil {
+		t.Fatal(err)
+	}
+	p.until(t, "the proxy has let go", func() bool { return p.pods[uid] == nil })
+}
+
+// putProcess makes what is read of a process in proc.
+func putProcess(t *testing.T, proc string, pid int, cgroup, netns string) {
+	t.Helper()
+	dir := filepath.Join(proc, fmt.Sprint(pid))
+	stat := fmt.Sprintf("%d (pause) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 %d 0 0\n", pid, pid)
+	err := errors.Join(
+		os.MkdirAll(filepath.Join(dir, "ns"), 0o755),
+		os.WriteFile(filepath.Join(dir, "stat"), []byte(stat), 0o644),
+		os.Symlink(netns, filepath.Join(dir, "ns/net")),
+		os.WriteFile(filepath.Join(dir, "cgroup"), []byte("0::"+cgroup+"\n"), 0o644))
+	if err != nil {
+		t.Fatal(err)
+	}
 }

@@ -29,6 +29,9 @@ func (a *Agent) turn(ctx context.Context, now time.Time) time.Duration {
 		}
 	}
 	a.seeMissing(now)
+	if t := a.search(ctx, now); t.Before(next) {
+		next = t
+	}
 	a.metrics.count(a)
 	return max(next.Sub(now), time.Millisecond)
 }
@@ -223,7 +226,7 @@ func (a *Agent) seeMissing(now time.Time) {
 		}
 		if ok && !since.IsZero() && now.Sub(since) >= a.cfg.UnknownGrace {
 			a.missing[uid] = time.Time{} // told once
-			const reason = "no network namespace is known: the pod is older than the CNI configuration; restart it"
+			const reason = "no network namespace is known, and no process was found in the pod's cgroup: restart the pod"
 			a.cfg.Log.Warn("pod unprotected", "uid", uid, "namespace", w.Namespace, "pod", w.Name, "reason", reason)
 			a.tellControl(xds.Report{UID: uid, Namespace: w.Namespace, Name: w.Name, State: xds.Unprotected, Reason: reason})
 		}

@@ -1,0 +1,92 @@
+package netns
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const (
+	uidA      = "11111111-2222-3333-4444-55555555555a"
+	uidB      = "11111111-2222-3333-4444-55555555555b"
+	sandboxID = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+)
+
+func TestPodOf(t *testing.T) {
+	under := func(uid string) string { return strings.ReplaceAll(uid, "-", "_") }
+	for name, c := range map[string]struct{ text, uid, container string }{
+		"v2, cgroupfs": {"0::/kubepods/burstable/pod" + uidA + "/" + sandboxID + "\n", uidA, sandboxID},
+		"v2, systemd": {"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + under(uidA) + ".slice/cri-containerd-" + sandboxID + ".scope\n",
+			uidA, sandboxID},
+		"v2, guaranteed, CRI-O":             {"0::/kubepods.slice/kubepods-pod" + under(uidA) + ".slice/crio-" + sandboxID + ".scope/container\n", uidA, sandboxID},
+		"v2, from another cgroup namespace": {"0::/../../besteffort/pod" + uidA + "/" + sandboxID + "\n", uidA, sandboxID},
+		"v1": {"12:pids:/kubepods/besteffort/pod" + uidA + "/" + sandboxID + "\n1:name=systemd:/kubepods/besteffort/pod" + uidA + "/" + sandboxID + "\n",
+			uidA, sandboxID},
+		"v1, and no container in the first hierarchy": {"12:cpuset:/\n11:memory:/kubepods/pod" + uidA + "\n", uidA, ""},
+		"a node in a pod of another cluster":          {"0::/kubepods/pod" + strings.Replace(uidA, "1", "9", 1) + "/x/kubelet/kubepods/pod" + uidA + "/" + sandboxID + "\n", uidA, sandboxID},
+		"who pretends to be another pod":              {"0::/kubepods/pod" + uidA + "/" + sandboxID + "/pod" + uidB + "/" + sandboxID + "\n", uidA, sandboxID},
+		"not a pod":                                   {"0::/system.slice/pod" + uidA + "x.service\n", "", ""},
+		"nothing":                                     {"", "", ""},
+		"no path":                                     {"0::\n", "", ""},
+	} {
+		uid, container := podOf([]byte(c.text), func(uid string) bool { return uid == uidA || uid == uidB })
+		if uid != c.uid || container != c.container {
+			t.Errorf("%s: pod %q, container %q: want %q, %q", name, uid, container, c.uid, c.container)
+		}
+	}
+}
+
+func FuzzPodOf(f *testing.F) {
+	f.Add([]byte("0::/kubepods/burstable/pod" + uidA + "/" + sandboxID + "\n"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		if uid, _ := podOf(text, func(string) bool { return true }); uid != "" && len(uid) != len(uidA) {
+			t.Errorf("%q", uid)
+		}
+	})
+}
+
+// The oldest process of a pod tells where it is; one that has left for another
+// namespace does not.
+func TestFind(t *testing.T) {
+	path := func(ns *NS) string { return fmt.Sprintf("/proc/self/fd/%d", ns.file.Fd()) }
+	sandbox, elsewhere := path(unnamed(t)), path(unnamed(t))
+	must := func(t *testing.T, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	proc := t.TempDir()
+	put := func(pid int, cgroup string, began int, ns string) {
+		t.Helper()
+		dir := filepath.Join(proc, fmt.Sprint(pid))
+		must(t, os.MkdirAll(filepath.Join(dir, "ns"), 0o755))
+		must(t, os.WriteFile(filepath.Join(dir, "cgroup"), []byte("0::"+cgroup+"\n"), 0o644))
+		stat := fmt.Sprintf("%d (a ) b) S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 %d 0 0\n", pid, began)
+		must(t, os.WriteFile(filepath.Join(dir, "stat"), []byte(stat), 0o644))
+		must(t, os.Symlink(ns, filepath.Join(dir, "ns/net")))
+	}
+	pod := "/kubepods/pod" + uidA + "/"
+	put(10, pod+strings.Repeat("b", 64), 300, sandbox)
+	put(11, pod+sandboxID, 200, sandbox)
+	put(12, pod+strings.Repeat("c", 64), 400, elsewhere)
+	put(13, "/kubepods/pod"+uidB+"/"+sandboxID, 100, self) // in the node's own namespace
+	put(14, "/system.slice", 1, self)
+	must(t, os.MkdirAll(filepath.Join(proc, "15"), 0o755)) // has just ended
+	found, err := Find(t.Context(), proc, func(string) bool { return true })
+	must(t, err)
+	want := map[string]Found{uidA: {Path: filepath.Join(proc, "11/ns/net"), Container: sandboxID}}
+	if diff := cmp.Diff(want, found); diff != "" {
+		t.Errorf("(-want +found)\n%s", diff)
+	}
+}
+
+func TestFindReadsTheRealProc(t *testing.T) {
+	if _, err := Find(t.Context(), "/proc", func(string) bool { return true }); err != nil {
+		t.Error(err)
+	}
+}
