@@ -56,6 +56,11 @@ type Config struct {
 	// node. Running pods of which no runtime has told us are found by it; "" means
 	// that they are only reported as unprotected.
 	Proc string
+	// Chain is where the plugin is put into the node's chain of CNI plugins. Without
+	// a folder that is somebody else's work. Without a Plugin it is told of our socket.
+	Chain cni.Chain
+	// Program is the plugin, which is copied to ProgramDir. Empty: it is there already.
+	Program, ProgramDir string
 	// Jobs is how many pods are worked on at once. Default 8.
 	Jobs int
 	// Registry takes the metrics; nil means nobody does.
@@ -71,6 +76,9 @@ func (c *Config) complete() error {
 	c.CheckInterval = orElse(c.CheckInterval, 10*time.Second)
 	c.ProtectWithin = orElse(c.ProtectWithin, 10*time.Second)
 	c.UnknownGrace = orElse(c.UnknownGrace, time.Minute)
+	if c.Chain.Plugin == nil {
+		c.Chain.Plugin = map[string]any{"agent": filepath.Join(c.RunDir, "cni.sock")}
+	}
 	if c.Jobs <= 0 {
 		c.Jobs = 8
 	}
@@ -122,6 +130,8 @@ type Agent struct {
 	searching searching
 	// proxy is nil while none is connected.
 	proxy *door
+	// installed is keepChain's own: this process has put its plugin in place.
+	installed bool
 	// recovering counts the pods of the last agent's that are not yet checked.
 	recovering int
 }
@@ -181,6 +191,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	g.Go(func() error { a.loop(ctx); return nil })
 	g.Go(func() error { return cni.Serve(ctx, plugins, a.answer) })
 	g.Go(func() error { return a.admit(ctx, proxies) })
+	g.Go(func() error { return a.keepChain(ctx) })
 	err = g.Wait()
 	a.running.Wait()
 	a.letGo()

@@ -182,6 +182,30 @@ func (c Chain) extend(list confList) ([]byte, error) {
 	return append(text, '\n'), err
 }
 
+// Install puts the program of the plugin where the runtime looks for plugins, whole
+// or not at all, and reports whether it was not there yet, or was another one.
+func Install(from, dir string) (changed bool, err error) {
+	program, err := os.ReadFile(from)
+	if err != nil {
+		return false, fmt.Errorf("install the plugin: %w", err)
+	}
+	to := filepath.Join(dir, PluginType)
+	if old, err := os.ReadFile(to); err == nil && bytes.Equal(old, program) {
+		return false, nil
+	}
+	// A runtime may be about to run the old one: it is replaced, never written to.
+	temp := filepath.Join(dir, "."+PluginType+".new")
+	err = errors.Join(os.WriteFile(temp, program, 0o755), os.Chmod(temp, 0o755))
+	if err == nil {
+		err = os.Rename(temp, to)
+	}
+	if err != nil {
+		_ = os.Remove(temp)
+		return false, fmt.Errorf("install the plugin: %w", err)
+	}
+	return true, nil
+}
+
 // replace writes a file whole or not at all, and not if it holds text already.
 func replace(path string, text []byte) (changed bool, err error) {
 	if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, text) {

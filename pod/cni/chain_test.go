@@ -156,6 +156,30 @@ func TestChainPassesOverGarbage(t *testing.T) {
 	}
 }
 
+func TestInstall(t *testing.T) {
+	from, dir := filepath.Join(t.TempDir(), "plugin"), t.TempDir()
+	for _, text := range []string{"one", "another"} {
+		if err := os.WriteFile(from, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []bool{true, false} {
+			if changed, err := Install(from, dir); changed != want || err != nil {
+				t.Errorf("changed %v, %v: want %v", changed, err, want)
+			}
+		}
+		info, err := os.Stat(filepath.Join(dir, PluginType))
+		if err != nil || info.Mode().Perm() != 0o755 || info.Size() != int64(len(text)) {
+			t.Errorf("%v, %v: want %d bytes that may be run", info, err, len(text))
+		}
+	}
+	if entries, _ := os.ReadDir(dir); len(entries) != 1 {
+		t.Errorf("left: %v", entries)
+	}
+	if _, err := Install(from+"-nowhere", dir); err == nil {
+		t.Error("installed from nowhere")
+	}
+}
+
 func FuzzParseConf(f *testing.F) {
 	f.Add([]byte(aList))
 	f.Add([]byte(aConf))
