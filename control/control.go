@@ -13,8 +13,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -47,9 +45,10 @@ type Nodes interface {
 type Config struct {
 	// Source brings the objects.
 	Source Source
-	// StateDir keeps the CA, what is announced, and bundle.pem for the nodes. It
-	// is made if missing; one process at a time.
-	StateDir string
+	// Keys keeps those of the CA.
+	Keys ca.Store
+	// Storage keeps what outlives the process. Run closes it.
+	Storage Storage
 	// Listen is HOST:PORT for the nodes (gRPC over TLS).
 	Listen string
 	// Listener is used instead of Listen if it is not nil. Run closes it.
@@ -85,7 +84,8 @@ func (c Config) Validate() error {
 		}
 	}
 	missing(c.Source == nil, "source of objects")
-	missing(c.StateDir == "", "state directory")
+	missing(c.Keys == nil, "where the keys of the CA are kept")
+	missing(c.Storage == nil, "storage")
 	missing(c.Nodes == nil, "how nodes prove themselves")
 	missing(c.TrustDomain == "", "trust domain")
 	if c.Listener == nil {
@@ -141,17 +141,16 @@ func (c *Control) Run(ctx context.Context) error {
 type plane struct {
 	cfg        Config
 	log        *slog.Logger
-	lock       *os.File
 	ca         *ca.CA
 	listener   net.Listener
 	server     *xds.Server
 	reconciler *reconciler
 }
 
-// open takes StateDir, and leaves nothing open if it fails.
+// open takes the storage, and leaves nothing open if it fails.
 func open(ctx context.Context, cfg Config) (*plane, error) {
 	p := &plane{cfg: cfg, log: cfg.Log, listener: cfg.Listener}
-	if err := errors.Join(p.openFiles(), p.listen()); err != nil {
+	if err := errors.Join(p.openCA(), p.listen()); err != nil {
 		p.close()
 		return nil, err
 	}
@@ -162,12 +161,9 @@ func open(ctx context.Context, cfg Config) (*plane, error) {
 	return p, nil
 }
 
-func (p *plane) openFiles() (err error) {
-	if p.lock, err = lockDir(p.cfg.StateDir); err != nil {
-		return err
-	}
+func (p *plane) openCA() (err error) {
 	p.ca, err = ca.Open(ca.Config{
-		Store:       ca.Folder(filepath.Join(p.cfg.StateDir, "ca")),
+		Store:       p.cfg.Keys,
 		TrustDomain: p.cfg.TrustDomain,
 		LeafTTL:     p.cfg.LeafTTL,
 		Log:         p.log,
@@ -175,7 +171,7 @@ func (p *plane) openFiles() (err error) {
 	if err != nil {
 		return err
 	}
-	return ca.WriteFile(filepath.Join(p.cfg.StateDir, "bundle.pem"), p.ca.Bundle(), 0o644)
+	return p.cfg.Storage.PublishBundle(p.ca.Bundle())
 }
 
 func (p *plane) listen() (err error) {
@@ -187,7 +183,7 @@ func (p *plane) listen() (err error) {
 
 // prepare makes what brings knowledge together.
 func (p *plane) prepare(ctx context.Context) error {
-	memories := &store{path: filepath.Join(p.cfg.StateDir, "captured.json")}
+	memories := &store{storage: p.cfg.Storage}
 	past, err := memories.load()
 	if err != nil {
 		return fmt.Errorf("remember captured pods: %w", err)
@@ -227,8 +223,8 @@ func (p *plane) close() {
 	if p.listener != nil {
 		p.listener.Close()
 	}
-	if p.lock != nil {
-		p.lock.Close()
+	if err := p.cfg.Storage.Close(); err != nil {
+		p.log.Warn("storage not closed", "error", err)
 	}
 }
 

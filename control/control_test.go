@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"tacit.dev/control/ca"
 	"tacit.dev/control/kube"
 	"tacit.dev/mesh"
 	"tacit.dev/wire/csr"
@@ -85,7 +86,7 @@ func (b *bench) start() {
 	b.must(err)
 	b.addr = l.Addr().String()
 	c, err := New(Config{
-		Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listener: l, Nodes: b.nodes(),
+		Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), Keys: ca.Folder(filepath.Join(b.dir, "ca")), Storage: b.storage(), Listener: l, Nodes: b.nodes(),
 		TrustDomain: "lab", GoneAfter: b.gone, Log: slog.New(slog.NewTextHandler(b.t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
 	})
 	b.must(err)
@@ -420,21 +421,24 @@ func TestForeignReportIsNotHeard(t *testing.T) {
 	}
 }
 
-func TestOneProcessPerState(t *testing.T) {
-	b := newBench(t, "n1")
-	b.pod("server", "n1", "10.30.1.2")
-	b.start()
-	b.node("n1", nil).awaitEnrol("server", false)
-	c, err := New(Config{Source: kube.NewFolder(kube.FolderConfig{Dir: b.source}), StateDir: b.dir, Listen: "127.0.0.1:0", Nodes: b.nodes(), TrustDomain: "lab"})
-	b.must(err)
-	if err := c.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another tacit-control") {
+func TestOneProcessPerFolder(t *testing.T) {
+	s := folder(t)
+	if _, err := OpenStorageFolder(s.String()); err == nil || !strings.Contains(err.Error(), "another tacit-control") {
 		t.Errorf("error %v, want that another one uses it", err)
 	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again, err := OpenStorageFolder(s.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	again.Close()
 }
 
 func TestNewRefuses(t *testing.T) {
 	_, err := New(Config{LeafTTL: -1, Admin: "x"})
-	for _, text := range []string{"source", "state directory", "nodes prove", "trust domain", "listen address", "admin address", "negative"} {
+	for _, text := range []string{"source", "storage", "nodes prove", "trust domain", "listen address", "admin address", "negative"} {
 		if err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("error %v, want also %q", err, text)
 		}
@@ -443,14 +447,24 @@ func TestNewRefuses(t *testing.T) {
 
 func TestBrokenMemoryIsNotForgotten(t *testing.T) {
 	for _, content := range []string{"", "{", `[{"uid":"a","state":"enrolling"}]`, `[{"uid":"a","state":"else"}]`} {
-		path := filepath.Join(t.TempDir(), "captured.json")
-		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		storage := folder(t)
+		if err := storage.Save([]byte(content)); err != nil {
 			t.Fatal(err)
 		}
-		if list, err := (&store{path: path}).load(); err == nil {
+		if list, err := (&store{storage: storage}).load(); err == nil {
 			t.Errorf("%q: read as %v, want an error", content, list)
 		}
 	}
+}
+
+func folder(t *testing.T) *StorageFolder {
+	t.Helper()
+	s, err := OpenStorageFolder(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { s.Close() })
+	return s
 }
 
 func (b *bench) nodes() Nodes {
@@ -458,4 +472,11 @@ func (b *bench) nodes() Nodes {
 	n, err := NewTokenFolder(b.tokens, nil)
 	b.must(err)
 	return n
+}
+
+func (b *bench) storage() Storage {
+	b.t.Helper()
+	s, err := OpenStorageFolder(b.dir)
+	b.must(err)
+	return s
 }

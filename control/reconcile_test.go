@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"path/filepath"
 	"slices"
 	"testing"
 
@@ -127,12 +126,12 @@ func TestStatusIsJSON(t *testing.T) {
 }
 
 func TestStoreRemembers(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "captured.json")
+	storage := folder(t)
 	want := []memory{{UID: "u", Namespace: "n", Name: "p", Node: "n1", State: Withdrawing}}
-	if err := (&store{path: path}).save(want); err != nil {
+	if err := (&store{storage: storage}).save(want); err != nil {
 		t.Fatal(err)
 	}
-	got, err := (&store{path: path}).load()
+	got, err := (&store{storage: storage}).load()
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
 	}

@@ -23,7 +23,7 @@ func parse(args []string) (control.Config, error) {
 	f := flag.NewFlagSet("tacit-control", flag.ContinueOnError)
 	f.StringVar(&from.source, "source", "", "where the objects are: kubernetes, or a `folder` of Kubernetes YAML")
 	f.StringVar(&from.kubeconfig, "kubeconfig", "", "`file` that names the API server (default: that of the cluster this runs in)")
-	f.StringVar(&cfg.StateDir, "state", "", "`folder` of the CA, of what is announced, and of bundle.pem for the nodes")
+	f.StringVar(&from.state, "state", "", "with a source folder: `folder` of the CA, of what is announced, and of bundle.pem for the nodes")
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:15010", "`HOST:PORT` where nodes connect")
 	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:15022", "`HOST:PORT` of readiness, metrics, profiles and dumps")
 	f.Func("name", "DNS `name` or IP address by which nodes reach control, besides that of --listen; may be repeated", func(s string) error {
@@ -35,6 +35,7 @@ func parse(args []string) (control.Config, error) {
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long a certificate of a pod lives")
 	f.StringVar(&from.tokens, "tokens", "", "with a source folder: `folder` with one file per node, named after it, that holds its token")
 	f.StringVar(&from.audience, "token-audience", "tacit", "with kubernetes: `audience` of the tokens with which nodes prove themselves")
+	f.StringVar(&from.namespace, "namespace", "tacit-system", "with kubernetes: `namespace` of what control keeps")
 	f.StringVar(&from.account, "node-account", "tacit-system/tacit-node", "with kubernetes: service account of the nodes' processes, as `NAMESPACE/NAME`")
 	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")
 	f.StringVar(&format, "log-format", "json", "text or json")
@@ -60,7 +61,7 @@ func parse(args []string) (control.Config, error) {
 
 // origin is what the flags say of where objects and nodes come from.
 type origin struct {
-	source, kubeconfig, tokens, audience, account string
+	source, state, kubeconfig, tokens, audience, account, namespace string
 }
 
 // open gives cfg its source and its nodes.
@@ -71,12 +72,19 @@ func (o origin) open(cfg *control.Config) (err error) {
 	case "kubernetes":
 		return o.openKubernetes(cfg)
 	}
-	if o.tokens == "" {
-		return errors.New("want --tokens: a folder with one file per node")
+	if o.tokens == "" || o.state == "" {
+		return errors.New("want --tokens, a folder with one file per node, and --state, a folder to keep things in")
 	}
 	cfg.Source = kube.NewFolder(kube.FolderConfig{Dir: o.source, Registerer: cfg.Registry, Log: cfg.Log})
-	cfg.Nodes, err = control.NewTokenFolder(o.tokens, cfg.Log)
-	return err
+	if cfg.Nodes, err = control.NewTokenFolder(o.tokens, cfg.Log); err != nil {
+		return err
+	}
+	storage, err := control.OpenStorageFolder(o.state)
+	if err != nil {
+		return err
+	}
+	cfg.Storage, cfg.Keys = storage, storage.Keys()
+	return nil
 }
 
 func (o origin) openKubernetes(cfg *control.Config) error {
@@ -92,6 +100,7 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 	cfg.Nodes = kube.NewReviewer(kube.ReviewerConfig{
 		Client: client, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
 	})
+	cfg.Storage, cfg.Keys = kube.NewStorage(client, o.namespace), kube.NewKeySecret(client, o.namespace, "tacit-ca")
 	return nil
 }
 

@@ -7,7 +7,7 @@ import (
 )
 
 func TestParse(t *testing.T) {
-	cfg, err := parse([]string{"--source", t.TempDir(), "--state", "s", "--tokens", t.TempDir(), "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
+	cfg, err := parse([]string{"--source", t.TempDir(), "--state", t.TempDir(), "--tokens", t.TempDir(), "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
 		"--trust-domain", "lab", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,141 @@
+package kube
+
+import (
+	"bytes"
+	"compress/gzip"
+	"context"
+	"fmt"
+	"io"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+)
+
+// The ConfigMaps of a Storage.
+const (
+	// BundleMap holds the roots of the mesh under the key bundle.pem: nodes mount it.
+	BundleMap = "tacit-bundle"
+	// capturedMap holds what control remembers of captured pods, compressed: a
+	// ConfigMap takes 1 MiB.
+	capturedMap = "tacit-captured"
+	capturedKey = "captured.json.gz"
+	// maxCaptured bounds what is unpacked, in bytes.
+	maxCaptured = 64 << 20
+)
+
+// Storage keeps in ConfigMaps what control must not forget. One process may write it
+// at a time; its methods are not called at once.
+type Storage struct {
+	client    kubernetes.Interface
+	namespace string
+	// version of the ConfigMap with captured pods when it was last read or
+	// written: who has become the writer meanwhile is not overwritten.
+	version string
+}
+
+// NewStorage reads nothing. It needs create of configmaps in the namespace, and get
+// and update of tacit-bundle and tacit-captured.
+func NewStorage(c kubernetes.Interface, namespace string) *Storage {
+	return &Storage{client: c, namespace: namespace}
+}
+
+func (s *Storage) String() string { return "ConfigMap " + s.namespace + "/" + capturedMap }
+
+// Load returns what was saved last, nil if nothing was.
+func (s *Storage) Load() ([]byte, error) {
+	m, err := s.get(capturedMap)
+	if m == nil || err != nil {
+		s.version = ""
+		return nil, err
+	}
+	r, err := gzip.NewReader(bytes.NewReader(m.BinaryData[capturedKey]))
+	if err != nil {
+		return nil, fmt.Errorf("read %v: %w", s, err)
+	}
+	b, err := io.ReadAll(io.LimitReader(r, maxCaptured+1))
+	if err == nil && len(b) > maxCaptured {
+		err = fmt.Errorf("more than %d bytes", maxCaptured)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read %v: %w", s, err)
+	}
+	s.version = m.ResourceVersion
+	return b, nil
+}
+
+// Save keeps b. It fails if another process has saved since Load or the last Save.
+func (s *Storage) Save(b []byte) error {
+	var packed bytes.Buffer
+	w := gzip.NewWriter(&packed)
+	if _, err := w.Write(b); err != nil {
+		return err
+	}
+	if err := w.Close(); err != nil {
+		return err
+	}
+	m := s.configMap(capturedMap)
+	m.ResourceVersion = s.version
+	m.BinaryData = map[string][]byte{capturedKey: packed.Bytes()}
+	m, err := s.put(m)
+	if err != nil {
+		return err
+	}
+	s.version = m.ResourceVersion
+	return nil
+}
+
+// PublishBundle writes the ConfigMap that nodes mount.
+func (s *Storage) PublishBundle(bundle []byte) error {
+	m, err := s.get(BundleMap)
+	if err != nil || m != nil && m.Data["bundle.pem"] == string(bundle) {
+		return err
+	}
+	if m == nil {
+		m = s.configMap(BundleMap)
+	}
+	m.Data = map[string]string{"bundle.pem": string(bundle)}
+	_, err = s.put(m)
+	return err
+}
+
+// Close has nothing to let go of.
+func (s *Storage) Close() error { return nil }
+
+func (s *Storage) configMap(name string) *corev1.ConfigMap {
+	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{
+		Namespace: s.namespace, Name: name, Labels: map[string]string{"app.kubernetes.io/part-of": "tacit"},
+	}}
+}
+
+// get is nil, and no error, if there is no such ConfigMap.
+func (s *Storage) get(name string) (*corev1.ConfigMap, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), secretLimit)
+	defer cancel()
+	m, err := s.client.CoreV1().ConfigMaps(s.namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read ConfigMap %s/%s: %w", s.namespace, name, err)
+	}
+	return m, nil
+}
+
+// put creates m if it has no version, and else replaces that version.
+func (s *Storage) put(m *corev1.ConfigMap) (*corev1.ConfigMap, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), secretLimit)
+	defer cancel()
+	maps, name := s.client.CoreV1().ConfigMaps(s.namespace), m.Name
+	var err error
+	if m.ResourceVersion == "" {
+		m, err = maps.Create(ctx, m, metav1.CreateOptions{})
+	} else {
+		m, err = maps.Update(ctx, m, metav1.UpdateOptions{})
+	}
+	if err != nil {
+		return nil, fmt.Errorf("write ConfigMap %s/%s: %w", s.namespace, name, err)
+	}
+	return m, nil
+}

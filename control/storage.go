@@ -1,0 +1,78 @@
+package control
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/control/ca"
+)
+
+// Storage keeps what control must not forget, and what nodes have to find. One process
+// writes it at a time; its methods are not called at once.
+type Storage interface {
+	// Load returns what was saved last, nil if nothing was.
+	Load() ([]byte, error)
+	// Save keeps b, whole or not at all.
+	Save(b []byte) error
+	// PublishBundle puts the roots where nodes find them (PEM).
+	PublishBundle(bundle []byte) error
+	// Close lets others write. What was saved stays.
+	Close() error
+	String() string
+}
+
+// StorageFolder is a Storage in files: captured.json and bundle.pem, and a folder for
+// the keys of the CA.
+type StorageFolder struct {
+	dir  string
+	lock *os.File
+}
+
+// OpenStorageFolder makes dir if it is missing, and keeps other processes out of it
+// until it is closed, which the kernel does at the latest.
+func OpenStorageFolder(dir string) (*StorageFolder, error) {
+	// Nodes read bundle.pem here; what is secret has modes of its own.
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w: is another tacit-control using it?", f.Name(), err), f.Close())
+	}
+	return &StorageFolder{dir: dir, lock: f}, nil
+}
+
+func (s *StorageFolder) String() string { return s.dir }
+
+func (s *StorageFolder) path(name string) string { return filepath.Join(s.dir, name) }
+
+// Keys is where the CA may keep its keys, in files with mode 0600.
+func (s *StorageFolder) Keys() ca.Store { return ca.Folder(s.path("ca")) }
+
+// Load reads captured.json.
+func (s *StorageFolder) Load() ([]byte, error) {
+	b, err := os.ReadFile(s.path("captured.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+// Save writes captured.json.
+func (s *StorageFolder) Save(b []byte) error { return ca.WriteFile(s.path("captured.json"), b, 0o600) }
+
+// PublishBundle writes bundle.pem.
+func (s *StorageFolder) PublishBundle(b []byte) error {
+	return ca.WriteFile(s.path("bundle.pem"), b, 0o644)
+}
+
+// Close unlocks the folder.
+func (s *StorageFolder) Close() error { return s.lock.Close() }
