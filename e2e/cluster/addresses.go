@@ -60,3 +60,16 @@ func addresses(list []netip.Prefix) string {
 	}
 	return strings.Join(all, ",")
 }
+
+// sysctls make a router of a machine. A kernel without IPv6 does not have its
+// settings.
+func (o Options) sysctls() map[string]string {
+	s := map[string]string{
+		"ipv4/ip_forward": "1", "ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0",
+		"ipv4/conf/all/route_localnet": "1", // NodePort and hostPort on 127.0.0.1
+	}
+	if o.DualStack {
+		s["ipv6/conf/all/forwarding"] = "1"
+	}
+	return s
+}

@@ -154,6 +154,9 @@ func (c *Cluster) Client() kubernetes.Interface { return c.client }
 // called again.
 func (c *Cluster) Down(ctx context.Context) error {
 	for _, n := range c.nodes {
+		n.cut()
+	}
+	for _, n := range c.nodes {
 		n.kill()
 	}
 	c.nodes = nil

@@ -15,10 +15,7 @@ func (c *Cluster) controlPlanePlan() machine.Plan {
 	return machine.Plan{
 		Name: controlPlaneName,
 		Path: "/usr/sbin:/usr/bin",
-		Sysctls: map[string]string{
-			"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1",
-			"ipv4/conf/all/rp_filter": "0", "ipv4/conf/default/rp_filter": "0",
-		},
+		Sysctls: c.options.sysctls(),
 		Steps: []machine.Step{
 			c.component("etcd", "--data-dir", filepath.Join(c.controlPlane.dir, "etcd")),
 			c.component("kube-apiserver", c.apiServerFlags()...),

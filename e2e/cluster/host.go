@@ -130,11 +130,17 @@ func (h *host) wait() {
 // kill ends the machine as a power cut does, and returns when all its processes
 // have ended: the kernel lets a pid namespace's first process be waited for last.
 func (h *host) kill() {
-	if h.cmd == nil || h.ended == nil {
-		return
+	h.cut()
+	if h.ended != nil {
+		<-h.ended
 	}
-	_ = h.cmd.Process.Kill() // ended already: wait tells
-	<-h.ended
+}
+
+// cut is kill without the wait.
+func (h *host) cut() {
+	if h.ended != nil {
+		_ = h.cmd.Process.Kill() // ended already: wait tells
+	}
 }
 
 // alive returns an error when the machine has ended by itself.

@@ -30,10 +30,7 @@ func (c *Cluster) nodePlan(n *node) (machine.Plan, error) {
 	return machine.Plan{
 		Name: n.name,
 		Path: nodePath,
-		Sysctls: map[string]string{
-			"ipv4/ip_forward": "1", "ipv6/conf/all/forwarding": "1", "ipv4/conf/all/rp_filter": "0",
-			"ipv4/conf/all/route_localnet": "1", // hostPort on 127.0.0.1
-		},
+		Sysctls: c.options.sysctls(),
 		Root: &machine.Root{
 			At:      filepath.Join(n.dir, "root"),
 			Var:     filepath.Join(n.dir, "var"),
