@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,20 +19,23 @@ import (
 )
 
 const (
-	cgroupRoot = "/sys/fs/cgroup"
-	// cgroupPrefix and the cluster's name make the name of its cgroups.
+	cgroupRoot   = "/sys/fs/cgroup"
 	cgroupPrefix = "tacit-e2e-"
 )
 
 // cgroups are the cgroups of one cluster: one folder in each v1 hierarchy, or one
 // in the unified one, with a folder for each machine.
 type cgroups struct {
-	cluster     string
+	name        string
 	hierarchies []machine.Hierarchy // none: unified
 }
 
-func findCgroups(cluster string) (cgroups, error) {
-	g := cgroups{cluster: cluster}
+// findCgroups names the cgroups of the cluster with that folder. Its path makes
+// them unique: a cluster of the same name in another cache is another cluster, and
+// cleaning up must not end it.
+func findCgroups(dir string) (cgroups, error) {
+	g := cgroups{name: fmt.Sprintf("%s%s-%x", cgroupPrefix, filepath.Base(dir), sha256.Sum256([]byte(dir)))}
+	g.name = g.name[:len(g.name)-56]
 	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
 		return g, nil
 	}
@@ -70,7 +74,7 @@ func parseHierarchies(mountinfo string) []machine.Hierarchy {
 // folders are the cluster's folders, with these names below.
 func (g cgroups) folders(below ...string) []string {
 	var all []string
-	tail := filepath.Join(append([]string{cgroupPrefix + g.cluster}, below...)...)
+	tail := filepath.Join(append([]string{g.name}, below...)...)
 	for _, h := range g.hierarchies {
 		all = append(all, filepath.Join(cgroupRoot, h.Name, tail))
 	}

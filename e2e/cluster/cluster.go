@@ -114,7 +114,7 @@ func (c *Cluster) take(ctx context.Context) error {
 	if c.janitor, err = startJanitor(c.programs, c.Name); err != nil {
 		return err
 	}
-	if c.cgroups, err = findCgroups(c.Name); err != nil {
+	if c.cgroups, err = findCgroups(c.dir); err != nil {
 		return err
 	}
 	c.pki, err = newPKI(filepath.Join(c.dir, "pki"))

@@ -13,8 +13,8 @@ const controlPlaneName = "control-plane"
 // host's files. They come in any order: each is started again until it stays.
 func (c *Cluster) controlPlanePlan() machine.Plan {
 	return machine.Plan{
-		Name: controlPlaneName,
-		Path: "/usr/sbin:/usr/bin",
+		Name:    controlPlaneName,
+		Path:    "/usr/sbin:/usr/bin",
 		Sysctls: c.options.sysctls(),
 		Steps: []machine.Step{
 			c.component("etcd", "--data-dir", filepath.Join(c.controlPlane.dir, "etcd")),

@@ -72,15 +72,15 @@ func Janitor(ctx context.Context, owner io.Reader, cluster string) error {
 func clean(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, cleaningTime, fmt.Errorf("not clean after %s", cleaningTime))
 	defer cancel()
-	g, err := findCgroups(name)
+	parent, err := clustersDir()
 	if err != nil {
 		return err
 	}
-	dir, err := clustersDir()
+	dir := filepath.Join(parent, name)
+	g, err := findCgroups(dir)
 	if err != nil {
 		return err
 	}
-	dir = filepath.Join(dir, name)
 	// The cgroups first: what is in them may still write to the disk.
 	return errors.Join(g.remove(ctx), build.Poll(ctx, func() error { return removeFolder(dir) }))
 }

@@ -28,8 +28,8 @@ func (c *Cluster) nodePlan(n *node) (machine.Plan, error) {
 		return machine.Plan{}, err
 	}
 	return machine.Plan{
-		Name: n.name,
-		Path: nodePath,
+		Name:    n.name,
+		Path:    nodePath,
 		Sysctls: c.options.sysctls(),
 		Root: &machine.Root{
 			At:      filepath.Join(n.dir, "root"),

@@ -75,8 +75,8 @@ func (r remains) find() map[string][]string {
 	if _, err := os.Stat(r.dir); !errors.Is(err, fs.ErrNotExist) {
 		found["file"] = []string{r.dir}
 	}
-	one, _ := filepath.Glob("/sys/fs/cgroup/tacit-e2e-" + r.name)
-	many, _ := filepath.Glob("/sys/fs/cgroup/*/tacit-e2e-" + r.name)
+	one, _ := filepath.Glob("/sys/fs/cgroup/tacit-e2e-" + r.name + "-*")
+	many, _ := filepath.Glob("/sys/fs/cgroup/*/tacit-e2e-" + r.name + "-*")
 	found["cgroup"] = append(one, many...)
 	mounts, _ := os.ReadFile("/proc/self/mountinfo")
 	for line := range strings.Lines(string(mounts)) {
