@@ -124,8 +124,8 @@ func (c *Cluster) take(ctx context.Context) error {
 func (c *Cluster) startControlPlane() error {
 	c.starter = newStarter()
 	c.controlPlane = c.newHost(controlPlaneName)
-	err := c.start(c.controlPlane, c.controlPlanePlan(), func(pid int) error {
-		return withLinks(netnsPath(pid), func(l links) error { return l.bridge(c.options.controlPlaneAddresses()) })
+	err := c.start(c.controlPlane, c.controlPlanePlan(), func() error {
+		return withLinks(c.controlPlane.netns(), func(l links) error { return l.bridge(c.options.controlPlaneAddresses()) })
 	})
 	if err != nil {
 		return err

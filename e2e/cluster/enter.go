@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -36,15 +35,11 @@ func (v View) Enter(ctx context.Context, machine string, s Streams, command ...s
 	if err != nil {
 		return err
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- runInside(ctx, pid, s, command) }()
-	return <-ended
+	return throwaway(func() error { return runInside(ctx, pid, s, command) })
 }
 
-// runInside ends its thread with itself: a thread that has left the host's mount
-// namespace is good for nothing else.
+// runInside leaves its thread in the machine.
 func runInside(ctx context.Context, pid int, s Streams, command []string) error {
-	runtime.LockOSThread()
 	if err := enterNamespaces(pid); err != nil {
 		return fmt.Errorf("enter process %d: %w", pid, err)
 	}

@@ -36,9 +36,12 @@ type host struct {
 	cmd *exec.Cmd
 	// ended is closed when the first process was waited for.
 	ended chan struct{}
+	// ns is the machine's network namespace, opened before its first process runs
+	// itself again: an exec by a thread takes /proc/PID away for a moment.
+	ns *os.File
 }
 
-func (h *host) netns() string { return netnsPath(h.cmd.Process.Pid) }
+func (h *host) netns() string { return fmt.Sprintf("/proc/self/fd/%d", h.ns.Fd()) }
 
 // starter starts processes on a thread that lives as long as it does: the kernel
 // sends a parent-death signal when the thread that forked ends, not the process.
@@ -74,7 +77,7 @@ func (s *starter) stop() {
 
 // start clones the machine's first process, puts it into its cgroups, lets lay
 // make its links, and sends it the plan.
-func (c *Cluster) start(h *host, plan machine.Plan, lay func(pid int) error) error {
+func (c *Cluster) start(h *host, plan machine.Plan, lay func() error) error {
 	read, write, err := os.Pipe()
 	if err != nil {
 		return err
@@ -83,10 +86,11 @@ func (c *Cluster) start(h *host, plan machine.Plan, lay func(pid int) error) err
 	err = c.clone(h, read)
 	read.Close()
 	if err != nil {
+		h.kill()
 		return fmt.Errorf("start %s: %w", h.name, err)
 	}
 	pid := h.cmd.Process.Pid
-	err = errors.Join(c.cgroups.place(h.name, pid), machine.Placed(write), lay(pid), plan.Send(write),
+	err = errors.Join(c.cgroups.place(h.name, pid), lay(), machine.Placed(write), plan.Send(write),
 		os.WriteFile(filepath.Join(h.dir, "pid"), []byte(strconv.Itoa(pid)), 0o644))
 	if err != nil {
 		h.kill()
@@ -119,7 +123,8 @@ func (c *Cluster) clone(h *host, plan *os.File) error {
 	}
 	h.ended = make(chan struct{})
 	go h.wait()
-	return nil
+	h.ns, err = os.Open(netnsPath(h.cmd.Process.Pid))
+	return err
 }
 
 func (h *host) wait() {
@@ -133,6 +138,10 @@ func (h *host) kill() {
 	h.cut()
 	if h.ended != nil {
 		<-h.ended
+	}
+	if h.ns != nil {
+		h.ns.Close() // it would keep the namespace
+		h.ns = nil
 	}
 }
 

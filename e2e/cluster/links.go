@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
@@ -51,9 +52,9 @@ func (l links) bridge(addresses []netip.Prefix) error {
 	return errors.Join(l.up("lo"), l.up(bridgeName, addresses...))
 }
 
-// cable plugs the namespace of process pid into the bridge. A cable of that name
+// cable plugs a namespace into the bridge. A cable of that name
 // from before a reboot goes first: the kernel may not have noticed yet.
-func (l links) cable(name string, pid int) error {
+func (l links) cable(name string, ns *os.File) error {
 	if err := l.unplug(name); err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func (l links) cable(name string, pid int) error {
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MasterIndex = name, bridge.Attrs().Index
-	err = l.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: uplinkName, PeerNamespace: netlink.NsPid(pid)})
+	err = l.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: uplinkName, PeerNamespace: netlink.NsFd(ns.Fd())})
 	if err != nil {
 		return fmt.Errorf("cable %s: %w", name, err)
 	}
@@ -109,12 +110,12 @@ func cableName(node string) string { return "veth-" + node }
 
 // plugIn cables a node to the control plane's bridge and gives it addresses and
 // routes: by default to the control plane, and to the pods of every other node.
-func (c *Cluster) plugIn(n *node, pid int) error {
-	err := withLinks(c.controlPlane.netns(), func(l links) error { return l.cable(cableName(n.name), pid) })
+func (c *Cluster) plugIn(n *node) error {
+	err := withLinks(c.controlPlane.netns(), func(l links) error { return l.cable(cableName(n.name), n.ns) })
 	if err != nil {
 		return err
 	}
-	return withLinks(netnsPath(pid), func(l links) error {
+	return withLinks(n.netns(), func(l links) error {
 		if err := errors.Join(l.up("lo"), l.up(uplinkName, c.options.nodeAddresses(n.number)...)); err != nil {
 			return err
 		}

@@ -13,34 +13,37 @@ import (
 // netnsPath is the network namespace of a process.
 func netnsPath(pid int) string { return fmt.Sprintf("/proc/%d/ns/net", pid) }
 
-// within runs fn on a thread that is in the network namespace at path. The thread
-// comes back or, if it cannot, ends with its goroutine: it is never used elsewhere.
-func within(path string, fn func() error) error {
+// throwaway runs fn on a thread that ends with it: where fn has been, no other
+// goroutine may ever be. The process's first thread cannot end; it would stay there,
+// hold the namespace, and show it as the process's own. So fn never runs on that one.
+func throwaway(fn func() error) error {
 	ended := make(chan error, 1)
-	go func() { ended <- enterAndRun(path, fn) }()
+	go func() { ended <- lockAndRun(fn) }()
 	return <-ended
 }
 
-func enterAndRun(path string, fn func() error) error {
+func lockAndRun(fn func() error) error {
 	runtime.LockOSThread()
-	own, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		return err
+	if unix.Gettid() != unix.Getpid() {
+		return fn() // locked until the end: the thread ends too
 	}
-	defer own.Close()
-	target, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer target.Close()
-	if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("enter %s: %w", path, err)
-	}
-	err = fn()
-	if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
-		runtime.UnlockOSThread()
-	}
-	return err
+	defer runtime.UnlockOSThread()
+	return throwaway(fn) // this one is taken meanwhile
+}
+
+// within runs fn in the network namespace at path.
+func within(path string, fn func() error) error {
+	return throwaway(func() error {
+		target, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		defer target.Close()
+		if err := unix.Setns(int(target.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("enter %s: %w", path, err)
+		}
+		return fn()
+	})
 }
 
 // withLinks runs fn with an rtnetlink socket of the namespace at path.

@@ -66,7 +66,7 @@ func (c *Cluster) startNode(n *node) error {
 	if err != nil {
 		return err
 	}
-	return c.start(&n.host, plan, func(pid int) error { return c.plugIn(n, pid) })
+	return c.start(&n.host, plan, func() error { return c.plugIn(n) })
 }
 
 // RemoveNode takes a node away for good, as when a machine is given back: first
