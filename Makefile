@@ -47,6 +47,20 @@ soak: build ## stories that take long: ten minutes of silence, many rounds
 lab: build ## a lab to play with: then try bin/tacit lab --help
 	bin/tacit lab up
 
+# e2e/ is a module of its own. Its programs are built without cgo and with -trimpath
+# into a cache; built otherwise here, all that they depend on would be compiled twice.
+E2E := cd e2e && CGO_ENABLED=0 GOFLAGS='$(GOFLAGS) -trimpath' $(GO)
+
+kube: ## a real Kubernetes with two nodes to play with, as root
+	@$(E2E) run ./cmd/kube up
+
+kube-down: ## end it, leaving nothing
+	@$(E2E) run ./cmd/kube down
+
+e2e: ## tests on a real Kubernetes, as root; the first run builds it, which takes minutes
+	@$(E2E) run ./cmd/kube build
+	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -p 1 -parallel 1 -timeout 30m ./...
+
 bench: build packages ## compare Tacit with no proxy and with two splicing proxies
 	$(GO) run ./bench
 
@@ -62,4 +76,4 @@ packages: ## Debian packages that the stories use; installed if root, else named
 clean: ## what the jobs made
 	rm -rf bin bench/result.json
 
-.PHONY: help demo test build check race stories user-stories documented soak lab bench fuzz generate packages clean
+.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e bench fuzz generate packages clean

@@ -1,0 +1,107 @@
+// Command app is the application of the tests: a server that says who it is and
+// who it sees, then echoes; and a client of it.
+//
+//	app serve ADDRESS...        on TCP
+//	app dial ADDRESS [WORDS]    prints the greeting, and the echo of the words
+//	app resolve NAME            prints the addresses of a name
+//	app sleep                   until a signal
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "app:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	switch {
+	case len(args) > 1 && args[0] == "serve":
+		return serve(ctx, args[1:])
+	case len(args) > 1 && args[0] == "dial":
+		return dial(ctx, args[1], strings.Join(args[2:], " "))
+	case len(args) == 2 && args[0] == "resolve":
+		addresses, err := net.DefaultResolver.LookupHost(ctx, args[1])
+		fmt.Println(strings.Join(addresses, " "))
+		return err
+	case len(args) == 1 && args[0] == "sleep":
+		<-ctx.Done()
+		return nil
+	}
+	return errors.New("usage: app serve ADDRESS... | dial ADDRESS [WORDS] | resolve NAME | sleep")
+}
+
+func serve(ctx context.Context, addresses []string) error {
+	all, ctx := errgroup.WithContext(ctx)
+	for _, a := range addresses {
+		all.Go(func() error { return listen(ctx, a) })
+	}
+	return all.Wait()
+}
+
+func listen(ctx context.Context, address string) error {
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { l.Close() })()
+	fmt.Println("serving on", l.Addr())
+	for {
+		conn, err := l.Accept()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		go answer(conn) // ends with its client, or with the process
+	}
+}
+
+func answer(conn net.Conn) {
+	defer conn.Close()
+	name, _ := os.Hostname()
+	fmt.Fprintf(conn, "this is %s on %s, you are %s\n", name, os.Getenv("NODE"), conn.RemoteAddr())
+	_, _ = io.Copy(conn, conn) // a client that hangs up is no error
+}
+
+func dial(ctx context.Context, address, words string) error {
+	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return err
+	}
+	if _, err := fmt.Fprintln(conn, words); err != nil {
+		return err
+	}
+	answers := bufio.NewReader(conn)
+	for range 2 { // the greeting, the echo
+		line, err := answers.ReadString('\n')
+		fmt.Print(line)
+		if err != nil {
+			return fmt.Errorf("answer of %s: %w", address, err)
+		}
+	}
+	return nil
+}
