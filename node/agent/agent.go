@@ -128,6 +128,9 @@ type Agent struct {
 	// has told of.
 	missing   map[string]time.Time
 	searching searching
+	// left are the sandboxes that a runtime has said to be at their end, by UID of
+	// their pod, as long as control names it: they are not found again.
+	left map[string]string
 	// proxy is nil while none is connected.
 	proxy *door
 	// installed is keepChain's own: this process has put its plugin in place.
@@ -155,6 +158,7 @@ func New(cfg Config) (*Agent, error) {
 		jobs:      make(chan struct{}, cfg.Jobs),
 		pods:      make(map[string]*pod),
 		missing:   make(map[string]time.Time),
+		left:      make(map[string]string),
 	}, nil
 }
 

@@ -100,6 +100,7 @@ func (a *Agent) deleted(container string, forgotten chan struct{}) {
 		close(forgotten)
 		return
 	}
+	a.left[p.rec.UID] = container
 	if old := a.pods[p.key]; old != p { // p waits for the place of old
 		old.successor = nil
 		close(forgotten)

@@ -216,6 +216,11 @@ func (a *Agent) seeMissing(now time.Time) {
 		}
 		delete(a.missing, uid)
 	}
+	for uid := range a.left {
+		if _, ok := a.words[uid]; !ok {
+			delete(a.left, uid)
+		}
+	}
 	for uid, w := range a.words {
 		if !w.Enrol || a.has(w) {
 			continue
