@@ -1,6 +1,6 @@
 // Package kube turns Kubernetes objects into what the mesh needs to know:
 // workloads, services, and the pods of each node. It stands at the beginning of
-// the way of knowledge. Build is pure; a source (Folder) brings the objects. The
+// the way of knowledge. Build is pure; a source (Folder, or API) brings the objects. The
 // package refuses to change an object, and to guess: what it cannot read it
 // reports as a Problem, and leaves the pod as protected as it would be without.
 package kube

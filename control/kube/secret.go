@@ -12,8 +12,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// secretLimit bounds one request about a Secret.
-const secretLimit = 10 * time.Second
+// requestLimit bounds one request to the API server.
+const requestLimit = 10 * time.Second
 
 // KeySecret keeps pairs of certificate and key in one Secret: it is a store of
 // control/ca. Several processes may use it at once: who saves what another one
@@ -46,7 +46,7 @@ func (s *KeySecret) Load(name string) (certPEM, keyPEM []byte, err error) {
 // Save keeps both at once, beside what else the Secret has. The error wraps
 // fs.ErrExist if the Secret has changed since it was last read here.
 func (s *KeySecret) Save(name string, certPEM, keyPEM []byte) error {
-	ctx, cancel := context.WithTimeout(context.Background(), secretLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 	defer cancel()
 	known := s.version
 	secret, err := s.get()
@@ -79,7 +79,7 @@ func (s *KeySecret) Save(name string, certPEM, keyPEM []byte) error {
 
 // get is nil, and no error, if there is no such Secret.
 func (s *KeySecret) get() (*corev1.Secret, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), secretLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 	defer cancel()
 	secret, err := s.client.CoreV1().Secrets(s.namespace).Get(ctx, s.name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {

@@ -111,7 +111,7 @@ func (s *Storage) configMap(name string) *corev1.ConfigMap {
 
 // get is nil, and no error, if there is no such ConfigMap.
 func (s *Storage) get(name string) (*corev1.ConfigMap, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), secretLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 	defer cancel()
 	m, err := s.client.CoreV1().ConfigMaps(s.namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
@@ -125,7 +125,7 @@ func (s *Storage) get(name string) (*corev1.ConfigMap, error) {
 
 // put creates m if it has no version, and else replaces that version.
 func (s *Storage) put(m *corev1.ConfigMap) (*corev1.ConfigMap, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), secretLimit)
+	ctx, cancel := context.WithTimeout(context.Background(), requestLimit)
 	defer cancel()
 	maps, name := s.client.CoreV1().ConfigMaps(s.namespace), m.Name
 	var err error

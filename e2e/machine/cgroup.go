@@ -43,6 +43,8 @@ func delegate(at string) error {
 		return err
 	}
 	enable := "+" + strings.Join(strings.Fields(string(controllers)), " +")
+	// The kernel tells nobody when the last process has left; one that forks while
+	// it is moved leaves a child behind, so this is done until none is there.
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		processes, err := os.ReadFile(filepath.Join(at, "cgroup.procs"))
 		if err != nil {

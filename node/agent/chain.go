@@ -42,22 +42,31 @@ func (a *Agent) keepChain(ctx context.Context) error {
 // chain puts the plugin's program and configuration where they belong. The program
 // comes first: a chain that names a program that is not there starts no pod at all.
 func (a *Agent) chain() error {
-	if _, err := os.Stat(filepath.Join(a.cfg.ProgramDir, cni.PluginType)); a.cfg.ProgramDir != "" && (!a.installed || err != nil) {
-		installed, err := cni.Install(a.cfg.Program, a.cfg.ProgramDir)
-		if installed {
-			a.cfg.Log.Info("plugin installed", "dir", a.cfg.ProgramDir)
-		}
-		if err != nil {
-			_, rerr := a.cfg.Chain.Remove()
-			return errors.Join(err, rerr)
-		}
-		a.installed = true
+	if err := a.install(); err != nil {
+		_, rerr := a.cfg.Chain.Remove()
+		return errors.Join(err, rerr)
 	}
 	base, changed, err := a.cfg.Chain.Sync()
 	if changed {
 		a.metrics.chainChanges.Inc()
 		a.cfg.Log.Info("chain of CNI plugins changed", "dir", a.cfg.Chain.Dir, "follows", base)
 	}
+	return err
+}
+
+// install copies the program once, and again if somebody has taken it away.
+func (a *Agent) install() error {
+	if a.cfg.ProgramDir == "" {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(a.cfg.ProgramDir, cni.PluginType)); a.installed && err == nil {
+		return nil
+	}
+	changed, err := cni.Install(a.cfg.Program, a.cfg.ProgramDir)
+	if changed {
+		a.cfg.Log.Info("plugin installed", "dir", a.cfg.ProgramDir)
+	}
+	a.installed = err == nil
 	return err
 }
 

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -72,21 +73,19 @@ func (a *Agent) takeFound(rec record) {
 	a.added(rec, make(chan struct{}))
 }
 
-// findPods makes the records of those pods of words that run.
+// findPods makes the records of those pods of words that run, also beside an error.
 func findPods(ctx context.Context, proc string, words map[string]mesh.Pod) ([]record, error) {
 	found, err := netns.Find(ctx, proc, func(uid string) bool { _, ok := words[uid]; return ok })
-	if err != nil {
-		return nil, err
-	}
 	var list []record
 	for uid, f := range found {
-		rec, err := recordOf(words[uid], f)
-		if err != nil {
-			return list, fmt.Errorf("pod %s/%s: %w", words[uid].Namespace, words[uid].Name, err)
+		rec, rerr := recordOf(words[uid], f)
+		if rerr != nil {
+			err = errors.Join(err, fmt.Errorf("pod %s/%s: %w", words[uid].Namespace, words[uid].Name, rerr))
+			continue
 		}
 		list = append(list, rec)
 	}
-	return list, nil
+	return list, err
 }
 
 // recordOf is what the runtime would have told of a pod.

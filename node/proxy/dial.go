@@ -118,8 +118,7 @@ func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn
 	done, err := beginConnect(fd, to)
 	if err == nil && done {
 		// Blocking for now: os.File then leaves it out of the poller, to which
-		// net.FileConn is about to add it. A turn of the poller costs more than
-		// the rest of this function.
+		// net.FileConn is about to add it: each entry wakes a thread.
 		err = os.NewSyscallError("fcntl", unix.SetNonblock(fd, false))
 	}
 	f := os.NewFile(uintptr(fd), "tcp")

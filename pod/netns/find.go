@@ -11,6 +11,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Found is where a running pod is.
@@ -35,7 +37,8 @@ type process struct {
 // Of a pod's processes the oldest counts, which is its sandbox: it leaves its
 // namespace never, and last. Pods in the namespace of the caller are left out.
 //
-// proc is where a proc file system is mounted that shows all processes.
+// proc is where a proc file system is mounted that shows all processes. One that
+// cannot be read hides no other: what was found is returned beside the error.
 func Find(ctx context.Context, proc string, wanted func(uid string) bool) (map[string]Found, error) {
 	own, err := Open(self)
 	if err != nil {
@@ -46,6 +49,7 @@ func Find(ctx context.Context, proc string, wanted func(uid string) bool) (map[s
 	if err != nil {
 		return nil, fmt.Errorf("find pods: %w", err)
 	}
+	var bad error
 	oldest := make(map[string]process)
 	for _, e := range entries {
 		if ctx.Err() != nil {
@@ -56,7 +60,7 @@ func Find(ctx context.Context, proc string, wanted func(uid string) bool) (map[s
 		}
 		uid, p, err := look(filepath.Join(proc, e.Name()), wanted)
 		if err != nil && !errors.Is(err, ErrGone) {
-			return nil, fmt.Errorf("find pods: %w", err)
+			bad = fmt.Errorf("find pods: %w", err) // the last one will do
 		}
 		if old, ok := oldest[uid]; uid != "" && err == nil && p.key != own.key && (!ok || p.began < old.began) {
 			oldest[uid] = p
@@ -66,7 +70,7 @@ func Find(ctx context.Context, proc string, wanted func(uid string) bool) (map[s
 	for uid, p := range oldest {
 		found[uid] = p.Found
 	}
-	return found, nil
+	return found, bad
 }
 
 // look reads what is needed of one process. One that ends meanwhile is ErrGone.
@@ -97,7 +101,7 @@ func look(dir string, wanted func(string) bool) (uid string, p process, err erro
 
 // gone is ErrGone if err is how a process that has ended is read.
 func gone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "no such process") {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 		return ErrGone
 	}
 	return err

@@ -23,7 +23,7 @@ const (
 	// fullPlain is how much of a long stream one record carries: a batch of such
 	// records, and what is left of it when opened, are each one packet of the
 	// kernel's (64 KiB with its headers, whole segments). 16 KiB each would be a
-	// full packet and one that is nearly empty, and cost a third more.
+	// full packet and one that is nearly empty.
 	fullPlain  = 15 << 10
 	fullRecord = fullPlain + overhead
 	// batch is how many full records are read or written in one system call.

@@ -17,9 +17,6 @@ const insideEnv = "TACIT_XDS_TEST_INSIDE"
 // A link that is cut without a word is noticed by both sides within about 10 s, and
 // all comes back by itself. In a network namespace of its own.
 func TestCutLinkIsNoticed(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes 10 s")
-	}
 	if os.Getenv(insideEnv) == "" {
 		t.Parallel()
 		inNamespace(t)
