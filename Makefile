@@ -3,6 +3,8 @@
 GO       ?= go
 PROGRAMS := tacit tacit-control tacit-node tacit-cni
 VERSION  ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null)
+REGISTRY ?= tacit.dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 # Without x/net/trace the linker drops what gRPC would show on a page of its own.
 TAGS     := grpcnotrace
@@ -61,6 +63,9 @@ e2e: ## tests on a real Kubernetes, as root; the first run builds it, which take
 	@$(E2E) run ./cmd/kube build
 	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -p 1 -parallel 1 -timeout 30m ./...
 
+image: ## the images of tacit-node and tacit-control, as OCI tars in bin/
+	@$(E2E) run ./cmd/image --to $(CURDIR)/bin --registry '$(REGISTRY)' --version '$(VERSION)' --revision '$(REVISION)'
+
 bench: build packages ## compare Tacit with no proxy and with two splicing proxies
 	$(GO) run ./bench
 
@@ -76,4 +81,4 @@ packages: ## Debian packages that the stories use; installed if root, else named
 clean: ## what the jobs made
 	rm -rf bin bench/result.json
 
-.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e bench fuzz generate packages clean
+.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench fuzz generate packages clean
