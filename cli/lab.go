@@ -26,7 +26,7 @@ left when it is down. Each verb takes --name NAME to choose among several labs.`
 	for _, name := range lab.Verbs() {
 		cmd.AddCommand(verbCommand(name))
 	}
-	cmd.AddCommand(hidden("init", initLab), hidden("serve", serveLab), hidden("app", runApp))
+	cmd.AddCommand(hidden("init", initLab), hidden("serve", serveLab), hidden("app", runApp), hidden("record", recordLinks))
 	return cmd
 }
 
@@ -48,6 +48,13 @@ func initLab(_ context.Context, args []string) error {
 func serveLab(ctx context.Context, args []string) error { return lab.Serve(ctx, args) }
 
 func runApp(ctx context.Context, args []string) error { return app.Run(ctx, args, os.Stdout) }
+
+func recordLinks(_ context.Context, args []string) error {
+	if len(args) != 2 {
+		return fmt.Errorf("lab record: want a network namespace and a file")
+	}
+	return lab.Record(args[0], args[1], os.Stdin, os.Stdout)
+}
 
 func upCommand() *cobra.Command {
 	var name string

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -38,7 +39,7 @@ type capture struct {
 // cut into segments.
 const largestPacket = 128 << 10
 
-// startCapture records a link of a namespace.
+// startCapture records a link of a namespace, or all links but lo if link is "".
 func startCapture(path string, ns *netns.NS, link string) (c *capture, err error) {
 	c = &capture{path: path, flushed: make(chan error, 1)}
 	if err := ns.Do(func() (err error) { c.ring, err = openRing(link); return err }); err != nil {
@@ -205,7 +206,7 @@ func doCapture(ctx context.Context, c *Cluster, call verbCall) error {
 	if recorded == nil {
 		return fmt.Errorf("there is no capture %s", name)
 	}
-	check, err := c.captureCheck(what, rest)
+	check, err := newCaptureCheck(what, rest, c.addressesOf)
 	if err != nil {
 		return err
 	}
@@ -269,16 +270,19 @@ func (c *Cluster) endCapture(name string, out io.Writer) error {
 	return err
 }
 
-// captureCheck makes the check of that name.
-func (c *Cluster) captureCheck(what string, words []string) (captureCheck, error) {
+// newCaptureCheck makes the check of that name; addressesOf says who A and B are.
+func newCaptureCheck(what string, words []string, addressesOf func(string) ([]netip.Addr, error)) (captureCheck, error) {
 	if what == "grep" && len(words) == 1 {
 		return &grepCheck{text: []byte(words[0]), tails: map[flowKey][]byte{}}, nil
 	}
 	if len(words) < 2 {
 		return nil, usageError("capture " + what)
 	}
-	between, err := c.between(words[0], words[1])
-	if err != nil {
+	var between between
+	var err, err2 error
+	between.client, err = addressesOf(words[0])
+	between.server, err2 = addressesOf(words[1])
+	if err := errors.Join(err, err2); err != nil {
 		return nil, err
 	}
 	switch {

@@ -20,7 +20,9 @@ import (
 type ring struct {
 	fd, sender int
 	memory     []byte
-	ifindex    int
+	// ifindex is the link that is listened to, 0 for all but lo; over markOn go
+	// our marks.
+	ifindex, markOn int
 	// token is what our marks carry, so that a mark of another capture is not ours.
 	token   [16]byte
 	stopped atomic.Bool
@@ -37,18 +39,28 @@ const (
 	// Offsets in a block's head and a packet's head, of linux/if_packet.h.
 	blockStatus, blockPackets, blockFirst = 8, 12, 16
 	packetNext, packetLength, packetStart = 0, 12, 24
+	// Behind a packet's head is a sockaddr_ll.
+	packetLink, packetKind = 48 + 4, 48 + 10
 
 	// markType is an EtherType for local experiments (IEEE 802).
 	markType = 0x88b5
 )
 
-// openRing listens to a link of the calling thread's namespace.
+// openRing listens to a link of the calling thread's namespace, or to all of them
+// but lo if link is "": also to those that are made later.
 func openRing(link string) (*ring, error) {
-	dev, err := net.InterfaceByName(link)
+	over := link
+	if link == "" {
+		over = "lo"
+	}
+	dev, err := net.InterfaceByName(over)
 	if err != nil {
 		return nil, err
 	}
-	r := &ring{fd: -1, sender: -1, ifindex: dev.Index}
+	r := &ring{fd: -1, sender: -1, markOn: dev.Index}
+	if link != "" {
+		r.ifindex = dev.Index
+	}
 	rand.Read(r.token[:])
 	if err := r.open(); err != nil {
 		return nil, errors.Join(err, r.close())
@@ -111,9 +123,13 @@ func (r *ring) packets(block []byte) (packets [][]byte, marks int) {
 		head := block[at:]
 		start := uint32(binary.NativeEndian.Uint16(head[packetStart:]))
 		packet := head[start : start+binary.NativeEndian.Uint32(head[packetLength:])]
-		if r.isMark(packet) {
-			marks++
-		} else {
+		switch {
+		case r.isMark(packet):
+			if head[packetKind] == unix.PACKET_OUTGOING { // over lo it comes back, too
+				marks++
+			}
+		case r.ifindex == 0 && binary.NativeEndian.Uint32(head[packetLink:]) == uint32(r.markOn):
+		default:
 			packets = append(packets, packet)
 		}
 		at += binary.NativeEndian.Uint32(head[packetNext:])
@@ -127,7 +143,7 @@ func (r *ring) mark() error {
 	frame := append(make([]byte, 12, 60), markType>>8, markType&0xff)
 	frame[0], frame[6] = 2, 2 // locally administered addresses
 	frame = append(frame, r.token[:]...)
-	to := &unix.SockaddrLinklayer{Protocol: swap(markType), Ifindex: r.ifindex}
+	to := &unix.SockaddrLinklayer{Protocol: swap(markType), Ifindex: r.markOn}
 	for deadline := time.Now().Add(patience); ; {
 		err := unix.Sendto(r.sender, frame, 0, to)
 		if !errors.Is(err, unix.ENOBUFS) || time.Now().After(deadline) {

@@ -129,15 +129,7 @@ func (b between) toServer(s segment) (toServer, any bool) {
 	return false, false
 }
 
-// between resolves pods, nodes (node/NAME) or addresses.
-func (c *Cluster) between(client, server string) (b between, err error) {
-	if b.client, err = c.addressesOf(client); err != nil {
-		return b, err
-	}
-	b.server, err = c.addressesOf(server)
-	return b, err
-}
-
+// addressesOf resolves pods, nodes (node/NAME) or addresses.
 func (c *Cluster) addressesOf(name string) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(name); err == nil {
 		return []netip.Addr{a}, nil
