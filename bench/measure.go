@@ -24,16 +24,18 @@ type measure struct {
 	// divided. One connection's round trip is mostly the wait for a CPU to wake up,
 	// which on a virtual machine takes this long now and twice as long a second later.
 	turns int
-	take  func(ctx context.Context, r *rig, m mode, seconds int) (sample, error)
+	// bulk: those that are there for that only take part too.
+	bulk bool
+	take func(ctx context.Context, r *rig, m mode, seconds int) (sample, error)
 }
 
 func measures() []measure {
 	return []measure{
-		{"throughput_1", 1, throughput(1)},
-		{"throughput_8", 1, throughput(8)},
-		{"rr_1", 4, roundTrips(1)},
-		{"rr_64", 1, roundTrips(64)},
-		{"new_connections", 1, newConnections},
+		{name: "throughput_1", turns: 1, bulk: true, take: throughput(1)},
+		{name: "throughput_8", turns: 1, bulk: true, take: throughput(8)},
+		{name: "rr_1", turns: 4, take: roundTrips(1)},
+		{name: "rr_64", turns: 1, take: roundTrips(64)},
+		{name: "new_connections", turns: 1, take: newConnections},
 	}
 }
 
@@ -68,6 +70,9 @@ func measureAll(ctx context.Context, r *rig, cfg config) (*result, error) {
 // takeTurn gives every mode its turn.
 func takeTurn(ctx context.Context, r *rig, res *result, turn int, what measure, cfg config) error {
 	for _, m := range r.modes {
+		if m.bulk && !what.bulk {
+			continue
+		}
 		s, err := what.take(ctx, r, m, max(1, cfg.seconds/what.turns))
 		if err != nil {
 			return fmt.Errorf("measure %s with %s between client and server: %w", what.name, m.name, err)

@@ -69,11 +69,16 @@ func (r *result) absolute(mode, name string) float64 {
 }
 
 // ratio is the median of the turns' ratios of Tacit to two splicing proxies.
-func (r *result) ratio(name string) float64 {
+func (r *result) ratio(name string) float64 { return r.ratioTo("splice", name) }
+
+func (r *result) ratioTo(mode, name string) float64 {
 	var vs []float64
 	for i, tacit := range r.turns["tacit"] {
-		if splice := r.turns["splice"][i]; splice[name] > 0 {
-			vs = append(vs, tacit[name]/splice[name])
+		if i >= len(r.turns[mode]) {
+			break
+		}
+		if other := r.turns[mode][i]; other[name] > 0 {
+			vs = append(vs, tacit[name]/other[name])
 		}
 	}
 	return median(vs)
@@ -152,10 +157,10 @@ func (r *result) print(w io.Writer) bool {
 }
 
 func (r *result) printMeasured(w io.Writer) {
-	row(w, "", "no proxy", "two splicing", "Tacit", "Tacit/splicing")
+	row(w, "", "no proxy", "two splicing", "two copying", "Tacit", "Tacit/splicing", "Tacit/copying")
 	for _, l := range lines {
-		row(w, l.name, number(r.absolute("none", l.key)), number(r.absolute("splice", l.key)),
-			number(r.absolute("tacit", l.key)), number(r.ratio(l.key)))
+		row(w, l.name, number(r.absolute("none", l.key)), number(r.absolute("splice", l.key)), number(r.absolute("copy", l.key)),
+			number(r.absolute("tacit", l.key)), number(r.ratio(l.key)), number(r.ratioTo("copy", l.key)))
 	}
 }
 

@@ -20,8 +20,9 @@ import (
 const (
 	iperfPort = "5201"
 	httpPort  = "8080"
-	// shift from a server's port to that of the splicing proxy before it.
+	// shift from a server's port to that of the splicing, or copying, proxy before it.
 	spliceDigit = "2"
+	copyDigit   = "3"
 )
 
 // holders is how many pods take the held connections: from one pod to one other
@@ -36,6 +37,8 @@ type mode struct {
 	client string
 	// address leads to a port of the server.
 	address func(port string) string
+	// bulk: it is there to be compared in throughput only.
+	bulk bool
 	// proxies are the processes that carry the bytes.
 	proxies []process
 }
@@ -199,15 +202,19 @@ func (r *rig) findModes(ctx context.Context) error {
 		near += fmt.Sprintf(" 127.0.0.1:%s=%s:%s%s", port, plain, spliceDigit, port)
 		far += fmt.Sprintf(" %s:%s%s=127.0.0.1:%s", plain, spliceDigit, port, port)
 	}
+	copied := copyDigit + iperfPort
 	if err := errors.Join(
 		r.do(ctx, "start splice-client plain/client -- splice"+near),
-		r.do(ctx, "start splice-server plain/server -- splice"+far)); err != nil {
+		r.do(ctx, "start splice-server plain/server -- splice"+far),
+		r.do(ctx, fmt.Sprintf("start copy-client plain/client -- splice --copy 127.0.0.1:%s=%s:%s", copied, plain, copied)),
+		r.do(ctx, fmt.Sprintf("start copy-server plain/server -- splice --copy %s:%s=127.0.0.1:%s", plain, copied, iperfPort))); err != nil {
 		return err
 	}
 	r.modes = []mode{
 		{name: "none", client: "plain/client", address: func(port string) string { return plain + ":" + port }},
 		{name: "splice", client: "plain/client", address: func(port string) string { return "127.0.0.1:" + port }},
 		{name: "tacit", client: "mesh/client", address: func(port string) string { return meshed + ":" + port }},
+		{name: "copy", client: "plain/client", bulk: true, address: func(port string) string { return "127.0.0.1:" + copyDigit + port }},
 	}
 	if err := r.awaitServers(ctx); err != nil {
 		return err
@@ -225,6 +232,9 @@ func (r *rig) awaitServers(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for _, m := range r.modes {
+		if m.bulk {
+			continue // it has no HTTP server; that it stands, its first measurement shows
+		}
 		words := []string{"exec", m.client, "--", "load", "hold", "1", m.address(httpPort)}
 		_, err := r.output(ctx, words...)
 		for err != nil {
@@ -255,26 +265,30 @@ func (r *rig) findProcesses() error {
 	if err != nil {
 		return err
 	}
-	splice, tacit := &r.modes[1].proxies, &r.modes[2].proxies
+	splice, tacit, copying := &r.modes[1].proxies, &r.modes[2].proxies, &r.modes[3].proxies
 	for pid, words := range all {
 		if len(words) == 0 {
 			continue
 		}
 		switch filepath.Base(words[0]) {
 		case "splice":
+			into, what, first := splice, "splice", words[1]
+			if first == "--copy" {
+				into, what, first = copying, "copy", words[2]
+			}
 			side := "server"
-			if strings.HasPrefix(words[1], "127.") {
+			if strings.HasPrefix(first, "127.") {
 				side = "client"
 			}
-			*splice = append(*splice, process{pid, "splice " + side})
+			*into = append(*into, process{pid, what + " " + side})
 		case "tacit-node":
 			*tacit = append(*tacit, process{pid, words[1] + " " + after(words, "--node")})
 		case "tacit-control":
 			*tacit = append(*tacit, process{pid, "control"})
 		}
 	}
-	if len(*splice) != 2 || len(*tacit) != 5 {
-		return fmt.Errorf("found %d splicing proxies and %d processes of Tacit, want 2 and 5: %v %v", len(*splice), len(*tacit), *splice, *tacit)
+	if len(*splice) != 2 || len(*tacit) != 5 || len(*copying) != 2 {
+		return fmt.Errorf("found as splicing proxies %v, as Tacit %v, as copying proxies %v; want 2, 5 and 2", *splice, *tacit, *copying)
 	}
 	byName := func(a, b process) int { return strings.Compare(a.name, b.name) }
 	slices.SortFunc(*splice, byName)

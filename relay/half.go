@@ -85,12 +85,14 @@ func (h *half) carryTCP(from *TCPConn) bool {
 
 // carryAny waits for any Conn to become readable before it takes a buffer.
 func (h *half) carryAny() bool {
+	more := false // the last read gave plenty: the next one takes a large buffer
 	for {
 		if err := h.from.AwaitReadable(); err != nil {
 			return h.endOfInput(err)
 		}
-		b := h.j.pool.buffer()
-		n, err := h.from.Read(b[:])
+		b := h.j.pool.buffer(more)
+		n, err := h.from.Read(b)
+		more = n > plenty
 		ok := n == 0 || h.write(b[:n])
 		h.j.pool.keepBuffer(b)
 		if !ok {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,9 +15,17 @@ const (
 	pipeSize = 256 << 10
 	// idlePipes is how many pipes a pool keeps; it closes what comes back above.
 	idlePipes = 128
+	// maxLarge bounds the large buffers that are lent at once, to 31 MB: they are
+	// held while the other side takes nothing, and there may be many such sides.
+	maxLarge = 128
+	// plenty is how many bytes of one read promise more.
+	plenty = BufferSize / 2
 )
 
-type buffer [BufferSize]byte
+type (
+	buffer      [BufferSize]byte
+	largeBuffer [LargeBufferSize]byte
+)
 
 // pipe is empty whenever it lies in a pool.
 type pipe struct{ r, w int }
@@ -24,7 +33,9 @@ type pipe struct{ r, w int }
 // Pool lends what a connection needs only while its bytes move: buffers, and
 // pipes to splice through. It is safe for concurrent use.
 type Pool struct {
-	buffers sync.Pool // of *buffer
+	buffers sync.Pool    // of *buffer
+	large   sync.Pool    // of *largeBuffer
+	lent    atomic.Int32 // of large
 
 	mu     sync.Mutex
 	pipes  []*pipe // guarded by mu
@@ -33,7 +44,10 @@ type Pool struct {
 
 // NewPool returns an empty pool. Close releases its pipes.
 func NewPool() *Pool {
-	return &Pool{buffers: sync.Pool{New: func() any { return new(buffer) }}}
+	return &Pool{
+		buffers: sync.Pool{New: func() any { return new(buffer) }},
+		large:   sync.Pool{New: func() any { return new(largeBuffer) }},
+	}
 }
 
 // Close releases the pipes that the pool keeps, and those that come back later.
@@ -48,8 +62,26 @@ func (p *Pool) Close() {
 	p.pipes = nil
 }
 
-func (p *Pool) buffer() *buffer      { return p.buffers.Get().(*buffer) }
-func (p *Pool) keepBuffer(b *buffer) { p.buffers.Put(b) }
+// buffer lends a buffer: a large one if that is wished and to be had.
+func (p *Pool) buffer(large bool) []byte {
+	if large && p.lent.Add(1) <= maxLarge {
+		return p.large.Get().(*largeBuffer)[:]
+	}
+	if large {
+		p.lent.Add(-1)
+	}
+	return p.buffers.Get().(*buffer)[:]
+}
+
+// keepBuffer takes back what buffer lent, whole.
+func (p *Pool) keepBuffer(b []byte) {
+	if len(b) == LargeBufferSize {
+		p.large.Put((*largeBuffer)(b))
+		p.lent.Add(-1)
+		return
+	}
+	p.buffers.Put((*buffer)(b))
+}
 
 // pipe lends an empty pipe, a new one if none lies here.
 func (p *Pool) pipe() (*pipe, error) {

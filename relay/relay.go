@@ -12,10 +12,14 @@ import (
 	"time"
 )
 
-// BufferSize is the length in bytes of the buffers that Join reads into. A Conn
-// does best to fill as much of one as it can without blocking, and to take one
-// whole in a single Write. With its headers it fits into one packet of the kernel's.
-const BufferSize = 60 << 10
+// BufferSize is the length in bytes of the buffers that Join reads into, and
+// LargeBufferSize of those for a connection that had more to say than one held. A
+// Conn does best to fill as much of one as it can without blocking, and to take one
+// whole in a single Write. BufferSize, with headers, fits into one packet of the kernel's.
+const (
+	BufferSize      = 60 << 10
+	LargeBufferSize = 4 * BufferSize
+)
 
 // Conn is one end of a joined connection. One Read and one Write may run at the
 // same time; CloseWrite follows the last Write; Abort and Close may be called at

@@ -128,9 +128,10 @@ type taker struct {
 	t    *TCPConn
 	pool *Pool
 	try  func(fd uintptr) bool // attempt, bound once
+	more bool                  // the last read gave plenty: the next one takes a large buffer
 
 	// What the last attempt gave.
-	b   *buffer
+	b   []byte
 	n   int
 	err error
 }
@@ -143,7 +144,7 @@ func newTaker(t *TCPConn, pool *Pool) *taker {
 
 // take blocks until there is something, and returns it with its buffer, which
 // is the caller's to give back. The buffer is nil if and only if err is not.
-func (k *taker) take() (*buffer, int, error) {
+func (k *taker) take() ([]byte, int, error) {
 	if err := k.t.raw.Read(k.try); err != nil {
 		return nil, 0, err
 	}
@@ -156,11 +157,12 @@ func (k *taker) take() (*buffer, int, error) {
 }
 
 func (k *taker) attempt(fd uintptr) bool {
-	b := k.pool.buffer()
-	n, err := unix.Read(int(fd), b[:])
+	b := k.pool.buffer(k.more)
+	n, err := unix.Read(int(fd), b)
 	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), b[:])
+		n, err = unix.Read(int(fd), b)
 	}
+	k.more = n > plenty
 	if err == nil && n > 0 {
 		k.b, k.n, k.err = b, n, nil
 		return true

@@ -38,7 +38,7 @@ type handshaker struct {
 	// is its memory, unless it has outgrown it.
 	out  []byte
 	sent int
-	buf  *smallBuffer
+	buf  []byte
 
 	// What follows the handshake: sealed for records, through for cryptoTLS.
 	sealed  bool   // Write fails
@@ -185,7 +185,7 @@ func (o side) shake(ctx context.Context, in *inbox, c *net.TCPConn, cfg *tls.Con
 	if cfg.VerifyConnection == nil || cfg.MinVersion < tls.VersionTLS13 {
 		return nil, errors.New("tls: the configuration verifies nothing: take one of identity.TLS")
 	}
-	buf := smallBuffers.Get().(*smallBuffer)
+	buf := lend(smallSize)
 	hs := &handshake{h: &handshaker{TCPConn: c, in: in, buf: buf, out: buf[:0]}}
 	cfg = cfg.Clone()
 	cfg.NextProtos = []string{ALPN}
@@ -214,7 +214,7 @@ func (o side) shake(ctx context.Context, in *inbox, c *net.TCPConn, cfg *tls.Con
 	}
 	_ = c.SetWriteDeadline(time.Now().Add(alertTimeout))
 	_ = hs.h.flush()
-	smallBuffers.Put(buf)
+	takeBack(buf)
 	if ctx.Err() != nil {
 		return nil, ctx.Err()
 	}

@@ -6,41 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
-)
-
-const (
-	// maxPlain is the most bytes that one record carries (RFC 8446 §5.1).
-	maxPlain = 16384
-	// overhead of a record: header, content type, AES-GCM tag.
-	overhead = recordHeader + 1 + 16
-	// maxSealed is the most bytes after the header (RFC 8446 §5.2).
-	maxSealed = maxPlain + 256
-
-	// fullPlain is how much of a long stream one record carries: a batch of such
-	// records, and what is left of it when opened, are each one packet of the
-	// kernel's (64 KiB with its headers, whole segments). 16 KiB each would be a
-	// full packet and one that is nearly empty.
-	fullPlain  = 15 << 10
-	fullRecord = fullPlain + overhead
-	// batch is how many full records are read or written in one system call.
-	batch = 4
-)
-
-// A small buffer holds any one record, a large one a batch of full ones, with
-// room for a KeyUpdate in front.
-type (
-	smallBuffer [recordHeader + maxSealed]byte
-	largeBuffer [batch*fullRecord + overhead + 5]byte
-)
-
-// The pools hold no state, only memory: any buffer will do for anybody.
-var (
-	smallBuffers = sync.Pool{New: func() any { return new(smallBuffer) }}
-	largeBuffers = sync.Pool{New: func() any { return new(largeBuffer) }}
 )
 
 var errTooLong = errors.New("record is longer than RFC 8446 allows")
@@ -52,13 +20,10 @@ type inbox struct {
 	raw syscall.RawConn
 	try func(fd uintptr) bool // attempt, bound once so that reading allocates nothing
 
-	// At most one of the two is held; b is the slice of it.
-	small *smallBuffer
-	large *largeBuffer
-	b     []byte
-	r, w  int // the bytes are b[r:w]
+	b    []byte // a lent buffer, or nil
+	r, w int    // the bytes are b[r:w]
 
-	full bool  // the last read filled its room: the next one takes a large buffer
+	want int   // bytes of buffer for the next read: more after each that filled its room
 	err  error // of the last attempt
 }
 
@@ -114,7 +79,7 @@ func (in *inbox) attempt(fd uintptr) bool {
 	}
 	switch {
 	case err == unix.EAGAIN:
-		in.full = false
+		in.want = 0
 		in.park()
 		return false
 	case err != nil:
@@ -123,7 +88,10 @@ func (in *inbox) attempt(fd uintptr) bool {
 		in.err = io.EOF
 	default:
 		in.w += n
-		in.full = n == len(room)
+		in.want = len(in.b)
+		if n == len(room) {
+			in.want++
+		}
 		return true
 	}
 	in.park()
@@ -134,7 +102,7 @@ func (in *inbox) attempt(fd uintptr) bool {
 // the end of a record if all records are full ones. A reader that falls behind
 // then always finds whole records, and has no rest to move to the front.
 func (in *inbox) room() []byte {
-	in.hold(in.full)
+	in.hold()
 	if in.r > 0 {
 		copy(in.b, in.b[in.r:in.w])
 		in.r, in.w = 0, in.w-in.r
@@ -143,27 +111,20 @@ func (in *inbox) room() []byte {
 	if in.w >= recordHeader {
 		end = recordHeader + int(binary.BigEndian.Uint16(in.b[3:]))
 	}
-	if in.large != nil {
-		end += (batch - 1) * fullRecord
-	}
+	end += (len(in.b) - smallSize) / fullRecord * fullRecord
 	if end <= in.w || end > len(in.b) {
 		end = len(in.b)
 	}
 	return in.b[in.w:end]
 }
 
-// hold takes a buffer: a large one if that is asked for, or is held already.
-func (in *inbox) hold(large bool) {
+// hold takes a buffer of the size that the last read asks for.
+func (in *inbox) hold() {
 	switch {
-	case in.large != nil, in.small != nil && !large:
-	case large:
-		l := largeBuffers.Get().(*largeBuffer)
-		n := copy(l[:], in.bytes())
-		in.giveBack()
-		in.large, in.b, in.w = l, l[:], n
-	default:
-		in.small = smallBuffers.Get().(*smallBuffer)
-		in.b = in.small[:]
+	case in.b == nil:
+		in.b = lend(in.want)
+	case in.want > len(in.b) && len(in.b) < hugeSize:
+		in.move(lend(in.want))
 	}
 }
 
@@ -173,20 +134,21 @@ func (in *inbox) park() {
 	switch {
 	case len(rest) == 0:
 		in.giveBack()
-	case in.large != nil && len(rest) <= len(smallBuffer{}):
-		s := smallBuffers.Get().(*smallBuffer)
-		n := copy(s[:], rest)
-		in.giveBack()
-		in.small, in.b, in.w = s, s[:], n
+	case len(in.b) > smallSize && len(rest) <= smallSize:
+		in.move(lend(smallSize))
 	}
 }
 
+// move takes what is there into another buffer, which has room for it.
+func (in *inbox) move(to []byte) {
+	n := copy(to, in.bytes())
+	in.giveBack()
+	in.b, in.w = to, n
+}
+
 func (in *inbox) giveBack() {
-	if in.small != nil {
-		smallBuffers.Put(in.small)
+	if in.b != nil {
+		takeBack(in.b)
 	}
-	if in.large != nil {
-		largeBuffers.Put(in.large)
-	}
-	in.small, in.large, in.b, in.r, in.w = nil, nil, nil, 0, 0
+	in.b, in.r, in.w = nil, 0, 0
 }

@@ -47,8 +47,8 @@ func Look(ctx context.Context, c *net.TCPConn, limit time.Duration) (Kind, error
 		until = d
 	}
 	lift := bound(ctx, until, c.SetReadDeadline)
-	p := peek{buf: smallBuffers.Get().(*smallBuffer)}
-	defer smallBuffers.Put(p.buf)
+	p := peek{buf: lend(smallSize)}
+	defer takeBack(p.buf)
 	err = raw.Read(p.attempt)
 	lift()
 	switch {
@@ -66,7 +66,7 @@ func Look(ctx context.Context, c *net.TCPConn, limit time.Duration) (Kind, error
 
 // peek is one look.
 type peek struct {
-	buf  *smallBuffer
+	buf  []byte
 	kind Kind
 	err  error
 }
@@ -74,9 +74,9 @@ type peek struct {
 // attempt reports whether the look is over. The poller calls it again whenever
 // more bytes have arrived, because it is told of edges, not of levels.
 func (p *peek) attempt(fd uintptr) bool {
-	n, _, err := unix.Recvfrom(int(fd), p.buf[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	n, _, err := unix.Recvfrom(int(fd), p.buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	for err == unix.EINTR {
-		n, _, err = unix.Recvfrom(int(fd), p.buf[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n, _, err = unix.Recvfrom(int(fd), p.buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	}
 	switch {
 	case err == unix.EAGAIN:

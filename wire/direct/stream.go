@@ -60,7 +60,7 @@ type records struct {
 	seal     keys
 	rekey    uint64
 	lead     []byte // what the handshake left unsent goes out with the first write
-	leadBuf  *smallBuffer
+	leadBuf  []byte
 	writeErr error // a record was cut: nothing may follow it
 }
 
@@ -94,8 +94,8 @@ func newRecords(hs *handshake, client bool) (*records, error) {
 // opening them, and not by knowing how many there are, keeps this right
 // whatever crypto/tls does. k is a copy; it is only tried.
 func sealedBy(k keys, out []byte) uint64 {
-	scratch := smallBuffers.Get().(*smallBuffer)
-	defer smallBuffers.Put(scratch)
+	scratch := lend(smallSize)
+	defer takeBack(scratch)
 	var count uint64
 	for len(out) >= recordHeader {
 		n := recordHeader + int(out[3])<<8 + int(out[4])
@@ -104,7 +104,7 @@ func sealedBy(k keys, out []byte) uint64 {
 		}
 		if out[0] == typeApplication {
 			k.seq = count
-			if _, _, err := k.open(scratch[:], out[:n]); err == nil {
+			if _, _, err := k.open(scratch, out[:n]); err == nil {
 				count++
 			}
 		}
@@ -309,8 +309,8 @@ func (s *records) await() error {
 func (s *records) write(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
-		n := min(batch*fullPlain, len(p)-done)
-		if err := s.writeBatch(p[done : done+n]); err != nil {
+		n, err := s.writeBatch(p[done:])
+		if err != nil {
 			return done, err
 		}
 		done += n
@@ -318,22 +318,19 @@ func (s *records) write(p []byte) (int, error) {
 	return done, nil
 }
 
-// writeBatch seals p, at most batch full records, and writes once.
-func (s *records) writeBatch(p []byte) error {
+// writeBatch seals as many full records of p as a buffer holds, and writes once.
+func (s *records) writeBatch(p []byte) (int, error) {
 	if s.writeErr != nil {
-		return s.writeErr
+		return 0, s.writeErr
 	}
 	if err := s.flushLead(len(p)); err != nil {
-		return err
+		return 0, err
 	}
-	if len(p) <= fullPlain {
-		buf := smallBuffers.Get().(*smallBuffer)
-		defer smallBuffers.Put(buf)
-		return s.sealTo(buf[:0], p)
-	}
-	buf := largeBuffers.Get().(*largeBuffer)
-	defer largeBuffers.Put(buf)
-	return s.sealTo(buf[:0], p)
+	records := (len(p) + fullPlain - 1) / fullPlain
+	buf := lend(records * fullRecord)
+	defer takeBack(buf)
+	n := min(len(p), len(buf)/fullRecord*fullPlain)
+	return n, s.sealTo(buf[:0], p[:n])
 }
 
 func (s *records) sealTo(b, p []byte) error {
@@ -363,7 +360,7 @@ func (s *records) broken(err error) error {
 
 // flushLead sends what the handshake left, unless it goes well with n bytes more.
 func (s *records) flushLead(n int) error {
-	if s.lead == nil || len(s.lead)+n+2*overhead+5 <= len(smallBuffer{}) {
+	if s.lead == nil || len(s.lead)+n+2*overhead+5 <= smallSize {
 		return nil
 	}
 	_, err := s.c.Write(s.lead)
@@ -372,7 +369,7 @@ func (s *records) flushLead(n int) error {
 }
 
 func (s *records) dropLead() {
-	smallBuffers.Put(s.leadBuf)
+	takeBack(s.leadBuf)
 	s.lead, s.leadBuf = nil, nil
 }
 
@@ -390,7 +387,7 @@ func (s *records) end(fin bool) error {
 	if s.writeErr != nil {
 		return s.writeErr
 	}
-	if err := s.flushLead(len(smallBuffer{})); err != nil {
+	if err := s.flushLead(smallSize); err != nil {
 		return err
 	}
 	s.writeErr = net.ErrClosed
@@ -439,7 +436,7 @@ type cryptoTLS struct {
 func newCryptoTLS(hs *handshake) (*cryptoTLS, error) {
 	err := hs.h.flush()
 	hs.h.through = true
-	smallBuffers.Put(hs.h.buf)
+	takeBack(hs.h.buf)
 	hs.h.buf, hs.h.out, hs.h.sent = nil, nil, 0
 	return &cryptoTLS{conn: hs.tls, h: hs.h}, err
 }
