@@ -8,11 +8,11 @@ package control
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,8 +21,6 @@ import (
 	"tacit.dev/admin"
 	"tacit.dev/control/ca"
 	"tacit.dev/control/kube"
-	"tacit.dev/wire/csr"
-	"tacit.dev/wire/xds"
 )
 
 // Source brings the objects. Run calls apply with all of them as soon as they
@@ -41,6 +39,17 @@ type Nodes interface {
 	Names(ctx context.Context) ([]string, error)
 }
 
+// Election picks one leader among the processes that take part in it.
+type Election interface {
+	// Run takes part until ctx ends, and lets go of the lead before it returns.
+	// Each time this process has become the leader it calls lead and waits for
+	// it; lead's context ends when this process no longer leads, and leads
+	// tells whether it certainly does at this moment. If lead fails, the lead is let
+	// go of, and tried for again. follow is told the address under which the
+	// present leader serves nodes, "" if there is none; address is our own.
+	Run(ctx context.Context, address string, lead func(ctx context.Context, leads func() bool) error, follow func(leader string)) error
+}
+
 // Config is what New needs.
 type Config struct {
 	// Source brings the objects.
@@ -49,6 +58,12 @@ type Config struct {
 	Keys ca.Store
 	// Storage keeps what outlives the process. Run closes it.
 	Storage Storage
+	// Election picks who writes and tells the nodes; the others pass nodes'
+	// connections on to it. nil means that there is no other process.
+	Election Election
+	// Advertise is HOST:PORT where other processes reach Listen. "" means the
+	// address of Listen or, if that is any address, one of the machine's.
+	Advertise string
 	// Listen is HOST:PORT for the nodes (gRPC over TLS).
 	Listen string
 	// Listener is used instead of Listen if it is not nil. Run closes it.
@@ -122,129 +137,72 @@ func New(cfg Config) (*Control, error) {
 // Run serves until ctx ends, then ends all streams. It returns nil when ctx ended
 // it. It is called once.
 func (c *Control) Run(ctx context.Context) error {
-	p, err := open(ctx, c.cfg)
+	p, err := open(c.cfg)
 	if err != nil {
 		return fmt.Errorf("start control: %w", err)
 	}
 	defer p.close()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return p.cfg.Source.Run(ctx, p.reconciler.inbox.putObjects) })
-	g.Go(func() error { return p.reconciler.run(ctx) })
-	g.Go(func() error { return p.serve(ctx) })
+	g.Go(func() error { return p.cfg.Source.Run(ctx, p.latest.put) })
+	g.Go(func() error { return p.door.run(ctx) })
+	g.Go(func() error { return p.elect(ctx) })
 	if p.cfg.Admin != "" {
 		g.Go(func() error { return p.admin(ctx) })
 	}
 	return g.Wait()
 }
 
-// plane is a control plane that has its files open.
+// plane is a control plane that is open: it may lead, or not.
 type plane struct {
-	cfg        Config
-	log        *slog.Logger
-	ca         *ca.CA
-	listener   net.Listener
-	server     *xds.Server
-	reconciler *reconciler
+	cfg     Config
+	log     *slog.Logger
+	door    *door
+	latest  *latest
+	metrics *metrics
+	// names are what nodes may reach us by, advertised is how the others do.
+	names      []string
+	advertised string
+	// term is not nil while this process leads.
+	term atomic.Pointer[term]
 }
 
-// open takes the storage, and leaves nothing open if it fails.
-func open(ctx context.Context, cfg Config) (*plane, error) {
-	p := &plane{cfg: cfg, log: cfg.Log, listener: cfg.Listener}
-	if err := errors.Join(p.openCA(), p.listen()); err != nil {
+// open leaves nothing open if it fails.
+func open(cfg Config) (*plane, error) {
+	p := &plane{cfg: cfg, log: cfg.Log, latest: &latest{}}
+	l, err := cfg.Listener, error(nil)
+	if l == nil {
+		l, err = net.Listen("tcp", cfg.Listen)
+	}
+	if err != nil {
+		return nil, errors.Join(err, cfg.Storage.Close())
+	}
+	p.door = newDoor(l, cfg.Log, cfg.Registry)
+	p.metrics = newMetrics(cfg.Registry)
+	if p.names, err = serverNames(l.Addr(), cfg.Names); err == nil {
+		p.advertised, err = advertised(l.Addr(), cfg.Advertise)
+	}
+	if err != nil {
 		p.close()
 		return nil, err
 	}
-	if err := p.prepare(ctx); err != nil {
-		p.close()
-		return nil, err
-	}
+	p.door.self = p.advertised
 	return p, nil
 }
 
-func (p *plane) openCA() (err error) {
-	p.ca, err = ca.Open(ca.Config{
-		Store:       p.cfg.Keys,
-		TrustDomain: p.cfg.TrustDomain,
-		LeafTTL:     p.cfg.LeafTTL,
-		Log:         p.log,
-	})
-	if err != nil {
-		return err
-	}
-	return p.cfg.Storage.PublishBundle(p.ca.Bundle())
-}
-
-func (p *plane) listen() (err error) {
-	if p.listener == nil {
-		p.listener, err = net.Listen("tcp", p.cfg.Listen)
-	}
-	return err
-}
-
-// prepare makes what brings knowledge together.
-func (p *plane) prepare(ctx context.Context) error {
-	memories := &store{storage: p.cfg.Storage}
-	past, err := memories.load()
-	if err != nil {
-		return fmt.Errorf("remember captured pods: %w", err)
-	}
-	// What an earlier process announced, nodes may still act on.
-	var expect []string
-	if len(past) > 0 {
-		if expect, err = p.cfg.Nodes.Names(ctx); err != nil {
-			return fmt.Errorf("name the nodes: %w", err)
-		}
-	}
-	box := newInbox()
-	p.server = xds.NewServer(xds.ServerConfig{
-		Authenticate: p.cfg.Nodes.Authenticate,
-		OnReports:    box.putReports,
-		OnReport:     box.putReport,
-		GoneAfter:    p.cfg.GoneAfter,
-		Expect:       expect,
-		Log:          p.log,
-		Registry:     p.cfg.Registry,
-	})
-	p.reconciler = &reconciler{
-		build:     kube.BuildConfig{TrustDomain: p.cfg.TrustDomain, Cluster: p.cfg.Cluster},
-		inbox:     box,
-		roster:    newRoster(past, p.log),
-		server:    p.server,
-		store:     memories,
-		metrics:   newMetrics(p.cfg.Registry),
-		log:       p.log,
-		published: make(chan struct{}),
-	}
-	return nil
-}
-
-// close may be called on a plane that is half open.
 func (p *plane) close() {
-	if p.listener != nil {
-		p.listener.Close()
-	}
+	p.door.close()
 	if err := p.cfg.Storage.Close(); err != nil {
 		p.log.Warn("storage not closed", "error", err)
 	}
 }
 
-// serve serves nodes, once there is something to tell them.
-func (p *plane) serve(ctx context.Context) error {
-	select {
-	case <-ctx.Done():
-		return nil
-	case <-p.reconciler.published:
+// elect leads whenever this process is the leader, which it always is if there is
+// nobody else.
+func (p *plane) elect(ctx context.Context) error {
+	if p.cfg.Election == nil {
+		return p.lead(ctx, func() bool { return true })
 	}
-	names, err := serverNames(p.listener.Addr(), p.cfg.Names)
-	if err != nil {
-		return err
-	}
-	p.log.Info("serving nodes", "address", p.listener.Addr().String(), "names", names, "trust_domain", p.cfg.TrustDomain)
-	cert := &serverCertificate{ca: p.ca, names: names}
-	signer := &csr.Server{Authenticate: p.cfg.Nodes.Authenticate, Sign: p.sign, Log: p.log}
-	cfg := xds.ServeConfig{Listener: p.listener, TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: cert.get}}
-	cfg.Services = append(cfg.Services, p.server.Register, signer.Register)
-	return xds.Serve(ctx, cfg)
+	return p.cfg.Election.Run(ctx, p.advertised, p.lead, p.door.follow)
 }
 
 func (p *plane) admin(ctx context.Context) error {
@@ -257,17 +215,29 @@ func (p *plane) admin(ctx context.Context) error {
 	})
 }
 
+// ready tells whether nodes that come here are served, or passed on to a leader.
 func (p *plane) ready() error {
-	if !p.reconciler.started() {
+	if !p.latest.known() {
 		return errors.New("the objects are not known yet")
+	}
+	t := p.term.Load()
+	switch {
+	case t != nil && !t.reconciler.started():
+		return errors.New("nothing is published yet")
+	case t == nil && p.door.leader() == "":
+		return errors.New("there is no leader")
 	}
 	return nil
 }
 
 func (p *plane) status() any {
-	s := p.reconciler.status.Load()
-	if s == nil {
-		s = &Status{TrustDomain: p.cfg.TrustDomain, Pods: []PodStatus{}, Problems: []string{}}
+	s := &Status{TrustDomain: p.cfg.TrustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}, Leader: p.door.leader()}
+	t := p.term.Load()
+	if t == nil {
+		return s
 	}
-	return s.complete(p.server)
+	if known := t.reconciler.status.Load(); known != nil {
+		s = known
+	}
+	return s.complete(t.server)
 }

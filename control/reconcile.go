@@ -2,6 +2,8 @@ package control
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -31,16 +33,20 @@ type saver interface{ save([]memory) error }
 // reconciler brings objects, reports and acknowledgements together, and publishes
 // what follows. One goroutine runs it and owns it, except for what others load.
 type reconciler struct {
-	build   kube.BuildConfig
-	inbox   *inbox
-	roster  *roster
-	server  publisher
-	store   saver
+	build  kube.BuildConfig
+	inbox  *inbox
+	roster *roster
+	server publisher
+	store  saver
+	// leads tells whether this process certainly leads; nil means always.
+	leads   func() bool
 	metrics *metrics
 	log     *slog.Logger
 
 	// dirty: the roster differs from what is published.
-	dirty    bool
+	dirty bool
+	// deposed: somebody else may lead. Nothing is saved or published any more.
+	deposed  bool
 	problems map[kube.Problem]bool
 
 	// published is closed after the first publication. Before it nothing is served.
@@ -49,7 +55,8 @@ type reconciler struct {
 	status    atomic.Pointer[Status]
 }
 
-// run reconciles whenever there is something new, until ctx ends.
+// run reconciles whenever there is something new, until ctx ends, or somebody else
+// may lead.
 func (r *reconciler) run(ctx context.Context) error {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
@@ -62,6 +69,9 @@ func (r *reconciler) run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		timer.Reset(r.reconcile(time.Now()))
+		if r.deposed {
+			return errDeposed
+		}
 	}
 }
 
@@ -76,7 +86,7 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 	}
 	for r.roster.advance(r.outlook(now)) || r.dirty {
 		r.dirty = true
-		if err := r.store.save(r.roster.remember()); err != nil {
+		if err := r.save(); err != nil {
 			r.metrics.failures.Inc()
 			r.log.Error("nothing published, will try again", "error", err, "after", retryAfter)
 			return retryAfter
@@ -85,6 +95,18 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 	}
 	r.observe()
 	return r.wait(now)
+}
+
+// save keeps what must not be forgotten. Who has become the leader meanwhile has
+// saved before it publishes, and so this fails before anything is published here.
+func (r *reconciler) save() error {
+	if r.leads != nil && !r.leads() {
+		r.deposed = true
+		return errDeposed
+	}
+	err := r.store.save(r.roster.remember())
+	r.deposed = errors.Is(err, fs.ErrExist)
+	return err
 }
 
 func (r *reconciler) takeInbox(now time.Time) {

@@ -35,6 +35,27 @@ func serverNames(l net.Addr, given []string) ([]string, error) {
 	return unique(append(names, "localhost")), nil
 }
 
+// advertised is where other processes reach l.
+func advertised(l net.Addr, given string) (string, error) {
+	if given != "" {
+		return given, nil
+	}
+	at, err := netip.ParseAddrPort(l.String())
+	if err != nil || !at.Addr().IsUnspecified() {
+		return l.String(), err
+	}
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", fmt.Errorf("find an address of this machine: %w", err)
+	}
+	for _, a := range addrs {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			return netip.AddrPortFrom(p.Addr().Unmap(), at.Port()).String(), nil
+		}
+	}
+	return l.String(), nil
+}
+
 func unique(names []string) []string {
 	slices.Sort(names)
 	return slices.Compact(names)

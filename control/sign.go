@@ -21,8 +21,8 @@ const (
 
 // sign answers the request of an authenticated node: only for an identity that
 // has a pod there which is enrolled, or on its way out.
-func (p *plane) sign(_ context.Context, node string, id mesh.ID, csrPEM []byte, ttl time.Duration) ([]byte, error) {
-	chain, err := p.decide(node, id, csrPEM, ttl)
+func (t *term) sign(_ context.Context, node string, id mesh.ID, csrPEM []byte, ttl time.Duration) ([]byte, error) {
+	chain, err := t.decide(node, id, csrPEM, ttl)
 	result := signed
 	switch {
 	case errors.Is(err, csr.ErrDenied):
@@ -32,22 +32,25 @@ func (p *plane) sign(_ context.Context, node string, id mesh.ID, csrPEM []byte, 
 	case err != nil:
 		result = failed
 	}
-	p.reconciler.metrics.signed.WithLabelValues(result).Inc()
+	t.reconciler.metrics.signed.WithLabelValues(result).Inc()
 	if err == nil { // a refusal is logged by csr.Server
-		p.log.Info("certificate signed", "node", node, "identity", id.String())
+		t.log.Info("certificate signed", "node", node, "identity", id.String())
 	}
 	return chain, err
 }
 
-func (p *plane) decide(node string, id mesh.ID, csrPEM []byte, ttl time.Duration) ([]byte, error) {
-	allowed := p.reconciler.allowed.Load()
-	if id.TrustDomain != p.cfg.TrustDomain {
-		return nil, fmt.Errorf("%w: trust domain %q, want %q", csr.ErrDenied, id.TrustDomain, p.cfg.TrustDomain)
+func (t *term) decide(node string, id mesh.ID, csrPEM []byte, ttl time.Duration) ([]byte, error) {
+	allowed := t.reconciler.allowed.Load()
+	if !t.leads() {
+		return nil, errDeposed
+	}
+	if id.TrustDomain != t.cfg.TrustDomain {
+		return nil, fmt.Errorf("%w: trust domain %q, want %q", csr.ErrDenied, id.TrustDomain, t.cfg.TrustDomain)
 	}
 	if allowed == nil || !(*allowed)[allowance{node, id}] {
 		return nil, fmt.Errorf("%w: node %s has no enrolled pod with identity %s", csr.ErrDenied, node, id)
 	}
-	chain, err := p.ca.Sign(id, csrPEM, ttl)
+	chain, err := t.ca.Sign(id, csrPEM, ttl)
 	if errors.Is(err, ca.ErrRequest) {
 		return nil, fmt.Errorf("%w: %w", csr.ErrBadRequest, err)
 	}

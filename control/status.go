@@ -14,6 +14,8 @@ type Status struct {
 	Nodes []NodeStatus `json:"nodes"`
 	// Problems are things in objects that were not understood.
 	Problems []string `json:"problems"`
+	// Leader is the address of the process that leads, "" if this one does or none.
+	Leader string `json:"leader,omitempty"`
 }
 
 // PodStatus is one pod that a node has to know.

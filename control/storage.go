@@ -17,7 +17,8 @@ import (
 type Storage interface {
 	// Load returns what was saved last, nil if nothing was.
 	Load() ([]byte, error)
-	// Save keeps b, whole or not at all.
+	// Save keeps b, whole or not at all. The error wraps fs.ErrExist if another
+	// process has saved since Load or the last Save.
 	Save(b []byte) error
 	// PublishBundle puts the roots where nodes find them (PEM).
 	PublishBundle(bundle []byte) error

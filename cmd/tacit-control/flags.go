@@ -25,6 +25,7 @@ func parse(args []string) (control.Config, error) {
 	f.StringVar(&from.kubeconfig, "kubeconfig", "", "`file` that names the API server (default: that of the cluster this runs in)")
 	f.StringVar(&from.state, "state", "", "with a source folder: `folder` of the CA, of what is announced, and of bundle.pem for the nodes")
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:15010", "`HOST:PORT` where nodes connect")
+	f.StringVar(&cfg.Advertise, "advertise", "", "with kubernetes: `HOST:PORT` where other replicas reach --listen (default: an address of this machine)")
 	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:15022", "`HOST:PORT` of readiness, metrics, profiles and dumps")
 	f.Func("name", "DNS `name` or IP address by which nodes reach control, besides that of --listen; may be repeated", func(s string) error {
 		cfg.Names = append(cfg.Names, strings.Split(s, ",")...)
@@ -101,6 +102,7 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 		Client: client, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
 	})
 	cfg.Storage, cfg.Keys = kube.NewStorage(client, o.namespace), kube.NewKeySecret(client, o.namespace, "tacit-ca")
+	cfg.Election = kube.NewElection(kube.ElectionConfig{Client: client, Namespace: o.namespace, Log: cfg.Log})
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -65,7 +66,8 @@ func (s *Storage) Load() ([]byte, error) {
 	return b, nil
 }
 
-// Save keeps b. It fails if another process has saved since Load or the last Save.
+// Save keeps b. The error wraps fs.ErrExist if another process has saved since
+// Load or the last Save.
 func (s *Storage) Save(b []byte) error {
 	var packed bytes.Buffer
 	w := gzip.NewWriter(&packed)
@@ -133,6 +135,9 @@ func (s *Storage) put(m *corev1.ConfigMap) (*corev1.ConfigMap, error) {
 		m, err = maps.Create(ctx, m, metav1.CreateOptions{})
 	} else {
 		m, err = maps.Update(ctx, m, metav1.UpdateOptions{})
+	}
+	if apierrors.IsConflict(err) || apierrors.IsAlreadyExists(err) {
+		return nil, fmt.Errorf("ConfigMap %s/%s was changed by another process: %w", s.namespace, name, fs.ErrExist)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("write ConfigMap %s/%s: %w", s.namespace, name, err)

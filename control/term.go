@@ -1,0 +1,161 @@
+package control
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"tacit.dev/control/ca"
+	"tacit.dev/control/kube"
+	"tacit.dev/wire/csr"
+	"tacit.dev/wire/xds"
+)
+
+// term is a time during which this process leads: it alone writes, and tells nodes
+// something. It begins with what the leader before it has kept, and so withdraws
+// nobody; it ends with every stream, and nothing of it is used again.
+type term struct {
+	cfg   Config
+	log   *slog.Logger
+	names []string
+	// leads tells whether this process certainly leads at this moment.
+	leads      func() bool
+	ca         *ca.CA
+	server     *xds.Server
+	reconciler *reconciler
+}
+
+// errDeposed ends a term: somebody else may lead.
+var errDeposed = errors.New("this process may not be the leader any more")
+
+// lead serves nodes until ctx ends or something makes that impossible.
+func (p *plane) lead(ctx context.Context, leads func() bool) error {
+	t, err := p.begin(ctx, leads)
+	if err != nil {
+		return fmt.Errorf("lead: %w", err)
+	}
+	p.term.Store(t)
+	defer p.term.Store(nil)
+	defer p.metrics.observe(Status{})
+	p.latest.deliver(t.reconciler.inbox)
+	defer p.latest.deliver(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return t.reconciler.run(ctx) })
+	g.Go(func() error { return p.serve(ctx, t) })
+	return g.Wait()
+}
+
+// begin reads what an earlier leader has kept.
+func (p *plane) begin(ctx context.Context, leads func() bool) (*term, error) {
+	t := &term{cfg: p.cfg, log: p.log, names: p.names, leads: leads}
+	if err := t.openCA(); err != nil {
+		return nil, err
+	}
+	memories := &store{storage: p.cfg.Storage}
+	past, err := memories.load()
+	if err != nil {
+		return nil, fmt.Errorf("remember captured pods: %w", err)
+	}
+	// What an earlier process announced, nodes may still act on.
+	var expect []string
+	if len(past) > 0 {
+		if expect, err = p.cfg.Nodes.Names(ctx); err != nil {
+			return nil, fmt.Errorf("name the nodes: %w", err)
+		}
+	}
+	t.prepare(memories, newRoster(past, t.log), expect, p.metrics)
+	return t, nil
+}
+
+func (t *term) openCA() (err error) {
+	t.ca, err = ca.Open(ca.Config{
+		Store:       t.cfg.Keys,
+		TrustDomain: t.cfg.TrustDomain,
+		LeafTTL:     t.cfg.LeafTTL,
+		Log:         t.log,
+	})
+	if err != nil {
+		return err
+	}
+	return t.cfg.Storage.PublishBundle(t.ca.Bundle())
+}
+
+// prepare makes what brings knowledge together.
+func (t *term) prepare(memories *store, roster *roster, expect []string, m *metrics) {
+	box := newInbox()
+	t.server = xds.NewServer(xds.ServerConfig{
+		Authenticate: t.cfg.Nodes.Authenticate,
+		OnReports:    box.putReports,
+		OnReport:     box.putReport,
+		GoneAfter:    t.cfg.GoneAfter,
+		Expect:       expect,
+		Log:          t.log,
+		Registry:     t.cfg.Registry,
+	})
+	t.reconciler = &reconciler{
+		build:     kube.BuildConfig{TrustDomain: t.cfg.TrustDomain, Cluster: t.cfg.Cluster},
+		inbox:     box,
+		roster:    roster,
+		server:    t.server,
+		store:     memories,
+		leads:     t.leads,
+		metrics:   m,
+		log:       t.log,
+		published: make(chan struct{}),
+	}
+}
+
+// serve serves nodes, once there is something to tell them.
+func (p *plane) serve(ctx context.Context, t *term) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-t.reconciler.published:
+	}
+	hall := p.door.open()
+	defer p.door.shut(hall)
+	t.log.Info("serving nodes", "address", hall.Addr().String(), "names", t.names, "trust_domain", t.cfg.TrustDomain)
+	cert := &serverCertificate{ca: t.ca, names: t.names}
+	signer := &csr.Server{Authenticate: t.cfg.Nodes.Authenticate, Sign: t.sign, Log: t.log}
+	cfg := xds.ServeConfig{Listener: hall, TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: cert.get}}
+	cfg.Services = append(cfg.Services, t.server.Register, signer.Register)
+	return xds.Serve(ctx, cfg)
+}
+
+// latest keeps the objects as they were told last, for a term that begins later. It
+// is safe for concurrent use.
+type latest struct {
+	mu      sync.Mutex // guards what follows
+	objects *kube.Objects
+	to      *inbox
+}
+
+// put is what a source calls.
+func (l *latest) put(o kube.Objects) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.objects = &o
+	if l.to != nil {
+		l.to.putObjects(o)
+	}
+}
+
+// deliver gives box what is known, and what comes from now on; nil ends that.
+func (l *latest) deliver(box *inbox) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.to = box; box != nil && l.objects != nil {
+		box.putObjects(*l.objects)
+	}
+}
+
+func (l *latest) known() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.objects != nil
+}
