@@ -3,6 +3,9 @@
 //
 //	app serve ADDRESS...        on TCP
 //	app dial ADDRESS [WORDS]    prints the greeting, and the echo of the words
+//	app web HTTP [GRPC]         a web server with probes, see web
+//	app webhook HTTPS CERT KEY  an admission webhook, see webhook
+//	app get URL, app post URL   prints the answer
 //	app resolve NAME            prints the addresses of a name
 //	app sleep                   until a signal
 package main
@@ -38,6 +41,12 @@ func run(ctx context.Context, args []string) error {
 		return serve(ctx, args[1:])
 	case len(args) > 1 && args[0] == "dial":
 		return dial(ctx, args[1], strings.Join(args[2:], " "))
+	case (len(args) == 2 || len(args) == 3) && args[0] == "web":
+		return web(ctx, args[1:])
+	case len(args) == 4 && args[0] == "webhook":
+		return webhook(ctx, args[1], args[2], args[3])
+	case len(args) == 2 && (args[0] == "get" || args[0] == "post"):
+		return request(ctx, strings.ToUpper(args[0]), args[1])
 	case len(args) == 2 && args[0] == "resolve":
 		addresses, err := net.DefaultResolver.LookupHost(ctx, args[1])
 		fmt.Println(strings.Join(addresses, " "))
@@ -46,7 +55,7 @@ func run(ctx context.Context, args []string) error {
 		<-ctx.Done()
 		return nil
 	}
-	return errors.New("usage: app serve ADDRESS... | dial ADDRESS [WORDS] | resolve NAME | sleep")
+	return errors.New("usage: app serve ADDRESS... | dial ADDRESS [WORDS] | web HTTP [GRPC] | webhook HTTPS CERT KEY | get URL | post URL | resolve NAME | sleep")
 }
 
 func serve(ctx context.Context, addresses []string) error {

@@ -1,0 +1,127 @@
+package mesh
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"tacit.dev/e2e/cluster"
+	"tacit.dev/e2e/product"
+)
+
+//go:embed testdata/tacit.yaml
+var manifests string
+
+// Options are what a cluster with Tacit is made of.
+type Options struct {
+	cluster.Options
+	// Bare leaves Tacit out; its images are there.
+	Bare bool
+	// Programs has ProgramsImage.
+	Programs bool
+}
+
+// Mesh is a cluster that has Tacit, or its images.
+type Mesh struct {
+	*cluster.Cluster
+	programs string
+}
+
+// Up makes a cluster and installs Tacit in it. Down must be called.
+func Up(ctx context.Context, o Options) (*Mesh, error) {
+	made, err := product.Build(ctx, product.Options{Registry: registry, Version: version, Progress: o.Progress})
+	if err != nil {
+		return nil, err
+	}
+	tars, err := images(ctx, made, o.Programs)
+	if err != nil {
+		return nil, err
+	}
+	o.Images = append(o.Images, tars...)
+	c, err := cluster.Up(ctx, o.Options)
+	if err != nil {
+		return nil, err
+	}
+	m := &Mesh{Cluster: c, programs: made.Programs}
+	if o.Bare {
+		return m, nil
+	}
+	if err := m.Install(ctx); err != nil {
+		return nil, errors.Join(err, m.state(ctx), c.Down(context.WithoutCancel(ctx)))
+	}
+	return m, nil
+}
+
+// Start is Up for one test, which ends the cluster.
+func Start(t testing.TB, o Options) *Mesh {
+	t.Helper()
+	if o.Progress == nil {
+		o.Progress = os.Stderr
+	}
+	m, err := Up(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(m.state(context.Background()))
+		}
+		if err := m.Down(context.Background()); err != nil { // t.Context has ended
+			t.Error(err)
+		}
+	})
+	return m
+}
+
+// Install installs Tacit and returns when it is ready.
+func (m *Mesh) Install(ctx context.Context) error {
+	if _, err := m.Apply(ctx, strings.ReplaceAll(manifests, "IMAGES", registry)); err != nil {
+		return err
+	}
+	for _, what := range []string{"deployment/tacit-control", "daemonset/tacit-node"} {
+		if _, err := m.Kubectl(ctx, "rollout", "status", "-n", "tacit-system", "--timeout=2m", what); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Tacit runs the program tacit on the cluster and returns what it printed.
+func (m *Mesh) Tacit(ctx context.Context, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, m.TacitPath(), args...)
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+m.Kubeconfig())
+	var out, complaint bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &complaint
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("tacit %s: %w: %s", strings.Join(args, " "), err, bytes.TrimSpace(complaint.Bytes()))
+	}
+	return out.String(), nil
+}
+
+// TacitPath is the program tacit.
+func (m *Mesh) TacitPath() string { return filepath.Join(m.programs, "tacit") }
+
+// state is what one wants to see when something went wrong.
+func (m *Mesh) state(ctx context.Context) error {
+	var text strings.Builder
+	for _, args := range [][]string{
+		{"get", "pods", "-A", "-o", "wide"},
+		{"get", "events", "-A", "--sort-by=.lastTimestamp"},
+		{"logs", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-control", "--tail=30"},
+		{"logs", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node", "--all-containers", "--prefix", "--tail=30"},
+	} {
+		out, err := m.Kubectl(ctx, args...)
+		fmt.Fprintf(&text, "== kubectl %s\n%s", strings.Join(args, " "), out)
+		if err != nil {
+			fmt.Fprintln(&text, err)
+		}
+	}
+	return errors.New(text.String())
+}
