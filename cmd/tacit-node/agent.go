@@ -31,8 +31,9 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.dial.Addr, "control", "", "`HOST:PORT` of tacit-control")
 	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node to control")
 	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
-	s.StringVar(&f.agent.RunDir, "run", "/run/tacit", "`folder` of cni.sock, handle.sock and the records of pods")
-	s.IntVar(&f.agent.ProxyUID, "proxy-uid", 0, "`uid` of the proxy, who alone may connect to handle.sock; 0 is our own")
+	s.StringVar(&f.agent.RunDir, "run", "/run/tacit", "`folder` of the node: cni.sock, the records of pods, and what one agent hands over to the next by")
+	s.StringVar(&f.agent.Handle, "handle", "", "`path` of the socket for the proxy, in a folder that no other agent has; handle.sock in that of --run if empty")
+	s.IntVar(&f.agent.ProxyUID, "proxy-uid", 0, "`uid` of the proxy, who alone may connect to that socket; 0 is our own")
 	s.StringVar(&f.agent.Proc, "proc", "", "`folder` where a proc file system shows all processes of the node, to find running pods; \"\" finds none")
 	s.StringVar(&f.agent.Chain.Dir, "cni-dir", "", "`folder` of the node's CNI configurations, to put the plugin into their chain; \"\" leaves them alone")
 	s.StringVar(&f.agent.Program, "cni-program", "/tacit-cni", "`file` of the plugin, with --cni-bin-dir")
@@ -68,28 +69,28 @@ func runAgent(ctx context.Context, args []string) error {
 	return f.serve(ctx, log, conn)
 }
 
-// reporter is there before the client that carries its reports.
-type reporter struct{ client *xds.PodClient }
+// control is there before the client that it carries words and reports by.
+type control struct{ client *xds.PodClient }
 
-func (r *reporter) Report(x xds.Report) { r.client.Report(x) }
+func (c *control) Report(r xds.Report)           { c.client.Report(r) }
+func (c *control) Run(ctx context.Context) error { return c.client.Run(ctx) }
 
 // serve runs the agent and what feeds it until ctx ends or one of them fails.
 func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn) error {
 	reg := admin.NewRegistry()
-	var r reporter
+	var c control
 	cfg := f.agent
-	cfg.Reporter, cfg.Registry, cfg.Log = &r, reg, log
+	cfg.Reporter, cfg.Control, cfg.Registry, cfg.Log = &c, c.Run, reg, log
 	a, err := agent.New(cfg)
 	if err != nil {
 		return err
 	}
-	r.client = xds.NewPodClient(xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}, a.Apply)
+	c.client = xds.NewPodClient(xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}, a.Apply)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(ctx) })
-	g.Go(func() error { return hearControl(ctx, a, r.client) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
-			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, r.client) },
+			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, c.client) },
 			Dump: map[string]func() any{"pods": func() any { return a.Dump() }},
 		})
 	})
@@ -100,19 +101,11 @@ func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn
 	return nil
 }
 
-// hearControl begins when every pod of the last agent's has been looked at:
-// control takes a pod that is not reported at once for one that is not captured.
-func hearControl(ctx context.Context, a *agent.Agent, c *xds.PodClient) error {
-	select {
-	case <-a.Recovered():
-		return c.Run(ctx)
-	case <-ctx.Done():
-		return nil
-	}
-}
-
 // ready says why the agent is not.
 func ready(a *agent.Agent, c *xds.PodClient) error {
+	if err := a.Ready(); err != nil {
+		return err
+	}
 	select {
 	case <-a.Recovered():
 	default:

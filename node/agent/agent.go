@@ -10,6 +10,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,11 +18,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
 	"tacit.dev/pod/cni"
@@ -36,13 +37,20 @@ type Reporter interface{ Report(xds.Report) }
 
 // Config is the agent's.
 type Config struct {
-	// RunDir is the agent's folder, made if need be: cni.sock, handle.sock, and
-	// the records of pods. It should not outlive a reboot. Required.
+	// RunDir is the folder of the node's agents, made if need be: cni.sock, the
+	// records of pods, and what one agent hands over to the next by. It should not
+	// outlive a reboot. Required.
 	RunDir string
+	// Handle is the socket for our own proxy. Two agents of a node must have two, in
+	// folders of their own. Default handle.sock in RunDir.
+	Handle string
 	// ProxyUID is who may connect to handle.sock. 0 or less means our own.
 	ProxyUID int
 	// Reporter may be nil.
 	Reporter Reporter
+	// Control brings control's words to Apply, and carries the reports, until its ctx
+	// ends. It is run while the agent acts, again after each pause. It may be nil.
+	Control func(ctx context.Context) error
 	// CheckInterval is how often the rules of each pod are read back, besides
 	// whenever somebody changes them. Default 10 s.
 	CheckInterval time.Duration
@@ -73,6 +81,7 @@ func (c *Config) complete() error {
 	if c.RunDir == "" {
 		return errors.New("agent: Config.RunDir is empty")
 	}
+	c.Handle = cmp.Or(c.Handle, filepath.Join(c.RunDir, "handle.sock"))
 	c.CheckInterval = orElse(c.CheckInterval, 10*time.Second)
 	c.ProtectWithin = orElse(c.ProtectWithin, 10*time.Second)
 	c.UnknownGrace = orElse(c.UnknownGrace, time.Minute)
@@ -117,8 +126,30 @@ type Agent struct {
 	running sync.WaitGroup
 	// lateMu keeps the ends of jobs apart that come after the loop's.
 	lateMu sync.Mutex
+	// waitsFor is what keeps a fresh agent from acting; nil once it acts.
+	waitsFor atomic.Pointer[string]
+	// found and served are made by begin, which the goroutine of serve waits for. The
+	// loop closes them, when all pods of the last agent's have been looked at and
+	// when the proxy serves what it was ready for.
+	found, served chan struct{}
+	foundOnce     sync.Once
 
 	// What follows belongs to the loop.
+
+	duty duty
+	// warm are the pods of the agent that acts, by key, while we are fresh and wait;
+	// warmSince is when our proxy connected. nil once we have acted.
+	warm      map[string]*warmPod
+	warmSince time.Time
+	// legacy are the listeners that the agent before us has given, by key of their
+	// pods, which take copies.
+	legacy map[string]map[handle.Role]*os.File
+	// expected are the pods that must be served before the agent before us lets go.
+	expected map[string]bool
+	// still hear when no job is at work while we rest.
+	still []chan struct{}
+	// swept is when a waiting agent has last looked for pods that have ended.
+	swept time.Time
 
 	// pods are those that a runtime has told of, by key.
 	pods map[string]*pod
@@ -148,7 +179,7 @@ func New(cfg Config) (*Agent, error) {
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}
-	return &Agent{
+	a := &Agent{
 		cfg:       cfg,
 		kernel:    k,
 		metrics:   newMetrics(cfg.Registry),
@@ -159,67 +190,49 @@ func New(cfg Config) (*Agent, error) {
 		pods:      make(map[string]*pod),
 		missing:   make(map[string]time.Time),
 		left:      make(map[string]string),
-	}, nil
+		warm:      make(map[string]*warmPod),
+		legacy:    make(map[string]map[handle.Role]*os.File),
+	}
+	a.waitsFor.Store(new("it has just begun"))
+	return a, nil
 }
 
-// Recovered is closed when Run has looked at every pod of the last agent's, and
-// reported it. Control should hear nothing of this node before.
+// Recovered is closed when Run acts, has looked at every pod of the last agent's, and
+// reported it.
 func (a *Agent) Recovered() <-chan struct{} { return a.recovered }
 
-// Run serves the CNI plugin and the proxy, and keeps the pods as control wants
-// them, until ctx ends. It is called once. Rules and listeners stay when it
-// returns; an error is one of its folder or sockets.
+// Run serves its proxy, and as soon as no other agent of the node acts, or the one
+// that does hands over, the CNI plugin; and keeps the pods as control wants them, until ctx
+// ends. It is called once. Rules and listeners stay when it returns; an error is one
+// of its folder or sockets, or a take-over that did not succeed.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.kernel.Close()
-	unlock, err := a.lockDir()
-	if err != nil {
+	if err := a.makeDir(); err != nil {
 		close(a.ended)
 		return fmt.Errorf("agent: %w", err)
 	}
-	defer unlock()
-	plugins, err := cni.Listen(filepath.Join(a.cfg.RunDir, "cni.sock"))
-	if err != nil {
-		close(a.ended)
-		return fmt.Errorf("agent: %w", err)
-	}
-	defer plugins.Close()
-	proxies, err := handle.Listen(filepath.Join(a.cfg.RunDir, "handle.sock"), a.cfg.ProxyUID)
+	proxies, err := handle.Listen(a.cfg.Handle, a.cfg.ProxyUID)
 	if err != nil {
 		close(a.ended)
 		return fmt.Errorf("agent: %w", err)
 	}
 	defer proxies.Close()
-
 	g, ctx := errgroup.WithContext(ctx)
-	a.recover()
 	g.Go(func() error { a.loop(ctx); return nil })
-	g.Go(func() error { return cni.Serve(ctx, plugins, a.answer) })
 	g.Go(func() error { return a.admit(ctx, proxies) })
-	g.Go(func() error { return a.keepChain(ctx) })
+	g.Go(func() error { return a.serve(ctx) })
 	err = g.Wait()
 	a.running.Wait()
 	a.letGo()
 	return err
 }
 
-// lockDir makes the folder and keeps a second agent out of it.
-func (a *Agent) lockDir() (unlock func(), err error) {
+func (a *Agent) makeDir() error {
 	if err := os.MkdirAll(a.recordDir(), 0o700); err != nil {
-		return nil, err
+		return err
 	}
 	// The proxy, which is another user, has to get through to its socket.
-	if err := os.Chmod(a.cfg.RunDir, 0o711); err != nil {
-		return nil, err
-	}
-	f, err := os.OpenFile(filepath.Join(a.cfg.RunDir, "agent.lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s (is another agent running?): %w", f.Name(), err)
-	}
-	return func() { f.Close() }, nil
+	return os.Chmod(a.cfg.RunDir, 0o711)
 }
 
 // loop runs events, and after each does what follows from it, until ctx ends.
@@ -265,6 +278,7 @@ func (a *Agent) letGo() {
 	for _, p := range a.pods {
 		p.closeFiles()
 	}
+	a.dropLegacy()
 	if a.proxy != nil {
 		a.proxy.close()
 	}

@@ -352,17 +352,6 @@ func TestRulesAreMissingAtRestart(t *testing.T) {
 	n.untilState("a", "captured")
 }
 
-func TestOneAgentAtATime(t *testing.T) {
-	n := startNode(t, t.TempDir(), nil)
-	second, err := New(Config{RunDir: n.dir})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := second.Run(t.Context()); err == nil || !strings.Contains(err.Error(), "another agent") {
-		t.Errorf("second agent: %v", err)
-	}
-}
-
 // The next sandbox of a pod may be there before the last one is deleted.
 func TestSecondSandbox(t *testing.T) {
 	n := startNode(t, t.TempDir(), nil)

@@ -70,11 +70,11 @@ func (d *door) takeHeld(key string) map[handle.Role]*os.File {
 	return h
 }
 
-// copyHeld returns copies of those listeners; the door keeps its own until they
-// are of no use. Only the loop calls it.
-func (d *door) copyHeld(key string) (map[handle.Role]*os.File, error) {
-	copies := make(map[handle.Role]*os.File)
-	for role, f := range d.held[key] {
+// copyEach returns copies of listeners, all or none: who has them keeps them until
+// they are of no use.
+func copyEach(held map[handle.Role]*os.File) (map[handle.Role]*os.File, error) {
+	copies := make(map[handle.Role]*os.File, len(held))
+	for role, f := range held {
 		fd, err := duplicate(f)
 		if err != nil {
 			closeHeld(copies)
@@ -228,6 +228,18 @@ func (a *Agent) connected(d *door) {
 			p.retry = time.Time{} // it may just have given the listeners back
 		}
 	}
+	for _, w := range a.warm {
+		w.proxy, w.reason = unsaid, ""
+		clear(w.needs)
+	}
+	a.warmSince = time.Now()
+	if a.duty == acting {
+		a.sortHeld(d)
+	}
+}
+
+// sortHeld lets go of what the proxy holds to no use.
+func (a *Agent) sortHeld(d *door) {
 	for key := range d.held {
 		// What we do not know has ended, and what has listeners needs no others.
 		if p := a.pods[key]; p == nil || p.rec.Phase == phaseNone && !p.enrolled() {

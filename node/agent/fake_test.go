@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
 	"tacit.dev/pod/cni"
@@ -31,6 +33,7 @@ type fakeProxy struct {
 	sockets map[string]int
 	refuse  bool // say failed instead of ready
 	linger  bool // do not say drained
+	yielded int
 }
 
 type fakePod struct {
@@ -41,6 +44,11 @@ type fakePod struct {
 // dialProxy connects a proxy, which holds what an earlier one held.
 func dialProxy(t testing.TB, dir string, before *fakeProxy) *fakeProxy {
 	t.Helper()
+	return dialProxyAt(t, filepath.Join(dir, "handle.sock"), before)
+}
+
+func dialProxyAt(t testing.TB, path string, before *fakeProxy) *fakeProxy {
+	t.Helper()
 	f := &fakeProxy{done: make(chan struct{}), changed: make(chan struct{}), pods: map[string]*fakePod{}, sockets: map[string]int{}}
 	var held []handle.HeldPod
 	if before != nil {
@@ -50,7 +58,7 @@ func dialProxy(t testing.TB, dir string, before *fakeProxy) *fakeProxy {
 		}
 	}
 	var err error
-	if f.conn, err = handle.Dial(t.Context(), filepath.Join(dir, "handle.sock"), held...); err != nil {
+	if f.conn, err = handle.Dial(t.Context(), path, held...); err != nil {
 		t.Fatal(err)
 	}
 	go f.serve()
@@ -80,7 +88,7 @@ func (f *fakeProxy) take(m handle.Message, files []int) (answer handle.Message) 
 	answer.UID = m.UID
 	switch m.Kind {
 	case handle.Pod:
-		if f.pods[m.UID] == nil {
+		if p := f.pods[m.UID]; p == nil || len(p.files) == 0 {
 			f.pods[m.UID] = &fakePod{m.Roles, files}
 		} else {
 			closeFDs(files)
@@ -94,6 +102,10 @@ func (f *fakeProxy) take(m handle.Message, files []int) (answer handle.Message) 
 			f.drop(m.UID)
 			answer.Kind = handle.Drained
 		}
+	case handle.Yield:
+		closeFDs(f.pods[m.UID].files)
+		f.pods[m.UID] = &fakePod{}
+		f.yielded++
 	case handle.Remove:
 		f.drop(m.UID)
 	case handle.Sockets:
@@ -192,8 +204,16 @@ type node struct {
 	stop    func()
 }
 
-// startNode starts an agent in dir; configure may be nil.
+// startNode starts an agent in dir, and waits until it acts; configure may be nil.
 func startNode(t testing.TB, dir string, configure func(*Config)) *node {
+	t.Helper()
+	n := startWaiting(t, dir, configure)
+	<-n.agent.Recovered()
+	return n
+}
+
+// startWaiting starts an agent that may have to wait.
+func startWaiting(t testing.TB, dir string, configure func(*Config)) *node {
 	t.Helper()
 	n := &node{t: t, dir: dir, reports: newReports(), reg: prometheus.NewRegistry()}
 	cfg := Config{RunDir: dir, Reporter: n.reports, Registry: n.reg, CheckInterval: time.Hour, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
@@ -214,7 +234,6 @@ func startNode(t testing.TB, dir string, configure func(*Config)) *node {
 		}
 	})
 	t.Cleanup(n.stop)
-	<-n.agent.Recovered()
 	return n
 }
 
@@ -311,4 +330,19 @@ func openFiles(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(d)
+}
+
+// cookieOf names a socket, whoever has a descriptor of it.
+func cookieOf(t testing.TB, f *os.File) string {
+	t.Helper()
+	fd, err := duplicate(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeFDs([]int{fd})
+	c, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return fmt.Sprint(c)
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,7 +43,7 @@ func (a *Agent) job(ctx context.Context, p *pod, work func(context.Context) erro
 			p.recovering = false
 			a.report(p, time.Now())
 			if a.recovering--; a.recovering == 0 {
-				close(a.recovered)
+				a.looked()
 			}
 		}
 	})
@@ -106,14 +107,19 @@ func (a *Agent) open(ctx context.Context, p *pod) {
 	})
 }
 
+// copyHeld copies the listeners that another process has given back for a pod: our
+// proxy, or the agent before us.
 func (a *Agent) copyHeld(key string) (map[handle.Role]*os.File, error) {
-	if a.proxy == nil {
-		return nil, nil
+	held := a.legacy[key]
+	if a.proxy != nil && len(a.proxy.held[key]) > 0 {
+		held = a.proxy.held[key]
 	}
-	return a.proxy.copyHeld(key)
+	return copyEach(held)
 }
 
 func (a *Agent) dropHeld(key string) {
+	closeHeld(a.legacy[key])
+	delete(a.legacy, key)
 	if a.proxy != nil {
 		closeHeld(a.proxy.takeHeld(key))
 	}
@@ -409,7 +415,7 @@ func closeFDs(fds []int) {
 }
 
 // duplicate copies a descriptor, so that its sender may close it whenever it was sent.
-func duplicate(f *os.File) (fd int, err error) {
+func duplicate(f syscall.Conn) (fd int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return -1, err

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -48,6 +49,9 @@ func (a *Agent) add(ctx context.Context, r cni.Request) error {
 		return errEnding
 	case <-ctx.Done():
 	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return errEnding
+	}
 	why := a.ask(func() string { return a.why(rec.Container) })
 	if why == "" { // at the last moment
 		return nil
@@ -55,7 +59,9 @@ func (a *Agent) add(ctx context.Context, r cni.Request) error {
 	return fmt.Errorf("pod %s/%s is not protected in time: %s", r.Namespace, r.Name, why)
 }
 
-var errEnding = fmt.Errorf("the agent is ending; ask again")
+// errEnding has the plugin ask again at once: another agent, which takes over or
+// begins, answers.
+var errEnding error = &cni.Error{Code: cni.CodeEnding, Msg: "the tacit agent of this node is ending", Details: "ask again"}
 
 // added is add on the loop. A runtime that asks again about the same sandbox gets
 // the same answer; another sandbox of the same pod takes the place of the first.
@@ -88,10 +94,14 @@ func (a *Agent) del(ctx context.Context, r cni.Request) error {
 	}
 	select {
 	case <-forgotten:
-	case <-a.ended: // the next agent sees that the namespace is gone
+	case <-a.ended:
+		return errEnding
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return errEnding
+		}
 	}
-	return nil
+	return nil // the agent sees that the namespace is gone
 }
 
 func (a *Agent) deleted(container string, forgotten chan struct{}) {

@@ -95,7 +95,7 @@ func (a *Agent) unsave(p *pod) {
 	}
 }
 
-// recover finds the pods of the last agent's again. It runs before the loop.
+// recover finds the pods of the last agent's again, on the loop.
 func (a *Agent) recover() {
 	files, err := filepath.Glob(filepath.Join(a.recordDir(), "*.json"))
 	if err != nil {
@@ -107,7 +107,7 @@ func (a *Agent) recover() {
 		}
 	}
 	if a.recovering == 0 {
-		close(a.recovered)
+		a.looked()
 	}
 }
 

@@ -21,6 +21,9 @@ const (
 
 // turn does for every pod what has to be done now, and says when to look again.
 func (a *Agent) turn(ctx context.Context, now time.Time) time.Duration {
+	if a.duty != acting {
+		return a.standBy(ctx, now)
+	}
 	next := now.Add(a.cfg.CheckInterval)
 	for _, p := range a.pods {
 		a.attend(ctx, p, now)
@@ -32,8 +35,30 @@ func (a *Agent) turn(ctx context.Context, now time.Time) time.Duration {
 	if t := a.search(ctx, now); t.Before(next) {
 		next = t
 	}
+	if a.expected != nil && a.recovering == 0 && a.servesAll() {
+		a.expected = nil
+		close(a.served)
+	}
 	a.metrics.count(a)
 	return max(next.Sub(now), time.Millisecond)
+}
+
+// standBy is the turn of an agent that does not act.
+func (a *Agent) standBy(ctx context.Context, now time.Time) time.Duration {
+	for _, p := range a.pods {
+		a.give(ctx, p)
+	}
+	if a.duty == resting {
+		if a.isStill() {
+			a.still = closeEach(a.still)
+		}
+		return a.cfg.CheckInterval
+	}
+	if now.Sub(a.swept) >= a.cfg.CheckInterval {
+		a.swept = now
+		a.dropEnded()
+	}
+	return min(max(a.warmUp(now).Sub(now), time.Millisecond), a.cfg.CheckInterval)
 }
 
 // nextLook is when something about p may change by time alone.
@@ -147,6 +172,10 @@ func (p *pod) fail(err error, now time.Time) {
 // told has crossed with it, and counts no more.
 func (a *Agent) heard(d *door, m handle.Message) {
 	p := a.pods[m.UID]
+	if w := a.warm[m.UID]; d == a.proxy && w != nil {
+		w.heard(m)
+		return
+	}
 	if d != a.proxy || p == nil || p.gone {
 		return
 	}

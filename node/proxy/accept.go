@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"errors"
 	"net"
 	"sync"
 	"time"
@@ -25,6 +26,9 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 			if err == nil {
 				c.Close()
 			}
+			return
+		}
+		if errors.Is(err, net.ErrClosed) { // yielded
 			return
 		}
 		if err != nil {

@@ -55,6 +55,30 @@ func TestDrainServesTheBacklog(t *testing.T) {
 	n1.agent.expect(t, handle.Drained, client.name)
 }
 
+// What another proxy accepts from now on is none of ours; what we have goes on.
+func TestYieldedListenersAreAnothers(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	conn := mustDial(t, client, server.at(false, 1))
+	say(t, conn, "before")
+	n := c.nodes[0]
+	d := n.proxy.pod(client.name)
+	accepted := d.accepted.Load()
+	n.agent.send(handle.Yield, client.name)
+	await(t, "the listeners are let go", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return len(d.listeners) == 0
+	})
+	waits := mustDial(t, client, server.at(false, 1)) // in the backlog
+	say(t, conn, "still here")
+	if now := d.accepted.Load(); now != accepted {
+		t.Errorf("accepted %d more", now-accepted)
+	}
+	n.agent.add(client) // in the other proxy's place
+	say(t, waits, "served")
+}
+
 func TestRemovedPodIsReset(t *testing.T) {
 	c, client, server := pair(t)
 	server.serve(1, echo)

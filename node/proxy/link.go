@@ -122,6 +122,8 @@ func (l *link) act(ctx context.Context, m handle.Message, files []int) {
 		d.drain()
 	case handle.Remove:
 		d.remove()
+	case handle.Yield:
+		d.yield()
 	}
 	closeAll(files)
 }

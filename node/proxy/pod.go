@@ -278,6 +278,17 @@ func (d *pod) remove() {
 	d.cancel()
 }
 
+// yield leaves the listeners to another proxy, which accepts from the same sockets:
+// what waits in their backlog is its own now. What was accepted here stays here.
+func (d *pod) yield() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, l := range d.listeners {
+		l.Close()
+	}
+	d.listeners = nil
+}
+
 // deliver takes over sockets that the agent made.
 func (d *pod) deliver(m handle.Message, files []int) {
 	if len(files) == 0 {

@@ -23,10 +23,24 @@
 //	          ◄── drained the last connection has ended, the pod is not served any more
 //	remove    ──►         the pod is gone: abort its connections, close what is its own.
 //	                      Also sent for a held pod that the agent does not know
+//	yield     ──►         another proxy accepts from these listeners from now on: close
+//	                      them, and end no connection
 //
 // A message for a UID that the receiver does not know is ignored: the two sides
 // cross. When the connection ends the proxy keeps serving what it has, and dials
 // again.
+//
+// In the same form an agent hands its node over to the next one, on the left, which
+// has dialled it:
+//
+//	hello, take ──►         stop acting, and give me what you have
+//	            ◄── held    per pod: its listeners
+//	            ◄── given   that was all; with the listener for the CNI plugin
+//	done        ──►         I act and my proxy serves: let go
+//
+// The connection is a lease. Until done is there the old agent only rests: should the
+// connection end before, it acts again. After it the old one waits for the
+// connection's end, by which time the new one has the lock of the folder.
 //
 // The package refuses to interpret: it checks the form of messages, not their order.
 package handle

@@ -67,6 +67,7 @@ func messages() []Message {
 		{Kind: Need, UID: "a", Family: 6, Count: 100},
 		{Kind: Sockets, UID: "a", Family: 4, Reason: "none"},
 		{Kind: Drain, UID: "a"}, {Kind: Drained, UID: "a"}, {Kind: Remove, UID: "a"},
+		{Kind: Yield, UID: "a"}, {Kind: Take}, {Kind: Done},
 		{Kind: Pod, UID: "a", Pod: &PodInfo{
 			UID: "a", Namespace: "ns", Name: "pod", ID: "spiffe://lab/ns/ns/sa/sa",
 			Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1")},
@@ -133,6 +134,7 @@ func TestWrongMessagesAreRefused(t *testing.T) {
 		"no JSON":           {body: "hello"},
 		"unknown kind":      {body: `{"kind":"open","uid":"a"}`},
 		"no uid":            {body: `{"kind":"ready"}`},
+		"given nothing":     {body: `{"kind":"given"}`},
 		"files with none":   {body: `{"kind":"ready","uid":"a"}`, files: many[:1]},
 		"too many files":    {body: fmt.Sprintf(`{"kind":"sockets","uid":"a","family":4,"count":%d}`, len(many)), files: many},
 		"fewer files":       {body: `{"kind":"sockets","uid":"a","family":4,"count":2}`, files: many[:1]},

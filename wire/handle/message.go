@@ -35,6 +35,10 @@ const (
 	Drain   Kind = "drain"
 	Drained Kind = "drained"
 	Remove  Kind = "remove"
+	Yield   Kind = "yield"
+	Take    Kind = "take"
+	Given   Kind = "given"
+	Done    Kind = "done"
 )
 
 // Role names a listener of a pod. Files of a Held or Pod message come in the
@@ -55,7 +59,7 @@ func (r Role) Inbound() bool { return r == Inbound4 || r == Inbound6 }
 // Message is one message. Fields that its Kind does not name are empty.
 type Message struct {
 	Kind Kind `json:"kind"`
-	// UID is the pod's; with every kind but Hello.
+	// UID is the pod's; with every kind but Hello, Take, Given and Done.
 	UID string `json:"uid,omitempty"`
 	// Pod comes with kind Pod; its UID is the message's.
 	Pod *PodInfo `json:"pod,omitempty"`
@@ -114,8 +118,11 @@ func (m *Message) check(files int) error {
 	if len(m.Reason) > maxText || len(m.UID) > maxText {
 		return fmt.Errorf("%q message: text of more than %d bytes", clip(string(m.Kind)), maxText)
 	}
-	if m.Kind == Hello {
+	switch m.Kind {
+	case Hello, Take, Done:
 		return m.checkFiles(files, 0)
+	case Given:
+		return m.checkFiles(files, 1)
 	}
 	if m.UID == "" {
 		return fmt.Errorf("%q message without uid", clip(string(m.Kind)))
@@ -129,7 +136,7 @@ func (m *Message) check(files int) error {
 		return errors.Join(m.checkCount(), m.checkFiles(files, 0))
 	case Sockets:
 		return errors.Join(m.checkCount(), m.checkFiles(files, m.Count))
-	case Ready, Failed, Drain, Drained, Remove:
+	case Ready, Failed, Drain, Drained, Remove, Yield:
 		return m.checkFiles(files, 0)
 	}
 	return fmt.Errorf("message of unknown kind %q", clip(string(m.Kind)))

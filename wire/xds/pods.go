@@ -30,7 +30,7 @@ func NewPodClient(cfg ClientConfig, apply func([]mesh.Pod)) *PodClient {
 
 // Run keeps the list and sends reports until ctx is done. It connects again for
 // ever, and returns only ctx's error, or one of the configuration. It may be
-// called once.
+// called again when it has returned; what is known then is kept.
 func (c *PodClient) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.delta.run(ctx) })
