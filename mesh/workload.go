@@ -78,6 +78,9 @@ type Pod struct {
 	// coming in.
 	ExcludeOutbound []Exclusion
 	ExcludeInbound  []uint16
+	// ProbePorts are what the node's kubelet calls: it is not captured there, so
+	// that it learns how the application is, and not the mesh. Others are.
+	ProbePorts []uint16
 }
 
 // Exclusion is a set of destinations that are not captured. A zero Port means

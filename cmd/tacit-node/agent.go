@@ -6,6 +6,8 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net/netip"
+	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -34,6 +36,16 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.agent.RunDir, "run", "/run/tacit", "`folder` of the node: cni.sock, the records of pods, and what one agent hands over to the next by")
 	s.StringVar(&f.agent.Handle, "handle", "", "`path` of the socket for the proxy, in a folder that no other agent has; handle.sock in that of --run if empty")
 	s.IntVar(&f.agent.ProxyUID, "proxy-uid", 0, "`uid` of the proxy, who alone may connect to that socket; 0 is our own")
+	s.Func("node-address", "`address` of this node, from which its kubelet probes pods, besides the pods' gateways; may be repeated, or a list", func(s string) error {
+		for text := range strings.SplitSeq(s, ",") {
+			a, err := netip.ParseAddr(text)
+			if err != nil {
+				return err
+			}
+			f.agent.NodeAddresses = append(f.agent.NodeAddresses, a.Unmap())
+		}
+		return nil
+	})
 	s.StringVar(&f.agent.Proc, "proc", "", "`folder` where a proc file system shows all processes of the node, to find running pods; \"\" finds none")
 	s.StringVar(&f.agent.Chain.Dir, "cni-dir", "", "`folder` of the node's CNI configurations, to put the plugin into their chain; \"\" leaves them alone")
 	s.StringVar(&f.agent.Program, "cni-program", "/tacit-cni", "`file` of the plugin, with --cni-bin-dir")

@@ -58,6 +58,7 @@ func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
 	for _, s := range bad {
 		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeInbound+": "+s)
 	}
+	m.ProbePorts = probePorts(p)
 	return m
 }
 

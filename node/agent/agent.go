@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -69,6 +70,9 @@ type Config struct {
 	Chain cni.Chain
 	// Program is the plugin, which is copied to ProgramDir. Empty: it is there already.
 	Program, ProgramDir string
+	// NodeAddresses are the node's own, from which its kubelet probes pods where the
+	// pods' gateway is not the node.
+	NodeAddresses []netip.Addr
 	// Jobs is how many pods are worked on at once. Default 8.
 	Jobs int
 	// Registry takes the metrics; nil means nobody does.
@@ -175,7 +179,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := cfg.complete(); err != nil {
 		return nil, err
 	}
-	k, err := redirect.NewKernel()
+	k, err := redirect.NewKernel(cfg.NodeAddresses...)
 	if err != nil {
 		return nil, fmt.Errorf("agent: %w", err)
 	}

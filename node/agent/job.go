@@ -188,7 +188,7 @@ func (a *Agent) capture(ctx context.Context, p *pod) {
 		a.metrics.captures.WithLabelValues(result(err)).Inc()
 		p.fail(err, time.Now())
 		// Control may have said something else meanwhile.
-		if err == nil && redirect.Ruleset(redirection(word)) == redirect.Ruleset(redirection(*p.rec.Word)) {
+		if err == nil && sameRules(word, *p.rec.Word) {
 			p.rules = capturing
 		}
 		a.checkSoon(p)

@@ -239,7 +239,7 @@ func (p *pod) redirection() redirect.Config {
 }
 
 func redirection(w mesh.Pod) redirect.Config {
-	return redirect.Config{ExcludeOutbound: w.ExcludeOutbound, ExcludeInbound: w.ExcludeInbound}
+	return redirect.Config{ExcludeOutbound: w.ExcludeOutbound, ExcludeInbound: w.ExcludeInbound, ProbePorts: w.ProbePorts}
 }
 
 // info is what the proxy is told.
@@ -262,7 +262,7 @@ func (p *pod) hear(w mesh.Pod, now time.Time) bool {
 	if old != nil && old.ID != w.ID && p.proxy != saidDrain && p.proxy != saysDrained {
 		p.proxy = unsaid
 	}
-	if p.rules == capturing && (old == nil || redirect.Ruleset(redirection(*old)) != redirect.Ruleset(redirection(w))) {
+	if p.rules == capturing && (old == nil || !sameRules(*old, w)) {
 		p.rules = stale
 	}
 	p.rec.Word = &w
@@ -270,9 +270,15 @@ func (p *pod) hear(w mesh.Pod, now time.Time) bool {
 	return true
 }
 
+// sameRules: what the node's addresses are, which some rules need, does not change.
+func sameRules(a, b mesh.Pod) bool {
+	return redirect.Ruleset(redirection(a)) == redirect.Ruleset(redirection(b)) && slices.Equal(a.ProbePorts, b.ProbePorts)
+}
+
 func sameWord(a, b mesh.Pod) bool {
 	return a.UID == b.UID && a.ID == b.ID && a.Enrol == b.Enrol &&
-		slices.Equal(a.ExcludeOutbound, b.ExcludeOutbound) && slices.Equal(a.ExcludeInbound, b.ExcludeInbound)
+		slices.Equal(a.ExcludeOutbound, b.ExcludeOutbound) && slices.Equal(a.ExcludeInbound, b.ExcludeInbound) &&
+		slices.Equal(a.ProbePorts, b.ProbePorts)
 }
 
 // closeFiles lets go of the namespace and the listeners, our copies of them.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"sync"
@@ -21,6 +22,8 @@ const maxKnown = 256
 // called by many goroutines at once, for different namespaces.
 type Kernel struct {
 	nft string // path of the nft program
+	// node is the addresses of the node whose pods these are.
+	node []netip.Addr
 
 	// mu guards what follows.
 	mu sync.Mutex
@@ -31,8 +34,9 @@ type Kernel struct {
 	known map[string]digest
 }
 
-// NewKernel finds the nft program, and starts nothing. Close it.
-func NewKernel() (*Kernel, error) {
+// NewKernel finds the nft program, and starts nothing. The addresses are the node's:
+// from there, and from its pods' gateways, probes come. Close it.
+func NewKernel(node ...netip.Addr) (*Kernel, error) {
 	nft, err := exec.LookPath("nft")
 	if err != nil {
 		nft, err = exec.LookPath("/usr/sbin/nft")
@@ -40,7 +44,7 @@ func NewKernel() (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find nft (install the package nftables): %w", err)
 	}
-	return &Kernel{nft: nft, known: make(map[string]digest)}, nil
+	return &Kernel{nft: nft, node: node, known: make(map[string]digest)}, nil
 }
 
 // Close lets go of what Kernel holds. No rule changes.
@@ -64,7 +68,11 @@ func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
 	if err := addReplyRoutes(ns); err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
 	}
-	if err := k.load(ctx, ns, Ruleset(c)); err != nil {
+	complete, err := k.withNode(ns, c)
+	if err != nil {
+		return err
+	}
+	if err := k.load(ctx, ns, Ruleset(complete)); err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
 	}
 	return k.Check(ctx, ns, c)
@@ -86,6 +94,10 @@ func (k *Kernel) Repair(ctx context.Context, ns *netns.NS, c Config) error {
 // Check reads rules and routes back. The error is ErrRules if they differ from
 // those of c in any way.
 func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
+	c, err := k.withNode(ns, c)
+	if err != nil {
+		return err
+	}
 	want, err := k.expected(ctx, Ruleset(c))
 	if err != nil {
 		return err

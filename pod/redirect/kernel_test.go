@@ -149,6 +149,39 @@ func TestLeftAlone(t *testing.T) {
 	})
 }
 
+// TestProbes: the node reaches what it probes, past the proxy, and is refused where
+// nobody listens; at other ports it is captured like everybody.
+func TestProbes(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		w.apply(Config{ProbePorts: []uint16{8080, 8081}})
+		l := w.listen(w.pod, f.any, 8080)
+		a, b := w.dial(w.peer, f.pod, 8080), w.accept(l)
+		talk(t, "probe", a, b)
+		proxy := w.listen(w.pod, f.any, mesh.InboundPort)
+		for port, want := range map[uint16]error{8081: unix.ECONNREFUSED, 8082: nil} {
+			err := w.peer.Do(func() error { return try(netip.AddrPortFrom(f.pod, port)) })
+			if !errors.Is(err, want) {
+				t.Errorf("port %d: %v, want %v", port, err, want)
+			}
+		}
+		w.accept(proxy)
+	})
+}
+
+// TestProbesOfOthers: who is not the node is captured at probed ports too.
+func TestProbesOfOthers(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		w.apply(Config{ProbePorts: []uint16{8080}})
+		w.listen(w.pod, f.any, 8080)
+		other := netip.MustParseAddr(map[int]string{4: "10.77.0.9", 6: "fd77::9"}[f.number])
+		w.do(w.peer, func() error { return addAddress("toPod", other) })
+		err := w.peer.Do(func() error { return tryFrom(other, netip.AddrPortFrom(f.pod, 8080)) })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%v, want refused: it went past the proxy", err)
+		}
+	})
+}
+
 func TestCapturedWithoutProxyIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
 		w.listen(w.peer, f.any, 9000)
@@ -169,8 +202,11 @@ func TestCapturedWithoutProxyIsRefused(t *testing.T) {
 	})
 }
 
-func try(a netip.AddrPort) error {
-	c, err := net.DialTimeout("tcp", a.String(), limit)
+func try(a netip.AddrPort) error { return tryFrom(netip.Addr{}, a) }
+
+func tryFrom(own netip.Addr, a netip.AddrPort) error {
+	d := net.Dialer{Timeout: limit, LocalAddr: &net.TCPAddr{IP: own.AsSlice()}}
+	c, err := d.Dial("tcp", a.String())
 	if err == nil {
 		c.Close()
 	}

@@ -10,6 +10,7 @@ package redirect
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 
 	"tacit.dev/mesh"
@@ -20,9 +21,15 @@ type Config struct {
 	// ExcludeOutbound and ExcludeInbound are left alone.
 	ExcludeOutbound []mesh.Exclusion
 	ExcludeInbound  []uint16
+	// ProbePorts are left alone for those who call from the pod's node, and from
+	// nowhere else. Only Kernel knows their addresses.
+	ProbePorts []uint16
 	// Drain captures nothing new, and keeps what was captured alive: a pod on
 	// its way out.
 	Drain bool
+
+	// node is where the pod's node calls from, sorted.
+	node []netip.Addr
 }
 
 // Ruleset is the whole table as nft reads it, as one transaction: it replaces
@@ -44,6 +51,11 @@ func Ruleset(c Config) string {
 	for _, p := range c.ExcludeInbound {
 		fmt.Fprintf(&b, "\t\ttcp dport %d return\n", p)
 	}
+	for _, a := range c.node {
+		for _, p := range c.ProbePorts {
+			fmt.Fprintf(&b, "\t\t%s saddr %s tcp dport %d return\n", familyOf(a), a, p)
+		}
+	}
 	fmt.Fprintf(&b, inboundTail, mesh.InboundPort)
 	return b.String()
 }
@@ -52,11 +64,7 @@ func Ruleset(c Config) string {
 func exclusion(e mesh.Exclusion) string {
 	var match []string
 	if e.Prefix.IsValid() {
-		family := "ip"
-		if e.Prefix.Addr().Is6() {
-			family = "ip6"
-		}
-		match = append(match, fmt.Sprintf("%s daddr %s", family, e.Prefix.Masked()))
+		match = append(match, fmt.Sprintf("%s daddr %s", familyOf(e.Prefix.Addr()), e.Prefix.Masked()))
 	}
 	if e.Port != 0 {
 		match = append(match, fmt.Sprintf("tcp dport %d", e.Port))
@@ -65,6 +73,13 @@ func exclusion(e mesh.Exclusion) string {
 		return ""
 	}
 	return "\t\t" + strings.Join(match, " ") + " return\n"
+}
+
+func familyOf(a netip.Addr) string {
+	if a.Is6() {
+		return "ip6"
+	}
+	return "ip"
 }
 
 // head is what a pod has as long as one connection goes through the proxy.

@@ -28,6 +28,10 @@ func configs() map[string]Config {
 			},
 			ExcludeInbound: []uint16{22, 9090},
 		},
+		"probes": {
+			ProbePorts: []uint16{8080, 9090},
+			node:       []netip.Addr{netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("fd00::1")},
+		},
 	}
 }
 

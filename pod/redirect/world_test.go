@@ -145,17 +145,9 @@ func configure(name string, own4, own6, via4, via6 netip.Addr) error {
 	if err != nil {
 		return err
 	}
-	for _, a := range []string{own4.String() + "/24", own6.String() + "/64"} {
-		addr, err := netlink.ParseAddr(a)
-		if err != nil {
+	for _, a := range []netip.Addr{own4, own6} {
+		if err := addAddress(name, a); err != nil {
 			return err
-		}
-		addr.Flags = unix.IFA_F_NODAD
-		if own := addr.IP.To4(); own != nil {
-			addr.Flags = 0
-		}
-		if err := netlink.AddrAdd(l, addr); err != nil {
-			return fmt.Errorf("address %s: %w", a, err)
 		}
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
@@ -165,6 +157,28 @@ func configure(name string, own4, own6, via4, via6 netip.Addr) error {
 		if err := netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Gw: via.AsSlice()}); err != nil {
 			return fmt.Errorf("route via %s: %w", via, err)
 		}
+	}
+	return nil
+}
+
+func addAddress(link string, a netip.Addr) error {
+	l, err := netlink.LinkByName(link)
+	if err != nil {
+		return err
+	}
+	text := a.String() + "/24"
+	if a.Is6() {
+		text = a.String() + "/64"
+	}
+	addr, err := netlink.ParseAddr(text)
+	if err != nil {
+		return err
+	}
+	if a.Is6() {
+		addr.Flags = unix.IFA_F_NODAD
+	}
+	if err := netlink.AddrAdd(l, addr); err != nil {
+		return fmt.Errorf("address %s: %w", text, err)
 	}
 	return nil
 }

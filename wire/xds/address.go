@@ -63,7 +63,7 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 }
 
 func encodeDirect(w *mesh.Workload) (*message.Extension, error) {
-	config, err := anypb.New(&message.Direct{ExcludeInbound: encodeInbound(w.ExcludeInbound)})
+	config, err := anypb.New(&message.Direct{ExcludeInbound: encodeNumbers(w.ExcludeInbound)})
 	return &message.Extension{Name: directExtension, Config: config}, err
 }
 
@@ -143,7 +143,7 @@ func decodeDirect(extensions []*message.Extension) (direct bool, exclude []uint1
 			}
 		}
 		direct = true
-		if exclude, err = decodeInbound(d.GetExcludeInbound()); err != nil {
+		if exclude, err = decodeNumbers(d.GetExcludeInbound()); err != nil {
 			return false, nil, err
 		}
 	}

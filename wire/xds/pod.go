@@ -21,7 +21,7 @@ func encodePod(p mesh.Pod) (*message.Pod, error) {
 		}
 		m.ExcludeOutbound = append(m.ExcludeOutbound, x)
 	}
-	m.ExcludeInbound = encodeInbound(p.ExcludeInbound)
+	m.ExcludeInbound, m.ProbePorts = encodeNumbers(p.ExcludeInbound), encodeNumbers(p.ProbePorts)
 	// What a node would refuse is not sent.
 	_, err := decodePod(m)
 	return m, err
@@ -46,21 +46,26 @@ func decodePod(m *message.Pod) (mesh.Pod, error) {
 		}
 		p.ExcludeOutbound = append(p.ExcludeOutbound, e)
 	}
-	p.ExcludeInbound, err = decodeInbound(m.GetExcludeInbound())
-	return p, err
+	if p.ExcludeInbound, err = decodeNumbers(m.GetExcludeInbound()); err != nil {
+		return p, fmt.Errorf("inbound exclusion: %w", err)
+	}
+	if p.ProbePorts, err = decodeNumbers(m.GetProbePorts()); err != nil {
+		return p, fmt.Errorf("probe: %w", err)
+	}
+	return p, nil
 }
 
-func encodeInbound(ports []uint16) (all []uint32) {
+func encodeNumbers(ports []uint16) (all []uint32) {
 	for _, port := range ports {
 		all = append(all, uint32(port))
 	}
 	return all
 }
 
-func decodeInbound(ports []uint32) (all []uint16, err error) {
+func decodeNumbers(ports []uint32) (all []uint16, err error) {
 	for _, port := range ports {
 		if port == 0 || port > 65535 {
-			return nil, fmt.Errorf("inbound exclusion of port %d: want 1 to 65535", port)
+			return nil, fmt.Errorf("port %d: want 1 to 65535", port)
 		}
 		all = append(all, uint16(port))
 	}

@@ -86,8 +86,10 @@ type Pod struct {
 	Enrol           bool         `protobuf:"varint,5,opt,name=enrol,proto3" json:"enrol,omitempty"`
 	ExcludeOutbound []*Exclusion `protobuf:"bytes,6,rep,name=exclude_outbound,json=excludeOutbound,proto3" json:"exclude_outbound,omitempty"`
 	ExcludeInbound  []uint32     `protobuf:"varint,7,rep,packed,name=exclude_inbound,json=excludeInbound,proto3" json:"exclude_inbound,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Ports where the node's own kubelet is not captured.
+	ProbePorts    []uint32 `protobuf:"varint,8,rep,packed,name=probe_ports,json=probePorts,proto3" json:"probe_ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Pod) Reset() {
@@ -165,6 +167,13 @@ func (x *Pod) GetExcludeOutbound() []*Exclusion {
 func (x *Pod) GetExcludeInbound() []uint32 {
 	if x != nil {
 		return x.ExcludeInbound
+	}
+	return nil
+}
+
+func (x *Pod) GetProbePorts() []uint32 {
+	if x != nil {
+		return x.ProbePorts
 	}
 	return nil
 }
@@ -419,7 +428,7 @@ var File_node_proto protoreflect.FileDescriptor
 const file_node_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"node.proto\x12\rtacit.node.v1\"\xe9\x01\n" +
+	"node.proto\x12\rtacit.node.v1\"\x8a\x02\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -427,7 +436,9 @@ const file_node_proto_rawDesc = "" +
 	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x14\n" +
 	"\x05enrol\x18\x05 \x01(\bR\x05enrol\x12C\n" +
 	"\x10exclude_outbound\x18\x06 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12'\n" +
-	"\x0fexclude_inbound\x18\a \x03(\rR\x0eexcludeInbound\"1\n" +
+	"\x0fexclude_inbound\x18\a \x03(\rR\x0eexcludeInbound\x12\x1f\n" +
+	"\vprobe_ports\x18\b \x03(\rR\n" +
+	"probePorts\"1\n" +
 	"\x06Direct\x12'\n" +
 	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\"Q\n" +
 	"\tExclusion\x12\x18\n" +
