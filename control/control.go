@@ -75,6 +75,10 @@ type Config struct {
 	Names []string
 	// TrustDomain of all identities.
 	TrustDomain string
+	// Namespace is that of control and the nodes' processes. It is never enrolled.
+	Namespace string
+	// Display shows people how far the mesh is. nil means nowhere.
+	Display Display
 	// Cluster is the cluster's name. "" means Kubernetes.
 	Cluster string
 	// LeafTTL is how long a leaf lives. 0 means 24 h.

@@ -27,6 +27,9 @@ type publisher interface {
 	Nodes() []xds.NodeStatus
 }
 
+// viewer is what the reconciler needs of painter.
+type viewer interface{ put(kube.View) }
+
 // saver is what the reconciler needs of store.
 type saver interface{ save([]memory) error }
 
@@ -40,6 +43,7 @@ type reconciler struct {
 	store  saver
 	// leads tells whether this process certainly leads; nil means always.
 	leads   func() bool
+	painter viewer
 	metrics *metrics
 	log     *slog.Logger
 
@@ -93,7 +97,7 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 		}
 		r.publish()
 	}
-	r.observe()
+	r.observe(now)
 	return r.wait(now)
 }
 
@@ -113,6 +117,7 @@ func (r *reconciler) takeInbox(now time.Time) {
 	objects, nodes := r.inbox.take()
 	if objects != nil {
 		result := kube.Build(*objects, r.build)
+		r.build.Before = result.Mesh.Policy
 		r.tellProblems(result.Problems)
 		r.roster.objects(result, now)
 		r.dirty = true
@@ -184,8 +189,11 @@ func (r *reconciler) agents() map[string]bool {
 // while somebody is waited for not longer than recheck.
 func (r *reconciler) wait(now time.Time) time.Duration {
 	wait := time.Hour
-	if r.roster.withdrawing() {
+	switch {
+	case r.roster.withdrawing():
 		wait = recheck
+	case r.roster.unheard():
+		wait = enrollingAfter
 	}
 	if d := r.roster.deadline(); !d.IsZero() {
 		if left := d.Sub(now); left > 0 {
@@ -208,8 +216,11 @@ func (r *reconciler) tellProblems(list []kube.Problem) {
 }
 
 // observe shows the present state to metrics and dumps.
-func (r *reconciler) observe() {
+func (r *reconciler) observe(now time.Time) {
 	s := r.roster.status(r.build.TrustDomain)
 	r.status.Store(&s)
 	r.metrics.observe(s)
+	if r.painter != nil {
+		r.painter.put(r.roster.view(r.outlook(now), r.server.Nodes(), r.build.TrustDomain))
+	}
 }

@@ -28,6 +28,7 @@ type term struct {
 	ca         *ca.CA
 	server     *xds.Server
 	reconciler *reconciler
+	painter    *painter
 }
 
 // errDeposed ends a term: somebody else may lead.
@@ -47,6 +48,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.reconciler.run(ctx) })
 	g.Go(func() error { return p.serve(ctx, t) })
+	g.Go(func() error { return t.painter.run(ctx) })
 	return g.Wait()
 }
 
@@ -97,13 +99,15 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		Log:          t.log,
 		Registry:     t.cfg.Registry,
 	})
+	t.painter = newPainter(t.cfg.Display, t.log)
 	t.reconciler = &reconciler{
-		build:     kube.BuildConfig{TrustDomain: t.cfg.TrustDomain, Cluster: t.cfg.Cluster},
+		build:     kube.BuildConfig{TrustDomain: t.cfg.TrustDomain, Cluster: t.cfg.Cluster, Namespace: t.cfg.Namespace},
 		inbox:     box,
 		roster:    roster,
 		server:    t.server,
 		store:     memories,
 		leads:     t.leads,
+		painter:   t.painter,
 		metrics:   m,
 		log:       t.log,
 		published: make(chan struct{}),

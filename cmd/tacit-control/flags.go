@@ -102,6 +102,7 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 		Client: client, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
 	})
 	cfg.Storage, cfg.Keys = kube.NewStorage(client, o.namespace), kube.NewKeySecret(client, o.namespace, "tacit-ca")
+	cfg.Namespace, cfg.Display = o.namespace, kube.NewDisplay(client, cfg.Log)
 	cfg.Election = kube.NewElection(kube.ElectionConfig{Client: client, Namespace: o.namespace, Log: cfg.Log})
 	return nil
 }

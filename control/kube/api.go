@@ -2,18 +2,21 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -23,9 +26,9 @@ const mostQuiets = 5
 
 // APIConfig is what NewAPI needs.
 type APIConfig struct {
-	// Client talks to the API server. It needs get, list and watch for
-	// namespaces, pods, services and endpointslices.
-	Client kubernetes.Interface
+	// Client talks to the API server. It needs list and watch for namespaces,
+	// pods, services, endpointslices, nodes and meshes: docs/rights.md.
+	Client Client
 	// Quiet is how long nothing must have changed before the objects are told,
 	// at most five times as long after the first change. 0 means 10 ms.
 	Quiet time.Duration
@@ -75,17 +78,27 @@ func (a *API) Run(ctx context.Context, apply func(Objects)) error {
 	defer factory.Shutdown()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	meshes, err := a.watchMeshes()
+	if err != nil {
+		return fmt.Errorf("watch the API server: %w", err)
+	}
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	watching.Go(func() { meshes.informer.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
 	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
 		if !synced && ctx.Err() == nil {
 			return fmt.Errorf("watch the API server: no %v", kind)
 		}
 	}
+	cache.WaitForCacheSync(ctx.Done(), meshes.known)
 	for ctx.Err() == nil {
 		objects, err := read()
 		if err != nil {
 			return fmt.Errorf("read the objects of the API server: %w", err)
 		}
+		objects.Meshes = meshes.read(a.cfg.Log)
 		apply(objects)
 		a.await(ctx)
 	}
@@ -96,7 +109,8 @@ func (a *API) Run(ctx context.Context, apply func(Objects)) error {
 func (a *API) watch(f informers.SharedInformerFactory) (read func() (Objects, error), err error) {
 	namespaces, pods := f.Core().V1().Namespaces(), f.Core().V1().Pods()
 	services, slices := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices()
-	for _, i := range []cache.SharedIndexInformer{namespaces.Informer(), pods.Informer(), services.Informer(), slices.Informer()} {
+	nodes := f.Core().V1().Nodes()
+	for _, i := range []cache.SharedIndexInformer{namespaces.Informer(), pods.Informer(), services.Informer(), slices.Informer(), nodes.Informer()} {
 		if err := a.listen(i); err != nil {
 			return nil, err
 		}
@@ -111,21 +125,32 @@ func (a *API) watch(f informers.SharedInformerFactory) (read func() (Objects, er
 		if o.Services, err = services.Lister().List(labels.Everything()); err != nil {
 			return o, err
 		}
+		if o.Nodes, err = nodes.Lister().List(labels.Everything()); err != nil {
+			return o, err
+		}
 		o.EndpointSlices, err = slices.Lister().List(labels.Everything())
 		return o, err
 	}, nil
 }
 
 func (a *API) listen(i cache.SharedIndexInformer) error {
-	err := i.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
-		a.failures.Inc()
-		a.cfg.Log.Warn("watch of the API server failed, trying again", "objects", r.TypeDescription(), "err", err)
-		cache.DefaultWatchErrorHandler(ctx, r, err)
-	})
-	if err != nil {
+	if err := i.SetWatchErrorHandlerWithContext(a.failed); err != nil {
 		return err
 	}
-	_, err = i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	return a.ringOn(i)
+}
+
+// failed is told why a watch ended; client-go begins another one.
+func (a *API) failed(ctx context.Context, r *cache.Reflector, err error) {
+	if ctx.Err() != nil || errors.Is(err, io.EOF) || apierrors.IsResourceExpired(err) || apierrors.IsGone(err) {
+		return // as watches end
+	}
+	a.failures.Inc()
+	a.cfg.Log.Warn("watch of the API server failed, trying again", "objects", r.TypeDescription(), "error", err)
+}
+
+func (a *API) ringOn(i cache.SharedIndexInformer) error {
+	_, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(any) { a.ring() },
 		DeleteFunc: func(any) { a.ring() },
 		UpdateFunc: func(before, after any) {
@@ -190,6 +215,8 @@ func keepRead(v any) (any, error) {
 		o.Status = corev1.ServiceStatus{}
 	case *discoveryv1.EndpointSlice:
 		o.ObjectMeta = keepMeta(o.ObjectMeta)
+	case *corev1.Node:
+		return &corev1.Node{ObjectMeta: keepMeta(o.ObjectMeta), Spec: corev1.NodeSpec{Taints: o.Spec.Taints}}, nil
 	}
 	return v, nil
 }
@@ -203,8 +230,11 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
 	for _, c := range p.Status.Conditions {
-		if c.Type == corev1.PodReady {
-			kept.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status}}
+		switch c.Type {
+		case corev1.PodReady:
+			kept.Status.Conditions = append(kept.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
+		case ConditionProtected:
+			kept.Status.Conditions = append(kept.Status.Conditions, c)
 		}
 	}
 	return kept

@@ -26,6 +26,7 @@ func TestBuildMissesNothingThatAPIDrops(t *testing.T) {
 		keepAll(t, kept.Pods)
 		keepAll(t, kept.Services)
 		keepAll(t, kept.EndpointSlices)
+		keepAll(t, kept.Nodes)
 		if diff := cmp.Diff(want, text(Build(kept, labConfig))); diff != "" {
 			t.Errorf("%s: (-whole +kept)\n%s", path, diff)
 		}

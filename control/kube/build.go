@@ -22,6 +22,8 @@ type Objects struct {
 	Pods           []*corev1.Pod
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
+	Nodes          []*corev1.Node
+	Meshes         []*Mesh
 }
 
 // BuildConfig is what Build needs besides the objects.
@@ -32,6 +34,10 @@ type BuildConfig struct {
 	Cluster string
 	// Domain is what the names of services end in. "" means cluster.local.
 	Domain string
+	// Namespace is control's own: like kube-system it is never enrolled.
+	Namespace string
+	// Before is what the Mesh asked for when it was last understood.
+	Before Policy
 }
 
 func (c BuildConfig) withDefaults() BuildConfig {
@@ -46,6 +52,8 @@ type Pod struct {
 	Node string
 	// Workload is how the others see it; nil while it has no address.
 	Workload *mesh.Workload
+	// Shown is its condition as it is.
+	Shown Condition
 }
 
 // Problem is something in an object that was not understood. It never makes a
@@ -65,6 +73,10 @@ type Result struct {
 	Services  []*mesh.Service
 	Pods      []Pod
 	Problems  []Problem
+	// Exceptions are the running pods that are left out, wholly or partly.
+	Exceptions []Exception
+	Nodes      []Node
+	Mesh       MeshFacts
 }
 
 // Build reads the objects. It is pure; its result is sorted, shares nothing with
@@ -78,6 +90,8 @@ func Build(o Objects, cfg BuildConfig) Result {
 	for _, n := range o.Namespaces {
 		b.namespaces[n.Name] = n.Labels
 	}
+	b.result.Mesh = b.mesh(o.Meshes)
+	b.nodes(o.Nodes)
 	for _, p := range o.Pods {
 		b.pod(p)
 	}
@@ -104,6 +118,10 @@ func (b *builder) sorted() Result {
 	}
 	slices.SortFunc(r.Workloads, func(x, y *mesh.Workload) int { return cmp.Compare(x.UID, y.UID) })
 	slices.SortFunc(r.Services, func(x, y *mesh.Service) int { return cmp.Compare(x.Key(), y.Key()) })
+	slices.SortFunc(r.Nodes, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(r.Exceptions, func(x, y Exception) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Reason, y.Reason))
+	})
 	r.Pods = b.unique(r.Pods)
 	r.Problems = b.result.Problems
 	slices.SortFunc(r.Problems, func(x, y Problem) int {

@@ -21,7 +21,7 @@ import (
 
 var update = flag.Bool("update", false, "write the results into testdata")
 
-var labConfig = BuildConfig{TrustDomain: "lab"}
+var labConfig = BuildConfig{TrustDomain: "lab", Namespace: "tacit-system"}
 
 // Each file of testdata holds objects, and what Build makes of them.
 func TestBuild(t *testing.T) {
@@ -98,6 +98,15 @@ func text(r Result) string {
 		for _, port := range p.ExcludeInbound {
 			fmt.Fprintf(&b, "  excludes inbound %d\n", port)
 		}
+	}
+	for _, e := range r.Exceptions {
+		fmt.Fprintf(&b, "exception %s/%s: %s\n", e.Namespace, e.Name, e.Reason)
+	}
+	for _, n := range r.Nodes {
+		fmt.Fprintf(&b, "node %s tainted %v\n", n.Name, n.Tainted)
+	}
+	if m := r.Mesh; m.Found {
+		fmt.Fprintf(&b, "mesh generation %d enrolment %q namespaces %v\n", m.Generation, m.Policy.Enrolment, sortedKeys(m.Policy.Namespaces))
 	}
 	for _, p := range r.Problems {
 		fmt.Fprintf(&b, "problem %s\n", p)

@@ -3,16 +3,24 @@ package kube
 import (
 	"fmt"
 
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
+// Client talks to an API server.
+type Client struct {
+	kubernetes.Interface
+	// Meshes are those of our own kind.
+	Meshes dynamic.ResourceInterface
+}
+
 // NewClient talks to the API server that a kubeconfig names, or, if path is "", to
 // that of the cluster this process runs in.
-func NewClient(path string) (kubernetes.Interface, error) {
+func NewClient(path string) (Client, error) {
 	cfg, err := clientcmd.BuildConfigFromFlags("", path)
 	if err != nil {
-		return nil, fmt.Errorf("find the API server: %w: give a kubeconfig, or run in a pod with a service account's token", err)
+		return Client{}, fmt.Errorf("find the API server: %w: give a kubeconfig, or run in a pod with a service account's token", err)
 	}
 	// The API server's own priority and fairness decides about us; a limit on
 	// this side only makes a burst of status slow.
@@ -20,7 +28,11 @@ func NewClient(path string) (kubernetes.Interface, error) {
 	cfg.UserAgent = "tacit-control"
 	c, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("talk to the API server: %w", err)
+		return Client{}, fmt.Errorf("talk to the API server: %w", err)
 	}
-	return c, nil
+	d, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return Client{}, fmt.Errorf("talk to the API server: %w", err)
+	}
+	return Client{c, d.Resource(MeshResource())}, nil
 }

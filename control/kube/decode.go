@@ -81,6 +81,10 @@ func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 		o.Services, err = add(o.Services, raw)
 	case "discovery.k8s.io/v1 EndpointSlice":
 		o.EndpointSlices, err = add(o.EndpointSlices, raw)
+	case "v1 Node":
+		o.Nodes, err = add(o.Nodes, raw)
+	case "tacit.dev/v1alpha1 Mesh":
+		o.Meshes, err = add(o.Meshes, raw)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s %s: %w%s", head.Kind, head.Metadata.Name, err, hint(err))
@@ -116,13 +120,19 @@ func add[T any](list []*T, raw []byte) ([]*T, error) {
 	if err := json.Unmarshal(raw, v); err != nil {
 		return list, err
 	}
-	if m, ok := any(v).(metav1.Object); ok && m.GetNamespace() == "" && !isNamespace(v) {
+	if m, ok := any(v).(metav1.Object); ok && m.GetNamespace() == "" && !clusterScoped(v) {
 		m.SetNamespace("default")
 	}
 	return append(list, v), nil
 }
 
-func isNamespace(v any) bool { _, ok := v.(*corev1.Namespace); return ok }
+func clusterScoped(v any) bool {
+	switch v.(type) {
+	case *corev1.Namespace, *corev1.Node, *Mesh:
+		return true
+	}
+	return false
+}
 
 // append takes in the objects of another file, except those that are there
 // already, which it names.
@@ -131,6 +141,8 @@ func (o *Objects) append(more Objects, seen map[string]bool) (twice []string) {
 	o.Pods = merge(o.Pods, more.Pods, "Pod", seen, &twice)
 	o.Services = merge(o.Services, more.Services, "Service", seen, &twice)
 	o.EndpointSlices = merge(o.EndpointSlices, more.EndpointSlices, "EndpointSlice", seen, &twice)
+	o.Nodes = merge(o.Nodes, more.Nodes, "Node", seen, &twice)
+	o.Meshes = merge(o.Meshes, more.Meshes, "Mesh", seen, &twice)
 	return twice
 }
 
@@ -147,4 +159,4 @@ func merge[T metav1.Object](to, from []T, kind string, seen map[string]bool, twi
 	return to
 }
 
-var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}}
+var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &Mesh{}}

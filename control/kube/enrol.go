@@ -33,10 +33,23 @@ const maxExclusions = 64
 // wanted tells whether a pod should be enrolled. A label that says something
 // else counts as if it were not there.
 func (b *builder) wanted(p *corev1.Pod) bool {
-	if on, said := b.label(p.Labels, "Pod", p.Namespace, p.Name); said {
-		return on
+	if b.system(p.Namespace) {
+		b.except(p.Namespace, p.Name, SystemNamespace)
+		return false
 	}
-	on, _ := b.label(b.namespaces[p.Namespace], "Namespace", "", p.Namespace)
+	usual, said := b.label(b.namespaces[p.Namespace], "Namespace", "", p.Namespace)
+	if !said {
+		usual = b.result.Mesh.Policy.wants(p.Namespace)
+	}
+	on, said := b.label(p.Labels, "Pod", p.Namespace, p.Name)
+	switch {
+	case b.result.Mesh.Policy.Enrolment == None:
+		return false
+	case !said:
+		return usual
+	case !on && usual:
+		b.except(p.Namespace, p.Name, OptedOut)
+	}
 	return on
 }
 

@@ -32,13 +32,15 @@ func (b *builder) pod(p *corev1.Pod) {
 	if w != nil {
 		b.workloads[w.UID] = w
 	}
-	if !p.Spec.HostNetwork {
-		m := b.enrolment(p, id)
-		if w != nil {
-			w.ExcludeInbound = m.ExcludeInbound
-		}
-		b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w})
+	if p.Spec.HostNetwork {
+		b.except(p.Namespace, p.Name, HostNetwork)
+		return
 	}
+	m := b.enrolment(p, id)
+	if w != nil {
+		w.ExcludeInbound = m.ExcludeInbound
+	}
+	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p)})
 }
 
 func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
@@ -59,6 +61,9 @@ func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
 		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeInbound+": "+s)
 	}
 	m.ProbePorts = probePorts(p)
+	if m.Enrol && len(m.ExcludeOutbound)+len(m.ExcludeInbound) > 0 {
+		b.except(p.Namespace, p.Name, PartlyExcluded)
+	}
 	return m
 }
 

@@ -1,0 +1,69 @@
+package kube
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// ConditionProtected is what a pod of the mesh shows: True if it is captured, and
+// the others reach it by mutual TLS.
+const ConditionProtected = "tacit.dev/Protected"
+
+// TaintNotReady keeps pods away from a node until its agent is there. Who starts
+// nodes sets it, control removes it.
+const TaintNotReady = "tacit.dev/agent-not-ready"
+
+// Condition is the condition ConditionProtected of a pod, as it is or as it should
+// be. The zero value means that there is none.
+type Condition struct {
+	Status, Reason, Message string
+	// Since is when Status became so.
+	Since time.Time
+}
+
+// Reasons of the condition.
+const (
+	// Captured: protected.
+	Captured = "Captured"
+	// Enrolling: its agent has not captured it yet.
+	Enrolling = "Enrolling"
+	// NotCaptured: its agent cannot capture it, and says why.
+	NotCaptured = "NotCaptured"
+	// Leaving: about to be released.
+	Leaving = "Leaving"
+	// AgentAway: nobody knows.
+	AgentAway = "AgentAway"
+)
+
+// Same tells whether both say the same, whenever they began to.
+func (c Condition) Same(d Condition) bool {
+	return c.Status == d.Status && c.Reason == d.Reason && c.Message == d.Message
+}
+
+// shown is the condition that a pod has.
+func shown(p *corev1.Pod) Condition {
+	for _, c := range p.Status.Conditions {
+		if c.Type == ConditionProtected {
+			return Condition{string(c.Status), c.Reason, c.Message, c.LastTransitionTime.Time}
+		}
+	}
+	return Condition{}
+}
+
+// Node is a node of the cluster.
+type Node struct {
+	Name string
+	// Tainted with TaintNotReady.
+	Tainted bool
+}
+
+func (b *builder) nodes(list []*corev1.Node) {
+	for _, n := range list {
+		node := Node{Name: n.Name}
+		for _, t := range n.Spec.Taints {
+			node.Tainted = node.Tainted || t.Key == TaintNotReady
+		}
+		b.result.Nodes = append(b.result.Nodes, node)
+	}
+}

@@ -1,0 +1,216 @@
+package kube
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+)
+
+// MeshName is the only Mesh that is heeded.
+const MeshName = "default"
+
+// MeshResource is where the kind Mesh is served: deploy/helm/tacit/crd/mesh.yaml.
+func MeshResource() schema.GroupVersionResource {
+	return schema.GroupVersionResource{Group: "tacit.dev", Version: "v1alpha1", Resource: "meshes"}
+}
+
+// Mesh is the one kind of our own: what holds for the whole cluster, and how far the
+// mesh is. Without it the zero MeshSpec holds.
+type Mesh struct {
+	metav1.TypeMeta   `json:",inline"`
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+	Spec              MeshSpec   `json:"spec"`
+	Status            MeshStatus `json:"status,omitempty"`
+}
+
+// Enrolment of pods that have no label, and whose namespace has none.
+const (
+	// Labelled enrols those of the listed namespaces. It is the default.
+	Labelled = "labelled"
+	// All enrols every one.
+	All = "all"
+	// None enrols nobody, whatever the labels say, and releases all.
+	None = "none"
+)
+
+// MeshSpec is what people ask for.
+type MeshSpec struct {
+	Enrolment string `json:"enrolment,omitempty"`
+	// Namespaces are enrolled without a label, with Labelled.
+	Namespaces []string `json:"namespaces,omitempty"`
+	// TrustDomain is what control's has to be. It changes nothing: identities
+	// and the CA are made for the one that control was started with.
+	TrustDomain string `json:"trustDomain,omitempty"`
+}
+
+// MeshStatus is what control answers.
+type MeshStatus struct {
+	ObservedGeneration int64              `json:"observedGeneration,omitempty"`
+	TrustDomain        string             `json:"trustDomain,omitempty"`
+	Pods               PodCounts          `json:"pods"`
+	Nodes              NodeCounts         `json:"nodes"`
+	Exceptions         []ExceptionCount   `json:"exceptions,omitempty"`
+	Unprotected        []UnprotectedPod   `json:"unprotected,omitempty"`
+	Conditions         []metav1.Condition `json:"conditions,omitempty"`
+}
+
+// PodCounts counts pods; see the schema.
+type PodCounts struct {
+	Enrolled    int32 `json:"enrolled"`
+	Protected   int32 `json:"protected"`
+	Unprotected int32 `json:"unprotected"`
+	Leaving     int32 `json:"leaving"`
+	Exceptions  int32 `json:"exceptions"`
+}
+
+// NodeCounts counts nodes: Ready are those whose agent and proxy are connected.
+type NodeCounts struct {
+	Ready int32 `json:"ready"`
+	Total int32 `json:"total"`
+}
+
+// ExceptionCount is how many pods are left out for a reason, and the first of them.
+type ExceptionCount struct {
+	Reason string   `json:"reason"`
+	Count  int32    `json:"count"`
+	Pods   []string `json:"pods,omitempty"`
+}
+
+// UnprotectedPod is an enrolled pod that is not protected, and why.
+type UnprotectedPod struct {
+	Pod    string `json:"pod"`
+	Reason string `json:"reason,omitempty"`
+}
+
+// mostListed bounds each list of pods in a status.
+const mostListed = 20
+
+// Conditions of a Mesh.
+const (
+	// MeshReady: control leads and serves, and understands the spec.
+	MeshReady = "Ready"
+	// MeshProtected: there are enrolled pods, and all are protected.
+	MeshProtected = "Protected"
+)
+
+// Policy is what a Mesh asks for, as it was understood.
+type Policy struct {
+	Enrolment  string
+	Namespaces map[string]bool
+}
+
+// wants tells whether pods of a namespace are enrolled if no label says otherwise.
+func (p Policy) wants(namespace string) bool {
+	return p.Enrolment == All || p.Enrolment != None && p.Namespaces[namespace]
+}
+
+// MeshFacts is what the objects say of the Mesh.
+type MeshFacts struct {
+	// Found: there is one.
+	Found      bool
+	Generation int64
+	// Shown is its status as it is.
+	Shown MeshStatus
+	// Faults are what in its spec is not heeded.
+	Faults []string
+	// Policy holds: what the spec says or, where it cannot be understood, what
+	// it said before.
+	Policy Policy
+}
+
+var namespaceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
+
+// mesh reads the Mesh. Whatever in it cannot be understood changes nothing.
+func (b *builder) mesh(list []*Mesh) MeshFacts {
+	f := MeshFacts{}
+	for _, m := range list {
+		if m.Name != MeshName {
+			b.problem("Mesh", "", m.Name, "not heeded: only the one named "+MeshName+" is")
+			continue
+		}
+		f.Found, f.Generation, f.Shown = true, m.Generation, m.Status
+		f.Policy, f.Faults = b.policy(m.Spec)
+	}
+	for _, fault := range f.Faults {
+		b.problem("Mesh", "", MeshName, fault)
+	}
+	return f
+}
+
+func (b *builder) policy(s MeshSpec) (p Policy, faults []string) {
+	p = Policy{Enrolment: s.Enrolment, Namespaces: make(map[string]bool)}
+	if !slices.Contains([]string{"", Labelled, All, None}, s.Enrolment) {
+		faults = append(faults, fmt.Sprintf("enrolment %q: want %s, %s or %s; what held before holds", s.Enrolment, Labelled, All, None))
+		p = b.cfg.Before
+	}
+	if len(s.Namespaces) > 0 && (s.Enrolment == All || s.Enrolment == None) {
+		faults = append(faults, "namespaces: say nothing with enrolment "+s.Enrolment)
+	}
+	for _, n := range s.Namespaces {
+		switch {
+		case !namespaceName.MatchString(n):
+			faults = append(faults, fmt.Sprintf("namespace %.80q: is no name of one", n))
+		case b.system(n):
+			faults = append(faults, fmt.Sprintf("namespace %s: is never enrolled", n))
+		case p.Enrolment == s.Enrolment:
+			p.Namespaces[n] = true
+		}
+	}
+	if s.TrustDomain != "" && s.TrustDomain != b.cfg.TrustDomain {
+		faults = append(faults, fmt.Sprintf("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, b.cfg.TrustDomain))
+	}
+	return p, faults
+}
+
+// system tells whether a namespace is never enrolled: what starts the cluster, and
+// what starts the mesh, must not wait for the mesh.
+func (b *builder) system(namespace string) bool {
+	return namespace == metav1.NamespaceSystem || namespace == b.cfg.Namespace
+}
+
+// Exception is a pod that is left out, wholly or partly.
+type Exception struct {
+	Namespace, Name string
+	Reason          string
+}
+
+// Reasons of exceptions.
+const (
+	// HostNetwork pods share the addresses of their node.
+	HostNetwork = "HostNetwork"
+	// SystemNamespace is kube-system, or Tacit's own.
+	SystemNamespace = "SystemNamespace"
+	// OptedOut by a label of the pod's own.
+	OptedOut = "OptedOut"
+	// PartlyExcluded by annotations.
+	PartlyExcluded = "PartlyExcluded"
+)
+
+func (b *builder) except(namespace, name, reason string) {
+	b.result.Exceptions = append(b.result.Exceptions, Exception{namespace, name, reason})
+}
+
+// Count is the exceptions as a status shows them.
+func Count(list []Exception) []ExceptionCount {
+	byReason := make(map[string]*ExceptionCount)
+	for _, e := range list { // sorted
+		c := byReason[e.Reason]
+		if c == nil {
+			c = &ExceptionCount{Reason: e.Reason}
+			byReason[e.Reason] = c
+		}
+		if c.Count++; len(c.Pods) < mostListed {
+			c.Pods = append(c.Pods, e.Namespace+"/"+e.Name)
+		}
+	}
+	var counts []ExceptionCount
+	for _, c := range byReason {
+		counts = append(counts, *c)
+	}
+	slices.SortFunc(counts, func(x, y ExceptionCount) int { return strings.Compare(x.Reason, y.Reason) })
+	return counts
+}

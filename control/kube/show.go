@@ -1,0 +1,277 @@
+package kube
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
+	"k8s.io/client-go/util/flowcontrol"
+)
+
+const (
+	// fieldManager owns what control writes into the objects of others.
+	fieldManager = "tacit-control"
+	// writers and writesPerSecond bound what is written to pods.
+	writers         = 8
+	writesPerSecond = 100
+	// echo is how long a write is taken to be on its way back to us.
+	echo = 5 * time.Second
+)
+
+// View is what people should see, where it differs from what they see.
+type View struct {
+	// Pods whose condition has to change.
+	Pods []PodView
+	// Mesh is the status of the Mesh; nil if there is none, or it shows it already.
+	Mesh *MeshStatus
+	// Untaint names nodes that are ready, and still tainted with TaintNotReady.
+	Untaint []string
+}
+
+// PodView is one pod's condition, as it is and as it should be.
+type PodView struct {
+	UID, Namespace, Name string
+	Is, Want             Condition
+}
+
+// Display shows people how far the mesh is, where they look for it: in a condition
+// of each pod, in the status of the Mesh, and in events. It writes nothing twice. One
+// goroutine uses it.
+type Display struct {
+	client  Client
+	log     *slog.Logger
+	limit   flowcontrol.RateLimiter
+	mu      sync.Mutex // guards written; workers write several pods at once
+	written map[string]written
+}
+
+type written struct {
+	c  Condition
+	at time.Time
+}
+
+// NewDisplay writes nothing. It needs patch of pods/status, meshes/status and nodes,
+// and create of events. A nil log means nowhere.
+func NewDisplay(c Client, log *slog.Logger) *Display {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Display{client: c, log: log, limit: flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesPerSecond), written: make(map[string]written)}
+}
+
+// Show writes what differs. What fails is in the error, and not written; the caller
+// comes again with what then still differs.
+func (d *Display) Show(ctx context.Context, v View) error {
+	d.forget(time.Now())
+	errs := []error{d.showPods(ctx, v.Pods), d.showMesh(ctx, v.Mesh)}
+	for _, node := range v.Untaint {
+		errs = append(errs, d.untaint(ctx, node))
+	}
+	return errors.Join(errs...)
+}
+
+// forget drops writes whose echo must have come. d.written is not shared here.
+func (d *Display) forget(now time.Time) {
+	for uid, w := range d.written {
+		if now.Sub(w.at) > echo {
+			delete(d.written, uid)
+		}
+	}
+}
+
+// showPods tells one of the errors: a server that refuses one refuses many.
+func (d *Display) showPods(ctx context.Context, pods []PodView) error {
+	queue := make(chan PodView)
+	failed := make(chan error, writers)
+	var running sync.WaitGroup
+	for range min(writers, len(pods)) {
+		running.Go(func() { failed <- d.work(ctx, queue) })
+	}
+	for _, p := range pods {
+		if w, ok := d.wrote(p.UID); ok && w.Same(p.Want) {
+			continue
+		}
+		queue <- p
+	}
+	close(queue)
+	running.Wait()
+	close(failed)
+	var err error
+	for e := range failed {
+		err = errors.Join(err, e)
+	}
+	return err
+}
+
+func (d *Display) wrote(uid string) (Condition, bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w, ok := d.written[uid]
+	return w.c, ok
+}
+
+// work empties the queue, and returns the first error.
+func (d *Display) work(ctx context.Context, queue <-chan PodView) (first error) {
+	for p := range queue {
+		if d.limit.Wait(ctx) != nil {
+			continue
+		}
+		err := d.showPod(ctx, p)
+		if err == nil {
+			d.mu.Lock()
+			d.written[p.UID] = written{p.Want, time.Now()}
+			d.mu.Unlock()
+		} else if first == nil {
+			first = fmt.Errorf("show condition of pod %s/%s: %w", p.Namespace, p.Name, err)
+		}
+	}
+	return first
+}
+
+// showPod applies the condition, or its absence: the server removes what we owned
+// and do not mention any more. The kubelet leaves conditions alone that are not its own.
+func (d *Display) showPod(ctx context.Context, p PodView) error {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	status := applycorev1.PodStatus()
+	if p.Want.Status != "" {
+		since := metav1.Now()
+		if p.Want.Status == p.Is.Status {
+			since = metav1.NewTime(p.Is.Since)
+		}
+		status = status.WithConditions(applycorev1.PodCondition().WithType(ConditionProtected).
+			WithStatus(corev1.ConditionStatus(p.Want.Status)).WithReason(p.Want.Reason).WithMessage(p.Want.Message).WithLastTransitionTime(since))
+	}
+	pod := applycorev1.Pod(p.Name, p.Namespace).WithUID(types.UID(p.UID)).WithStatus(status)
+	_, err := d.client.CoreV1().Pods(p.Namespace).ApplyStatus(ctx, pod, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // the pod is gone, or another one of that name is there
+	}
+	if err == nil && p.Want.Reason == NotCaptured && p.Is.Reason != NotCaptured {
+		d.event(ctx, p)
+	}
+	return err
+}
+
+// event is a courtesy: the condition says the same, and one that is lost is lost.
+func (d *Display) event(ctx context.Context, p PodView) {
+	now := metav1.Now()
+	_, err := d.client.CoreV1().Events(p.Namespace).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, GenerateName: p.Name + "."},
+		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
+		Type:           corev1.EventTypeWarning, Reason: "NotProtected", Message: p.Want.Message,
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+		Source: corev1.EventSource{Component: fieldManager}, ReportingController: fieldManager,
+	}, metav1.CreateOptions{})
+	if err != nil {
+		d.log.Debug("event not written", "pod", p.Namespace+"/"+p.Name, "error", err)
+	}
+}
+
+func (d *Display) showMesh(ctx context.Context, s *MeshStatus) error {
+	if s == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	content, err := runtime.DefaultUnstructuredConverter.ToUnstructured(s)
+	if err != nil {
+		return fmt.Errorf("show status of the Mesh: %w", err)
+	}
+	u := &unstructured.Unstructured{Object: map[string]any{"status": content}}
+	u.SetGroupVersionKind(MeshResource().GroupVersion().WithKind("Mesh"))
+	u.SetName(MeshName)
+	_, err = d.client.Meshes.ApplyStatus(ctx, MeshName, u, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("show status of the Mesh: %w", err)
+	}
+	return nil
+}
+
+// untaint removes the taint if nobody changed the node's taints meanwhile.
+func (d *Display) untaint(ctx context.Context, name string) error {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	node, err := d.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
+	if err != nil {
+		return fmt.Errorf("remove taint of node %s: %w", name, err)
+	}
+	before, err := json.Marshal(node.Spec.Taints)
+	if err != nil {
+		return err
+	}
+	left := slices.DeleteFunc(slices.Clone(node.Spec.Taints), func(t corev1.Taint) bool { return t.Key == TaintNotReady })
+	after, err := json.Marshal(append([]corev1.Taint{}, left...))
+	if err != nil {
+		return err
+	}
+	patch := fmt.Sprintf(`[{"op":"test","path":"/spec/taints","value":%s},{"op":"replace","path":"/spec/taints","value":%s}]`, before, after)
+	if _, err := d.client.CoreV1().Nodes().Patch(ctx, name, types.JSONPatchType, []byte(patch), metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
+		return fmt.Errorf("remove taint of node %s: %w", name, err)
+	}
+	d.log.Info("startup taint removed", "node", name)
+	return nil
+}
+
+// Summary is what a MeshStatus is made of.
+type Summary struct {
+	Facts       MeshFacts
+	TrustDomain string
+	Pods        PodCounts
+	Nodes       NodeCounts
+	Exceptions  []Exception
+	// Unprotected are ordered by name.
+	Unprotected []UnprotectedPod
+}
+
+// Status is what the Mesh should show, and whether it does not. Times of conditions
+// that stay as they are stay, too.
+func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
+	status = MeshStatus{
+		ObservedGeneration: s.Facts.Generation, TrustDomain: s.TrustDomain, Pods: s.Pods, Nodes: s.Nodes,
+		Exceptions: Count(s.Exceptions), Unprotected: s.Unprotected[:min(len(s.Unprotected), mostListed)],
+		Conditions: slices.Clone(s.Facts.Shown.Conditions),
+	}
+	status.Pods.Exceptions = int32(len(s.Exceptions))
+	for _, c := range []metav1.Condition{s.ready(), s.protected()} {
+		c.ObservedGeneration, c.LastTransitionTime = s.Facts.Generation, metav1.NewTime(now)
+		meta.SetStatusCondition(&status.Conditions, c)
+	}
+	is, _ := json.Marshal(s.Facts.Shown)
+	want, _ := json.Marshal(status)
+	return status, string(is) != string(want)
+}
+
+func (s Summary) ready() metav1.Condition {
+	c := metav1.Condition{Type: MeshReady, Status: metav1.ConditionTrue, Reason: "Serving", Message: "control serves nodes"}
+	if len(s.Facts.Faults) > 0 {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NotUnderstood", fmt.Sprintf("%.4000s", fmt.Sprint(s.Facts.Faults))
+	}
+	return c
+}
+
+func (s Summary) protected() metav1.Condition {
+	c := metav1.Condition{Type: MeshProtected, Status: metav1.ConditionFalse}
+	switch p := s.Pods; {
+	case p.Enrolled == 0:
+		c.Reason, c.Message = "NobodyEnrolled", "no pod is enrolled: label a namespace tacit.dev/mesh=on"
+	case p.Unprotected > 0:
+		c.Reason, c.Message = "SomeUnprotected", fmt.Sprintf("%d of %d enrolled pods are not protected", p.Unprotected, p.Enrolled)
+	default:
+		c.Status, c.Reason, c.Message = metav1.ConditionTrue, "AllProtected", fmt.Sprintf("all %d enrolled pods are protected", p.Enrolled)
+	}
+	return c
+}

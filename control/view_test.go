@@ -1,0 +1,111 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"testing"
+	"time"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
+	"tacit.dev/wire/xds"
+)
+
+// What a pod shows follows from its enrolment and what its agent has said.
+func TestConditionOfPods(t *testing.T) {
+	now := time.Now()
+	before := kube.Condition{Status: "True", Reason: kube.Captured, Message: "as it was"}
+	for name, c := range map[string]struct {
+		e              enrolment
+		away           bool
+		status, reason string
+	}{
+		"outside":                {e: enrolment{state: Outside}},
+		"outside, once shown":    {e: enrolment{state: Outside, pod: kube.Pod{Shown: before}}},
+		"just enrolled":          {e: enrolment{state: Enrolling, since: now}},
+		"enrolled for a while":   {e: enrolment{state: Enrolling, since: now.Add(-enrollingAfter)}, status: "False", reason: kube.Enrolling},
+		"cannot be captured":     {e: enrolment{state: Enrolling, word: free, reason: "no nft", since: now}, status: "False", reason: kube.NotCaptured},
+		"announced":              {e: enrolment{state: Announced, word: captured}, status: "True", reason: kube.Captured},
+		"announced and lost":     {e: enrolment{state: Announced, word: free}, status: "False", reason: kube.NotCaptured},
+		"not heard yet":          {e: enrolment{state: Announced, word: silent, since: now, pod: kube.Pod{Shown: before}}, away: true, status: "True", reason: kube.Captured},
+		"not heard for long":     {e: enrolment{state: Announced, word: silent, since: now.Add(-awayAfter), pod: kube.Pod{Shown: before}}, away: true, status: "Unknown", reason: kube.AgentAway},
+		"withdrawing":            {e: enrolment{state: Withdrawing, word: captured}, status: "False", reason: kube.Leaving},
+		"released, nothing said": {e: enrolment{state: Releasing, word: stale}},
+		"released, once shown":   {e: enrolment{state: Releasing, word: stale, pod: kube.Pod{Shown: before}}, status: "False", reason: kube.Leaving},
+	} {
+		if c.e.word == "" {
+			c.e.word = silent
+		}
+		got := c.e.condition(outlook{now: now, connected: func(string) bool { return !c.away }})
+		if got.Status != c.status || got.Reason != c.reason {
+			t.Errorf("%s: %+v, want %q because of %q", name, got, c.status, c.reason)
+		}
+	}
+}
+
+// The status of the Mesh counts pods and nodes, and names what is not protected.
+func TestViewOfMesh(t *testing.T) {
+	r := newRoster(nil, slog.New(slog.DiscardHandler))
+	now := time.Now()
+	for _, e := range []enrolment{
+		{pod: testPod("a"), state: Announced, word: captured}, {pod: testPod("b"), state: Enrolling, word: free, reason: "no nft"},
+		{pod: testPod("c"), state: Withdrawing, word: captured}, {pod: testPod("d"), state: Outside, word: silent},
+	} {
+		r.pods[e.pod.UID] = &e
+		r.result.Pods = append(r.result.Pods, e.pod)
+	}
+	r.result.Mesh = kube.MeshFacts{Found: true, Generation: 4}
+	r.result.Nodes = []kube.Node{{Name: "n1", Tainted: true}, {Name: "n2", Tainted: true}}
+	r.result.Exceptions = []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}
+	v := r.view(outlook{now: now, connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab")
+	if want := (kube.PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1, Leaving: 1, Exceptions: 1}); v.Mesh.Pods != want || v.Mesh.ObservedGeneration != 4 {
+		t.Errorf("pods %+v of generation %d, want %+v of 4", v.Mesh.Pods, v.Mesh.ObservedGeneration, want)
+	}
+	if len(v.Untaint) != 1 || v.Untaint[0] != "n1" || v.Mesh.Nodes != (kube.NodeCounts{Ready: 1, Total: 2}) {
+		t.Errorf("untaint %v, nodes %+v: want n1, one of two ready", v.Untaint, v.Mesh.Nodes)
+	}
+	if len(v.Mesh.Unprotected) != 1 || v.Mesh.Unprotected[0] != (kube.UnprotectedPod{Pod: "default/b", Reason: "no nft"}) {
+		t.Errorf("unprotected %v, want default/b", v.Mesh.Unprotected)
+	}
+	if len(v.Pods) != 3 {
+		t.Errorf("%d conditions to write, want those of a, b and c: %+v", len(v.Pods), v.Pods)
+	}
+	// What is shown already is not written again.
+	r.result.Mesh.Shown = *v.Mesh
+	if v := r.view(outlook{now: now.Add(time.Minute), connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab"); v.Mesh != nil {
+		t.Errorf("status is written again: %+v", v.Mesh)
+	}
+}
+
+func testPod(name string) kube.Pod {
+	return kube.Pod{Pod: mesh.Pod{UID: name, Namespace: "default", Name: name}, Node: "n1"}
+}
+
+// failingDisplay fails once.
+type failingDisplay struct{ shown chan kube.View }
+
+func (d *failingDisplay) Show(_ context.Context, v kube.View) error {
+	d.shown <- v
+	if len(d.shown) == 1 {
+		return errors.New("server away")
+	}
+	return nil
+}
+
+func TestWhatIsNotShownIsTriedAgain(t *testing.T) {
+	d := &failingDisplay{make(chan kube.View, 2)}
+	p := newPainter(d, slog.New(slog.DiscardHandler))
+	p.put(kube.View{Untaint: []string{"n1"}})
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	go func() {
+		for len(d.shown) < 2 && ctx.Err() == nil {
+			rest(ctx, time.Millisecond)
+		}
+		cancel()
+	}()
+	if err := p.run(ctx); err != nil || len(d.shown) != 2 {
+		t.Errorf("shown %d times, %v: want twice", len(d.shown), err)
+	}
+}
