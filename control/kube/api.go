@@ -226,6 +226,7 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 		ObjectMeta: keepMeta(p.ObjectMeta),
 		Spec: corev1.PodSpec{
 			NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
+			InitContainers: keepCalled(p.Spec.InitContainers), Containers: keepCalled(p.Spec.Containers),
 		},
 		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
@@ -235,6 +236,17 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 			kept.Status.Conditions = append(kept.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
 		case ConditionProtected:
 			kept.Status.Conditions = append(kept.Status.Conditions, c)
+		}
+	}
+	return kept
+}
+
+// keepCalled keeps what the kubelet calls; most containers have nothing of it.
+func keepCalled(list []corev1.Container) (kept []corev1.Container) {
+	for _, c := range list {
+		if len(handlers(&c)) > 0 {
+			kept = append(kept, corev1.Container{Ports: c.Ports, StartupProbe: c.StartupProbe, ReadinessProbe: c.ReadinessProbe,
+				LivenessProbe: c.LivenessProbe, Lifecycle: c.Lifecycle})
 		}
 	}
 	return kept

@@ -95,6 +95,9 @@ func text(r Result) string {
 		for _, e := range p.ExcludeOutbound {
 			fmt.Fprintf(&b, "  excludes outbound %s\n", exclusion(e))
 		}
+		if len(p.ProbePorts) > 0 {
+			fmt.Fprintf(&b, "  is called by its kubelet on %v\n", p.ProbePorts)
+		}
 		for _, port := range p.ExcludeInbound {
 			fmt.Fprintf(&b, "  excludes inbound %d\n", port)
 		}

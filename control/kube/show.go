@@ -201,26 +201,14 @@ func (d *Display) showMesh(ctx context.Context, s *MeshStatus) error {
 	return nil
 }
 
-// untaint removes the taint if nobody changed the node's taints meanwhile.
+// untaint removes the taint, and leaves the node's others alone.
 func (d *Display) untaint(ctx context.Context, name string) error {
 	ctx, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
-	node, err := d.client.CoreV1().Nodes().Get(ctx, name, metav1.GetOptions{})
-	if err != nil {
-		return fmt.Errorf("remove taint of node %s: %w", name, err)
-	}
-	before, err := json.Marshal(node.Spec.Taints)
-	if err != nil {
-		return err
-	}
-	left := slices.DeleteFunc(slices.Clone(node.Spec.Taints), func(t corev1.Taint) bool { return t.Key == TaintNotReady })
-	after, err := json.Marshal(append([]corev1.Taint{}, left...))
-	if err != nil {
-		return err
-	}
-	patch := fmt.Sprintf(`[{"op":"test","path":"/spec/taints","value":%s},{"op":"replace","path":"/spec/taints","value":%s}]`, before, after)
-	if _, err := d.client.CoreV1().Nodes().Patch(ctx, name, types.JSONPatchType, []byte(patch), metav1.PatchOptions{FieldManager: fieldManager}); err != nil {
-		return fmt.Errorf("remove taint of node %s: %w", name, err)
+	patch := fmt.Sprintf(`{"spec":{"taints":[{"$patch":"delete","key":%q}]}}`, TaintNotReady)
+	_, err := d.client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: fieldManager})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove taint %s of node %s: %w", TaintNotReady, name, err)
 	}
 	d.log.Info("startup taint removed", "node", name)
 	return nil
