@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/sync/errgroup"
 )
 
 const (
@@ -31,6 +32,10 @@ type Config struct {
 	// Addr is the TCP address to listen on, HOST:PORT. There is no default:
 	// who gives an address without a host means to be seen from outside.
 	Addr string
+	// Metrics is a second TCP address, for what comes over a network: only
+	// readiness, liveness and metrics are served there, no profile and no dump.
+	// "" means none.
+	Metrics string
 	// Registry is served at /metrics. nil means an empty one.
 	Registry *prometheus.Registry
 	// Ready says why the process is not ready, nil if it is. It is called per
@@ -47,6 +52,9 @@ type Config struct {
 func (c Config) Validate() error {
 	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
 		return fmt.Errorf("admin address %q: want HOST:PORT: %w", c.Addr, err)
+	}
+	if _, _, err := net.SplitHostPort(c.Metrics); err != nil && c.Metrics != "" {
+		return fmt.Errorf("address of metrics %q: want HOST:PORT: %w", c.Metrics, err)
 	}
 	return nil
 }
@@ -65,27 +73,36 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", cfg.Addr)
-	if err != nil {
-		return fmt.Errorf("listen on admin address: %w", err)
-	}
-	return serve(ctx, l, cfg)
-}
-
-// serve owns l.
-func serve(ctx context.Context, l net.Listener, cfg Config) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return listen(ctx, cfg.Addr, newHandler(cfg), cfg.Log) })
+	if cfg.Metrics != "" {
+		g.Go(func() error { return listen(ctx, cfg.Metrics, newMetricsHandler(cfg), cfg.Log) })
+	}
+	return g.Wait()
+}
+
+func listen(ctx context.Context, addr string, h http.Handler, log *slog.Logger) error {
+	var lc net.ListenConfig
+	l, err := lc.Listen(ctx, "tcp", addr)
+	if err != nil {
+		return fmt.Errorf("listen on admin address: %w", err)
+	}
+	return serve(ctx, l, h, log)
+}
+
+// serve owns l.
+func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	s := &http.Server{
-		Handler:           newHandler(cfg),
+		Handler:           h,
 		ReadHeaderTimeout: headerLimit,
 		ReadTimeout:       headerLimit,
 		WriteTimeout:      requestLimit,
 		IdleTimeout:       requestLimit,
 		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(cfg.Log.Handler(), slog.LevelWarn),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	ended := make(chan error, 1)

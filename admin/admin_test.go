@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -52,6 +53,21 @@ func TestRequests(t *testing.T) {
 	}
 }
 
+// What may be seen from a network shows no memory of the process.
+func TestMetricsHandlerServesNothingElse(t *testing.T) {
+	h := newMetricsHandler(Config{Registry: NewRegistry(), Dump: map[string]func() any{"pods": func() any { return nil }}})
+	for path, code := range map[string]int{
+		"/healthz": 200, "/readyz": 200, "/metrics": 200,
+		"/": 404, "/dump/pods": 404, "/debug/pprof/": 404, "/debug/pprof/heap": 404, "/debug/pprof/profile": 404,
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != code {
+			t.Errorf("%s: got %d, want %d", path, w.Code, code)
+		}
+	}
+}
+
 func TestReady(t *testing.T) {
 	for name, ready := range map[string]func() error{"no func": nil, "no error": func() error { return nil }} {
 		w := httptest.NewRecorder()
@@ -69,7 +85,9 @@ func TestServeUntilTheContextEnds(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- serve(ctx, l, Config{Registry: NewRegistry()}) }()
+	go func() {
+		ended <- serve(ctx, l, newHandler(Config{Registry: NewRegistry()}), slog.New(slog.DiscardHandler))
+	}()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
 	if err != nil {
 		t.Fatal(err)

@@ -17,9 +17,7 @@ import (
 func newHandler(cfg Config) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", serveIndex(cfg))
-	mux.HandleFunc("GET /healthz", serveAlive)
-	mux.HandleFunc("GET /readyz", serveReady(cfg.Ready))
-	mux.Handle("GET /metrics", metrics(cfg.Registry))
+	handleMetrics(mux, cfg)
 	mux.HandleFunc("GET /dump/{name}", serveDump(cfg))
 	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
 	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
@@ -27,6 +25,19 @@ func newHandler(cfg Config) http.Handler {
 	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
 	return mux
+}
+
+// newMetricsHandler serves what may be seen from outside.
+func newMetricsHandler(cfg Config) http.Handler {
+	mux := http.NewServeMux()
+	handleMetrics(mux, cfg)
+	return mux
+}
+
+func handleMetrics(mux *http.ServeMux, cfg Config) {
+	mux.HandleFunc("GET /healthz", serveAlive)
+	mux.HandleFunc("GET /readyz", serveReady(cfg.Ready))
+	mux.Handle("GET /metrics", metrics(cfg.Registry))
 }
 
 func serveIndex(cfg Config) http.HandlerFunc {

@@ -70,6 +70,9 @@ type Config struct {
 	Listener net.Listener
 	// Admin is HOST:PORT for metrics and dumps. "" means none.
 	Admin string
+	// Metrics is HOST:PORT for readiness and metrics alone, if there is an Admin.
+	// "" means none.
+	Metrics string
 	// Names are the DNS names and IP addresses by which nodes reach control,
 	// besides the host of Listen.
 	Names []string
@@ -113,7 +116,7 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.Admin != "" {
-		errs = append(errs, admin.Config{Addr: c.Admin}.Validate())
+		errs = append(errs, admin.Config{Addr: c.Admin, Metrics: c.Metrics}.Validate())
 	}
 	if c.LeafTTL < 0 || c.GoneAfter < 0 {
 		errs = append(errs, fmt.Errorf("leaf ttl %v, gone after %v: want none negative", c.LeafTTL, c.GoneAfter))
@@ -212,6 +215,7 @@ func (p *plane) elect(ctx context.Context) error {
 func (p *plane) admin(ctx context.Context) error {
 	return admin.Run(ctx, admin.Config{
 		Addr:     p.cfg.Admin,
+		Metrics:  p.cfg.Metrics,
 		Registry: p.cfg.Registry,
 		Ready:    p.ready,
 		Dump:     map[string]func() any{"status": p.status},

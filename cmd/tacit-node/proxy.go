@@ -23,7 +23,7 @@ import (
 type proxyFlags struct {
 	proxy               proxy.Config
 	dial                xds.DialConfig
-	admin               string
+	admin, metrics      string
 	ttl                 time.Duration
 	logFormat, logLevel string
 }
@@ -37,6 +37,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
 	s.StringVar(&f.proxy.Handle, "handle", "/run/tacit/handle.sock", "`path` of the agent's socket")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15021", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	s.StringVar(&f.metrics, "metrics", "", "`HOST:PORT` of readiness and metrics alone, for what comes over a network; \"\" is none")
 	s.DurationVar(&f.proxy.DialTimeout, "dial-timeout", 10*time.Second, "how long a connection may take to reach its other end")
 	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
 	s.DurationVar(&f.proxy.AnnounceGrace, "announce-grace", 5*time.Second, "how long after a pod was announced a peer may still dial it in plaintext from a port that hints at TLS")
@@ -97,7 +98,7 @@ func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn
 	g.Go(func() error { return p.Run(ctx) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
-			Addr: f.admin, Registry: reg, Ready: p.Ready, Log: log,
+			Addr: f.admin, Metrics: f.metrics, Registry: reg, Ready: p.Ready, Log: log,
 			Dump: map[string]func() any{
 				"pods":         func() any { return p.Pods() },
 				"certificates": func() any { return keeper.Dump() },
