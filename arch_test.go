@@ -23,8 +23,8 @@ const module = "tacit.dev"
 var layers = [][]string{
 	{"mesh"},
 	{"policy", "identity", "relay", "admin", "pod/cni", "pod/netns", "pod/redirect",
-		"wire/direct", "wire/hbone", "wire/xds", "wire/csr", "wire/handle",
-		"waypoint/route", "control/ca", "control/kube"},
+		"wire/direct", "wire/hbone", "wire/xds", "wire/csr", "wire/handle", "wire/finding",
+		"waypoint/route", "control/ca", "control/kube", "deploy"},
 	{"node/agent", "node/proxy", "waypoint", "control"},
 	{"cli", "ui", "lab"},
 	{"cmd/...", "bench/..."},
@@ -64,6 +64,7 @@ var only = map[string][]string{
 	"sigs.k8s.io/":               {"control/kube", "cli", "lab"},
 	"istio.io/":                  {"control/kube", "cli", "lab"},
 	"github.com/spf13/cobra":     {"cli", "cmd/tacit"},
+	"helm.sh/":                   {"cli"},
 }
 
 // standard packages import the standard library and each other, nothing else.
@@ -79,7 +80,7 @@ var links = map[string][]string{
 	"cmd/tacit-cni": {"mesh", "pod/cni"},
 	"cmd/tacit-node": {"mesh", "identity", "relay", "admin", "policy", "waypoint", "waypoint/route",
 		"node/agent", "node/proxy", "pod/cni", "pod/netns", "pod/redirect",
-		"wire/direct", "wire/hbone", "wire/handle", "wire/xds", "wire/csr", "wire/xds/message", "wire/csr/message"},
+		"wire/direct", "wire/hbone", "wire/handle", "wire/finding", "wire/xds", "wire/csr", "wire/xds/message", "wire/csr/message"},
 }
 
 // unreachable: modules that a program must not contain, however far down.

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"syscall"
@@ -19,6 +18,9 @@ const usage = `usage: tacit-node ROLE [flags]
 roles:
   agent    enrols the pods of this node; needs root
   proxy    carries their connections; needs nothing
+  check    says whether this node has what the agent needs, and changes nothing
+  sweep    removes what an agent has left here; none may run
+  ask      asks an agent or proxy whether it is ready, or alive
 
 tacit-node ROLE -h lists the flags of a role
 `
@@ -34,27 +36,12 @@ func main() {
 
 // run is the role that args begin with, until ctx ends.
 func run(ctx context.Context, args []string) error {
-	roles := map[string]func(context.Context, []string) error{"agent": runAgent, "proxy": runProxy}
+	roles := map[string]func(context.Context, []string) error{
+		"agent": runAgent, "proxy": runProxy, "check": runCheck, "sweep": runSweep, "ask": runAsk,
+	}
 	if len(args) == 0 || roles[args[0]] == nil {
 		fmt.Fprint(os.Stderr, usage)
 		return fmt.Errorf("%q: want a role", args)
 	}
 	return roles[args[0]](ctx, args[1:])
-}
-
-// logTo is the logger that the flags --log-format and --log-level ask for.
-func logTo(format, level string) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level: %w", err)
-	}
-	o.Level = l
-	switch format {
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, &o)), nil
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, &o)), nil
-	}
-	return nil, fmt.Errorf("--log-format %q: want json or text", format)
 }

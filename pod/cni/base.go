@@ -1,0 +1,29 @@
+package cni
+
+import (
+	"encoding/json"
+	"fmt"
+	"slices"
+)
+
+// Base tells which file the plugin's own would follow, and the types of the plugins
+// in it. It changes nothing.
+func (c Chain) Base() (file string, types []string, err error) {
+	file, list, err := c.base()
+	if err != nil {
+		return "", nil, fmt.Errorf("chain of %s: %w", c.Dir, err)
+	}
+	for _, raw := range list.plugins {
+		var p struct {
+			Type string `json:"type"`
+		}
+		if err := json.Unmarshal(raw, &p); err != nil {
+			return file, nil, fmt.Errorf("chain of %s, file %s: %w", c.Dir, file, err)
+		}
+		types = append(types, p.Type)
+	}
+	if !slices.ContainsFunc(ownFiles, func(name string) bool { return name < file }) {
+		return file, types, fmt.Errorf("chain of %s, file %s: %w", c.Dir, file, errNoPlace)
+	}
+	return file, types, nil
+}
