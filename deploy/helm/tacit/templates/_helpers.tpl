@@ -1,0 +1,47 @@
+{{/* Names of objects are fixed: programs, certificates and documentation know them. */}}
+
+{{- define "tacit.labels" -}}
+app.kubernetes.io/part-of: tacit
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") }}
+{{- end }}
+
+{{/* The image of the program that is the argument's second element. */}}
+{{- define "tacit.image" -}}
+{{- $root := index . 0 -}}
+{{- with $root.Values.image.registry }}{{ . }}/{{ end }}{{ index . 1 }}:{{ $root.Values.image.tag | default $root.Chart.AppVersion }}
+{{- end }}
+
+{{- define "tacit.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end }}
+
+{{- define "tacit.controlName" -}}
+tacit-control.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{/* The token by which a process proves its node. */}}
+{{- define "tacit.token" -}}
+name: token
+projected:
+  sources:
+    - serviceAccountToken:
+        audience: tacit
+        expirationSeconds: 3600
+        path: token
+{{- end }}
+
+{{/* Who may scrape, as a rule of ingress. */}}
+{{- define "tacit.metricsFrom" }}
+    - ports:
+        - {port: 15025, protocol: TCP}
+      {{- with .Values.networkPolicy.metricsFrom }}
+      from: {{- toYaml . | nindent 8 }}
+      {{- end }}
+{{- end }}
