@@ -1,6 +1,7 @@
-// Package cli is the verbs of tacit, the program for people. So far they are
-// those of the lab: it reads words and flags, and asks the lab. It stands outside
-// of both ways, and refuses to know more than it prints.
+// Package cli is the verbs of tacit, the program for people: it installs the mesh on
+// a cluster, looks whether all is well, and removes it without a trace; and it has
+// the verbs of the lab. It stands outside of both ways: it speaks with an API server
+// as the person who runs it may, and refuses to change what it was not asked to.
 package cli
 
 import (
@@ -26,7 +27,8 @@ func Main(version string, args []string) int {
 		SilenceErrors: true,
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(versionCommand(version), labCommand())
+	root.AddCommand(installCommand(version), upgradeCommand(version), uninstallCommand(version), checkCommand(version), statusCommand(),
+		versionCommand(version), labCommand())
 	root.SetArgs(args)
 	return exitCode(root.ExecuteContext(ctx), os.Stderr)
 }

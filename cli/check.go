@@ -1,0 +1,117 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func checkCommand(version string) *cobra.Command {
+	var vals valueFlags
+	var wait bool
+	var limit time.Duration
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "before: has the cluster what is needed; after: is every pod protected that should be",
+		Long: `Where nothing is installed, looks whether the cluster has what the mesh needs: version, permissions, network, the
+kernel of every node, other meshes. A pod looks at each node, and is removed. Where the mesh is installed, looks
+whether control and nodes are ready, and every enrolled pod is protected.
+
+Exit codes: 0 all is well; 1 it could not be found out; 2 something is lacking.`,
+		Args: cobra.NoArgs,
+	}
+	t := newTarget(cmd.Flags())
+	vals.add(cmd.Flags())
+	cmd.Flags().BoolVar(&wait, "wait", false, "wait until everything is ready, and every enrolled pod protected")
+	cmd.Flags().DurationVar(&limit, "timeout", 5*time.Minute, "how long it may take")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), limit)
+		defer cancel()
+		c, err := t.connect()
+		if err != nil {
+			return err
+		}
+		p := newProgress(cmd.OutOrStdout())
+		installed, err := c.installed()
+		if err != nil {
+			return err
+		}
+		if !installed {
+			return c.checkBefore(ctx, p, version, &vals)
+		}
+		if wait {
+			return c.awaitHealth(ctx, p)
+		}
+		return c.checkAfter(ctx, p)
+	}
+	return cmd
+}
+
+func (c *cluster) installed() (bool, error) {
+	r, err := c.releases()
+	if err != nil {
+		return false, err
+	}
+	last, err := r.last()
+	return last != nil, err
+}
+
+func (c *cluster) checkBefore(ctx context.Context, p *progress, version string, v *valueFlags) error {
+	vals, err := v.merge()
+	if err != nil {
+		return err
+	}
+	charted, err := openChart(version)
+	if err != nil {
+		return err
+	}
+	manifest, err := render(ctx, charted, vals)
+	if err != nil {
+		return err
+	}
+	found, err := c.examine(ctx, manifest, false)
+	if err != nil {
+		return err
+	}
+	found.print(p.out)
+	if n := found.lacking(); n > 0 {
+		fmt.Fprintf(p.out, "%d of %d are lacking: tacit install would change nothing\n", n, len(found.all))
+		return lacking
+	}
+	fmt.Fprintln(p.out, "tacit is not installed, and can be: tacit install")
+	return nil
+}
+
+// examine is preflight. If the namespace had to be made for it, that is removed
+// again, unless all is well and keep says that it is about to be used.
+func (c *cluster) examine(ctx context.Context, manifest string, keep bool) (*report, error) {
+	objects, err := decode(manifest)
+	if err != nil {
+		return nil, err
+	}
+	r, err := c.preflight(ctx, objects)
+	if r == nil || !r.madeNamespace || keep && err == nil && r.lacking() == 0 {
+		return r, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	return r, errors.Join(err, c.removeNamespace(ctx, newProgress(io.Discard)))
+}
+
+func (c *cluster) checkAfter(ctx context.Context, p *progress) error {
+	h, err := c.health(ctx)
+	if err != nil {
+		return err
+	}
+	h.print(p.out)
+	if missing := h.missing(); missing != "" {
+		fmt.Fprintf(p.out, "not all is well: %s\n", missing)
+		return lacking
+	}
+	fmt.Fprintf(p.out, "all is well: %d of %d enrolled pods are protected\n", len(h.pods), len(h.pods))
+	return nil
+}

@@ -1,0 +1,170 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+
+	"tacit.dev/control/kube"
+)
+
+// lacking is the exit code for: what was looked at is not as it has to be.
+const lacking = exit(2)
+
+// setup are the flags of install and upgrade.
+type setup struct {
+	version string
+	target  *target
+	values  valueFlags
+	dryRun  bool
+	wait    bool
+	limit   time.Duration
+}
+
+func installCommand(version string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "install",
+		Short: "install the mesh on a cluster, or make it what the flags say",
+		Long: `Installs the mesh on a cluster: the Helm chart that is inside of this program, as release "tacit" in namespace
+tacit-system. It first looks whether the cluster has all that is needed, and changes nothing if it has not. To run
+it again is safe; values that were given before stay.
+
+Exit codes: 0 ready; 1 something failed; 2 the cluster lacks something, or was not ready in time.`,
+		Example: `  tacit install
+  tacit install --set image.registry=registry.example.org/tacit
+  tacit install -f values.yaml --dry-run`,
+		Args: cobra.NoArgs,
+	}
+	s := newSetup(cmd, version)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return s.run(cmd, false) }
+	return cmd
+}
+
+func upgradeCommand(version string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "upgrade",
+		Short: "bring an installed mesh to the version of this program",
+		Long: `Brings an installed mesh to the version of this program. Values that were given before stay, defaults are those of
+this version. A node's next agent and proxy are ready before the last ones end; connections that the last proxy
+carries end with it.
+
+Exit codes: as of install; 1 also if nothing is installed.`,
+		Args: cobra.NoArgs,
+	}
+	s := newSetup(cmd, version)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { return s.run(cmd, true) }
+	return cmd
+}
+
+func newSetup(cmd *cobra.Command, version string) *setup {
+	s := &setup{version: version, target: newTarget(cmd.Flags())}
+	s.values.add(cmd.Flags())
+	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print the manifests, and change nothing")
+	cmd.Flags().BoolVar(&s.wait, "wait", true, "wait until everything is ready, and every enrolled pod protected")
+	cmd.Flags().DurationVar(&s.limit, "timeout", 5*time.Minute, "how long all of it may take")
+	return s
+}
+
+func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
+	vals, err := s.values.merge()
+	if err != nil {
+		return err
+	}
+	charted, err := openChart(s.version)
+	if err != nil {
+		return err
+	}
+	manifest, err := render(cmd.Context(), charted, vals)
+	if err != nil {
+		return err
+	}
+	if s.dryRun {
+		_, err := fmt.Fprint(cmd.OutOrStdout(), manifest)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), s.limit)
+	defer cancel()
+	c, err := s.target.connect()
+	if err != nil {
+		return err
+	}
+	p := newProgress(cmd.OutOrStdout())
+	if err := s.prepare(ctx, c, p, manifest, upgrade); err != nil {
+		return err
+	}
+	return s.apply(ctx, c, p, charted, vals)
+}
+
+// prepare looks whether the cluster has what is needed, and makes the namespace.
+func (s *setup) prepare(ctx context.Context, c *cluster, p *progress, manifest string, upgrade bool) error {
+	r, err := c.releases()
+	if err != nil {
+		return err
+	}
+	last, err := r.last()
+	if err != nil {
+		return err
+	}
+	if upgrade && last == nil {
+		return fmt.Errorf("upgrade: no release %s in namespace %s: tacit install makes one", releaseName, namespace)
+	}
+	p.say("looking whether the cluster has what is needed")
+	found, err := c.examine(ctx, manifest, true)
+	if err != nil {
+		return err
+	}
+	if n := found.lacking(); n > 0 {
+		found.print(p.out)
+		p.say("nothing was changed")
+		return lacking
+	}
+	_, err = c.ensureNamespace(ctx)
+	return err
+}
+
+// apply brings the release about, and waits.
+func (s *setup) apply(ctx context.Context, c *cluster, p *progress, charted *chart.Chart, vals map[string]any) error {
+	r, err := c.releases()
+	if err != nil {
+		return err
+	}
+	p.say("applying release %s %s", releaseName, s.version)
+	made, err := r.apply(ctx, charted, vals, s.limit)
+	if err != nil {
+		return err
+	}
+	if err := c.ensureMesh(ctx, p, map[string]any{"enrolment": kube.Labelled}); err != nil {
+		return err
+	}
+	if !s.wait {
+		p.say("release %s, revision %d, is applied; tacit check --wait waits for it", made.Name, made.Version)
+		return nil
+	}
+	return c.awaitHealth(ctx, p)
+}
+
+// awaitHealth waits until everything is ready and every enrolled pod protected.
+func (c *cluster) awaitHealth(ctx context.Context, p *progress) error {
+	var last *health
+	err := p.await(ctx, func(ctx context.Context) (string, error) {
+		h, err := c.health(ctx)
+		if err != nil {
+			return "", err
+		}
+		last = h
+		return h.missing(), nil
+	})
+	if errors.Is(err, context.DeadlineExceeded) {
+		p.say("not ready in time: %v", err)
+		return lacking
+	}
+	if err != nil {
+		return err
+	}
+	p.say("ready: control, %d nodes, %d of %d enrolled pods protected", len(last.nodes), len(last.pods), len(last.pods))
+	return nil
+}

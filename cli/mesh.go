@@ -1,0 +1,91 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+
+	"tacit.dev/control/kube"
+)
+
+// mesh is the Mesh of the cluster, nil if there is none, or no such kind.
+func (c *cluster) mesh(ctx context.Context) (*kube.Mesh, error) {
+	o, err := c.meshes.Get(ctx, kube.MeshName, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	m := &kube.Mesh{}
+	if err == nil {
+		err = runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, m)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read Mesh %s: %w", kube.MeshName, err)
+	}
+	return m, nil
+}
+
+// ensureMesh makes the Mesh if there is none. The kind may be a moment old, and not
+// served yet.
+func (c *cluster) ensureMesh(ctx context.Context, p *progress, spec map[string]any) error {
+	m := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": kube.MeshResource().GroupVersion().String(), "kind": "Mesh",
+		"metadata": map[string]any{"name": kube.MeshName}, "spec": spec,
+	}}
+	return p.await(ctx, func(ctx context.Context) (string, error) {
+		_, err := c.meshes.Create(ctx, m, metav1.CreateOptions{})
+		if err == nil || apierrors.IsAlreadyExists(err) {
+			return "", nil
+		}
+		if apierrors.IsNotFound(err) {
+			return "the kind Mesh", nil
+		}
+		return "", err
+	})
+}
+
+// enrolNobody tells control to release every pod, and returns what the Mesh said
+// before, nil if it was not there.
+func (c *cluster) enrolNobody(ctx context.Context, p *progress) (before *kube.MeshSpec, err error) {
+	m, err := c.mesh(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if m == nil {
+		return nil, c.ensureMesh(ctx, p, map[string]any{"enrolment": kube.None})
+	}
+	return &m.Spec, c.setEnrolment(ctx, map[string]any{"enrolment": kube.None, "namespaces": nil})
+}
+
+func (c *cluster) setEnrolment(ctx context.Context, spec any) error {
+	patch, err := json.Marshal(map[string]any{"spec": spec})
+	if err != nil {
+		return err
+	}
+	if _, err := c.meshes.Patch(ctx, kube.MeshName, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
+		return fmt.Errorf("change Mesh %s: %w", kube.MeshName, err)
+	}
+	return nil
+}
+
+// inMesh says which pods are still in the mesh, or on their way out, "" if none is.
+// enrolled counts only the first, and is positive while it is not known.
+func (c *cluster) inMesh(ctx context.Context) (enrolled int32, missing string, err error) {
+	m, err := c.mesh(ctx)
+	if err != nil || m == nil {
+		return 1, "the Mesh", err
+	}
+	s := m.Status
+	switch {
+	case s.ObservedGeneration < m.Generation:
+		return 1, "control to take notice", nil
+	case s.Pods.Enrolled+s.Pods.Leaving > 0:
+		return s.Pods.Enrolled, fmt.Sprintf("pods to leave the mesh: %d enrolled, %d leaving", s.Pods.Enrolled, s.Pods.Leaving), nil
+	}
+	return 0, "", nil
+}

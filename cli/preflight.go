@@ -1,0 +1,250 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	authv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/util/version"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/wire/finding"
+)
+
+// oldest is the Kubernetes that says on which node the pod of a token runs.
+const oldest = "1.32.0"
+
+// at is a finding and where it was made: a node, or "" for the cluster.
+type at struct {
+	node string
+	finding.Finding
+}
+
+// report is what a check found.
+type report struct {
+	all []at
+	// madeNamespace says that the namespace was not there, and was made to look at
+	// the nodes.
+	madeNamespace bool
+}
+
+func (r *report) add(node string, found ...finding.Finding) {
+	for _, f := range found {
+		r.all = append(r.all, at{node, f})
+	}
+}
+
+// lacking is how many findings stand in the way.
+func (r *report) lacking() int {
+	n := 0
+	for _, f := range r.all {
+		if f.Lacks != "" {
+			n++
+		}
+	}
+	return n
+}
+
+func (r *report) print(out io.Writer) {
+	for _, f := range r.all {
+		where := "cluster"
+		if f.node != "" {
+			where = "node " + f.node
+		}
+		if f.Lacks == "" {
+			fmt.Fprintf(out, "  ok      %s: %s: %s\n", where, f.What, f.Found)
+			continue
+		}
+		fmt.Fprintf(out, "  LACKING %s: %s: %s\n", where, f.What, f.Lacks)
+		if f.Remedy != "" {
+			fmt.Fprintf(out, "          remedy: %s\n", f.Remedy)
+		}
+	}
+}
+
+// preflight looks whether the cluster has all that the objects need. It changes
+// nothing that stays.
+func (c *cluster) preflight(ctx context.Context, objects []*unstructured.Unstructured) (*report, error) {
+	r := &report{}
+	r.add("", c.checkVersion())
+	rights, err := c.checkRights(ctx, objects)
+	if err != nil {
+		return nil, err
+	}
+	r.add("", rights)
+	others, err := c.checkOthers(ctx)
+	if err != nil {
+		return nil, err
+	}
+	r.add("", others...)
+	ds, err := daemonSetOf(objects)
+	if err != nil {
+		return nil, err
+	}
+	if r.lacking() > 0 { // visitors would fail for the same reasons, or disturb
+		return r, nil
+	}
+	return r, c.checkNodes(ctx, ds, r)
+}
+
+func (c *cluster) checkVersion() finding.Finding {
+	f := finding.Finding{What: "version"}
+	info, err := c.client.Discovery().ServerVersion()
+	if err != nil {
+		f.Lacks, f.Remedy = err.Error(), "see whether the cluster answers: kubectl get nodes"
+		return f
+	}
+	f.Found = "Kubernetes " + info.GitVersion
+	v, err := version.ParseGeneric(info.GitVersion)
+	if err == nil && v.LessThan(version.MustParseGeneric(oldest)) {
+		f.Lacks, f.Remedy = "Kubernetes "+info.GitVersion+" does not say on which node a token's pod runs", "upgrade to Kubernetes "+oldest+" or later"
+	}
+	return f
+}
+
+// checkRights asks whether this user may create every object of the release, and
+// visit nodes.
+func (c *cluster) checkRights(ctx context.Context, objects []*unstructured.Unstructured) (finding.Finding, error) {
+	f := finding.Finding{What: "permissions", Found: "all that installing needs"}
+	wanted := map[authv1.ResourceAttributes]bool{
+		{Verb: "create", Resource: "namespaces"}:                                                   true,
+		{Verb: "list", Resource: "nodes"}:                                                          true,
+		{Verb: "create", Resource: "pods", Namespace: namespace}:                                   true,
+		{Verb: "create", Resource: "secrets", Namespace: namespace}:                                true,
+		{Verb: "create", Resource: kube.MeshResource().Resource, Group: kube.MeshResource().Group}: true,
+	}
+	for _, o := range objects {
+		gvk := o.GroupVersionKind()
+		m, err := c.mapper.RESTMapping(gvk.GroupKind(), gvk.Version)
+		if err != nil {
+			return f, fmt.Errorf("ask the API server for kind %s: %w", gvk.Kind, err)
+		}
+		wanted[authv1.ResourceAttributes{Verb: "create", Group: gvk.Group, Resource: m.Resource.Resource, Namespace: o.GetNamespace()}] = true
+	}
+	var missing []string
+	for a := range wanted {
+		answer, err := c.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{
+			Spec: authv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return f, fmt.Errorf("ask whether this user may %s %s: %w", a.Verb, a.Resource, err)
+		}
+		if !answer.Status.Allowed {
+			missing = append(missing, a.Verb+" "+strings.TrimSuffix(a.Resource+"."+a.Group, "."))
+		}
+	}
+	if len(missing) > 0 {
+		slices.Sort(missing)
+		f.Lacks, f.Remedy = "this user may not "+strings.Join(slices.Compact(missing), ", "), "install as a user with the role cluster-admin"
+	}
+	return f, nil
+}
+
+// otherMeshes are DaemonSets that lead the connections of pods, too.
+var otherMeshes = map[string]string{
+	"istio-cni-node": "Istio", "ztunnel": "Istio's ambient mesh", "linkerd-cni": "Linkerd", "kuma-cni-node": "Kuma", "consul-cni": "Consul",
+}
+
+// checkOthers looks for what would fight with us over a pod's connections, or over
+// the node's network configuration.
+func (c *cluster) checkOthers(ctx context.Context) ([]finding.Finding, error) {
+	sets, err := c.client.AppsV1().DaemonSets(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return nil, fmt.Errorf("list DaemonSets: %w", err)
+	}
+	var found []finding.Finding
+	for _, s := range sets.Items {
+		if mesh := otherMeshes[s.Name]; mesh != "" {
+			found = append(found, finding.Finding{What: "other meshes", Lacks: fmt.Sprintf("DaemonSet %s/%s of %s leads the connections of pods, too", s.Namespace, s.Name, mesh),
+				Remedy: fmt.Sprintf("uninstall %s first: two meshes cannot have the same pod", mesh)})
+		}
+	}
+	if f, err := c.checkCilium(ctx); err != nil {
+		return nil, err
+	} else if f.Lacks != "" {
+		found = append(found, f)
+	}
+	if len(found) == 0 {
+		found = append(found, finding.Finding{What: "other meshes", Found: "none"})
+	}
+	return found, nil
+}
+
+// checkCilium asks whether Cilium renames the network configurations of others.
+func (c *cluster) checkCilium(ctx context.Context) (finding.Finding, error) {
+	m, err := c.client.CoreV1().ConfigMaps(metav1.NamespaceSystem).Get(ctx, "cilium-config", metav1.GetOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsForbidden(err) {
+		return finding.Finding{}, nil
+	}
+	if err != nil {
+		return finding.Finding{}, fmt.Errorf("read ConfigMap kube-system/cilium-config: %w", err)
+	}
+	if m.Data["cni-exclusive"] != "true" {
+		return finding.Finding{}, nil
+	}
+	return finding.Finding{What: "network", Lacks: "Cilium takes away every network configuration but its own (cni-exclusive)",
+		Remedy: "helm upgrade cilium --reuse-values --set cni.exclusive=false"}, nil
+}
+
+// checkNodes visits the nodes that Tacit would run on.
+func (c *cluster) checkNodes(ctx context.Context, ds *appsv1.DaemonSet, r *report) error {
+	nodes, away, err := c.nodes(ctx, ds)
+	if err != nil {
+		return err
+	}
+	for _, node := range sortedNodes(away) {
+		r.add(node, finding.Finding{What: "ready", Found: "not ready (" + away[node] + "): not looked at"})
+	}
+	if len(nodes) == 0 {
+		r.add("", finding.Finding{What: "nodes", Lacks: "no node is ready", Remedy: "see kubectl describe nodes; nodes are not ready without a network (CNI)"})
+		return nil
+	}
+	if r.madeNamespace, err = c.ensureNamespace(ctx); err != nil {
+		return err
+	}
+	found, err := c.visitNodes(ctx, ds, examination, nodes)
+	if err != nil {
+		return fmt.Errorf("look at the nodes: %w", err)
+	}
+	for _, node := range nodes {
+		r.add(node, found[node]...)
+	}
+	return nil
+}
+
+// nodes are those that Tacit is meant for and that are ready, and why others of
+// them are not.
+func (c *cluster) nodes(ctx context.Context, ds *appsv1.DaemonSet) (ready []string, away map[string]string, err error) {
+	list, err := c.client.CoreV1().Nodes().List(ctx, metav1.ListOptions{LabelSelector: labels.Set(ds.Spec.Template.Spec.NodeSelector).String()})
+	if err != nil {
+		return nil, nil, fmt.Errorf("list nodes: %w", err)
+	}
+	away = map[string]string{}
+	for _, n := range list.Items {
+		if why := notReady(n); why != "" {
+			away[n.Name] = why
+		} else {
+			ready = append(ready, n.Name)
+		}
+	}
+	slices.Sort(ready)
+	return ready, away, nil
+}
+
+func notReady(n corev1.Node) string {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+			return strings.TrimSpace(c.Reason + ": " + c.Message)
+		}
+	}
+	return ""
+}

@@ -1,0 +1,102 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"helm.sh/helm/v4/pkg/action"
+	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/kube"
+	"helm.sh/helm/v4/pkg/release/common"
+	release "helm.sh/helm/v4/pkg/release/v1"
+	"helm.sh/helm/v4/pkg/storage/driver"
+)
+
+// releases is Helm's record of what is installed, in Secrets of the namespace.
+type releases struct{ cfg *action.Configuration }
+
+func (c *cluster) releases() (*releases, error) {
+	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
+	if err := cfg.Init(c.getter, namespace, "secrets"); err != nil {
+		return nil, fmt.Errorf("prepare Helm: %w", err)
+	}
+	return &releases{cfg: cfg}, nil
+}
+
+// last is nil, and no error, if there is no release.
+func (r *releases) last() (*release.Release, error) {
+	found, err := r.cfg.Releases.Last(releaseName)
+	if errors.Is(err, driver.ErrReleaseNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read release %s: %w", releaseName, err)
+	}
+	last, ok := found.(*release.Release)
+	if !ok {
+		return nil, fmt.Errorf("read release %s: Helm has a %T", releaseName, found)
+	}
+	return last, nil
+}
+
+// apply installs the chart, or makes the release that is there what it says. Values
+// that were given before, and are not now, stay. It waits for nothing.
+func (r *releases) apply(ctx context.Context, c *chart.Chart, vals map[string]any, limit time.Duration) (*release.Release, error) {
+	last, err := r.last()
+	if err != nil {
+		return nil, err
+	}
+	if last != nil && last.Info.Status.IsPending() {
+		return nil, fmt.Errorf("release %s is %s: another tacit is at work, or was interrupted: wait, or run tacit uninstall", releaseName, last.Info.Status)
+	}
+	if last == nil || last.Info.Status == common.StatusUninstalled {
+		err = r.install(ctx, c, vals, limit)
+	} else {
+		err = r.upgrade(ctx, c, vals, limit)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return r.last()
+}
+
+func (r *releases) install(ctx context.Context, c *chart.Chart, vals map[string]any, limit time.Duration) error {
+	a := action.NewInstall(r.cfg)
+	a.ReleaseName, a.Namespace, a.Timeout = releaseName, namespace, limit
+	a.WaitStrategy = kube.HookOnlyStrategy
+	if _, err := a.RunWithContext(ctx, c, vals); err != nil {
+		return fmt.Errorf("install release %s: %w", releaseName, err)
+	}
+	return nil
+}
+
+func (r *releases) upgrade(ctx context.Context, c *chart.Chart, vals map[string]any, limit time.Duration) error {
+	a := action.NewUpgrade(r.cfg)
+	a.Namespace, a.Timeout, a.MaxHistory = namespace, limit, 10
+	a.WaitStrategy = kube.HookOnlyStrategy
+	a.ResetThenReuseValues = true
+	if _, err := a.RunWithContext(ctx, releaseName, c, vals); err != nil {
+		return fmt.Errorf("upgrade release %s: %w", releaseName, err)
+	}
+	return nil
+}
+
+// remove deletes what the release made, and the record of it.
+func (r *releases) remove(limit time.Duration) error {
+	a := action.NewUninstall(r.cfg)
+	a.Timeout, a.IgnoreNotFound = limit, true
+	a.WaitStrategy = kube.StatusWatcherStrategy
+	if _, err := a.Run(releaseName); err != nil {
+		return fmt.Errorf("uninstall release %s: %w", releaseName, err)
+	}
+	return nil
+}
+
+// keepCRD has the release let go of the kind Mesh when it is removed. It is the
+// chart and the values that are installed; only that changes.
+func (r *releases) keepCRD(ctx context.Context, last *release.Release, limit time.Duration) error {
+	return r.upgrade(ctx, last.Chart, map[string]any{"crd": map[string]any{"keep": true}}, limit)
+}

@@ -1,0 +1,119 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+)
+
+func statusCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "what is in the mesh, and what is not",
+		Long: `Tells how far the mesh of a cluster is: control, nodes, enrolled pods by namespace, and the exceptions.
+
+Exit codes: 0 it could be told, whatever it is; 1 otherwise. To act on it, use tacit check.`,
+		Args: cobra.NoArgs,
+	}
+	t := newTarget(cmd.Flags())
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
+		defer cancel()
+		c, err := t.connect()
+		if err != nil {
+			return err
+		}
+		return c.status(ctx, cmd.OutOrStdout())
+	}
+	return cmd
+}
+
+func (c *cluster) status(ctx context.Context, out io.Writer) error {
+	r, err := c.releases()
+	if err != nil {
+		return err
+	}
+	last, err := r.last()
+	if err != nil {
+		return err
+	}
+	if last == nil {
+		_, err := fmt.Fprintln(out, "tacit is not installed")
+		return err
+	}
+	h, err := c.health(ctx)
+	if err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "release\t%s %s, revision %d, %s\n", last.Name, last.Chart.Metadata.AppVersion, last.Version, last.Info.Status)
+	fmt.Fprintf(w, "control\t%s\n", orWell(h.control))
+	fmt.Fprintf(w, "nodes\t%d of %d ready\n", h.served(), len(h.nodes))
+	h.tellPods(w)
+	if err := c.tellExceptions(ctx, w); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+func orWell(problem string) string {
+	if problem == "" {
+		return "ready"
+	}
+	return problem
+}
+
+func (h *health) served() int {
+	n := 0
+	for _, why := range h.nodes {
+		if why == "" {
+			n++
+		}
+	}
+	return n
+}
+
+// tellPods counts by namespace, and names what is not protected.
+func (h *health) tellPods(w io.Writer) {
+	type count struct{ all, protected int }
+	spaces := map[string]count{}
+	for name, p := range h.pods {
+		space, _, _ := strings.Cut(name, "/")
+		n := spaces[space]
+		n.all++
+		if p.protected {
+			n.protected++
+		}
+		spaces[space] = n
+	}
+	for _, space := range slices.Sorted(maps.Keys(spaces)) {
+		fmt.Fprintf(w, "namespace %s\t%d of %d enrolled pods protected\n", space, spaces[space].protected, spaces[space].all)
+	}
+	if len(spaces) == 0 {
+		fmt.Fprintln(w, "pods\tnone is enrolled: kubectl label namespace NAME tacit.dev/mesh=on")
+	}
+	for _, name := range sortedNodes(h.pods) {
+		if p := h.pods[name]; !p.protected {
+			fmt.Fprintf(w, "unprotected\t%s: %s\n", name, p.why)
+		}
+	}
+}
+
+// tellExceptions names what control has left out, and why.
+func (c *cluster) tellExceptions(ctx context.Context, w io.Writer) error {
+	m, err := c.mesh(ctx)
+	if err != nil || m == nil {
+		return err
+	}
+	for _, e := range m.Status.Exceptions {
+		fmt.Fprintf(w, "exception\t%d pods: %s: %s\n", e.Count, e.Reason, some(e.Pods))
+	}
+	return nil
+}

@@ -1,0 +1,222 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	release "helm.sh/helm/v4/pkg/release/v1"
+	appsv1 "k8s.io/api/apps/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"tacit.dev/control/kube"
+)
+
+// removal are the flags of uninstall.
+type removal struct {
+	version         string
+	target          *target
+	keepCRD, keepCA bool
+	force           bool
+	drain, limit    time.Duration
+}
+
+func uninstallCommand(version string) *cobra.Command {
+	u := &removal{version: version}
+	cmd := &cobra.Command{
+		Use:   "uninstall",
+		Short: "take every pod out of the mesh, and leave nothing",
+		Long: `Takes every pod out of the mesh, and removes all that install has made: rules in pods, the CNI plugin and its
+place in the chain on every node, the release, the kind Mesh, the CA. Pods go on: new connections are plaintext,
+and those that began before a pod was enrolled were never touched. Connections that go through a proxy get --drain
+to end; after that they are reset.
+
+Exit codes: 0 nothing is left; 1 otherwise, and it may be run again.`,
+		Args: cobra.NoArgs,
+	}
+	u.target = newTarget(cmd.Flags())
+	f := cmd.Flags()
+	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kind Mesh and its object")
+	f.BoolVar(&u.keepCA, "keep-ca", false, "keep the keys of the CA, and so the namespace: the next installation has the same roots")
+	f.BoolVar(&u.force, "force", false, "do not wait for control to release the pods, for when it is away")
+	f.DurationVar(&u.drain, "drain", 30*time.Second, "how long connections through a proxy may take to end")
+	f.DurationVar(&u.limit, "timeout", 5*time.Minute, "how long all of it may take")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		ctx, cancel := context.WithTimeout(cmd.Context(), u.limit)
+		defer cancel()
+		c, err := u.target.connect()
+		if err != nil {
+			return err
+		}
+		return u.run(ctx, c, newProgress(cmd.OutOrStdout()))
+	}
+	return cmd
+}
+
+// run does all of it in an order in which every step leaves a cluster that works:
+// nobody is captured when the proxies end, no plugin is named when no agent answers.
+func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
+	r, err := c.releases()
+	if err != nil {
+		return err
+	}
+	last, err := r.last()
+	if err != nil {
+		return err
+	}
+	ds, err := u.daemonSet(ctx, last)
+	if err != nil {
+		return err
+	}
+	if u.keepCRD && last != nil {
+		if err := r.keepCRD(ctx, last, u.limit); err != nil {
+			return err
+		}
+	}
+	before, err := u.release(ctx, c, p, last != nil)
+	if err != nil {
+		return err
+	}
+	if err := u.clean(ctx, c, p, ds); err != nil {
+		return err
+	}
+	p.say("removing release %s", releaseName)
+	if err := errors.Join(r.remove(u.limit), u.removeRest(ctx, c)); err != nil {
+		return err
+	}
+	if u.keepCRD && before != nil {
+		if err := c.setEnrolment(ctx, before); err != nil {
+			return err
+		}
+	}
+	if !u.keepCA {
+		if err := c.removeNamespace(ctx, p); err != nil {
+			return err
+		}
+	}
+	p.say("uninstalled")
+	return nil
+}
+
+// daemonSet is that of the release, or, if there is none any more, that of the chart.
+func (u *removal) daemonSet(ctx context.Context, last *release.Release) (*appsv1.DaemonSet, error) {
+	manifest := ""
+	if last != nil {
+		manifest = last.Manifest
+	} else {
+		charted, err := openChart(u.version)
+		if err != nil {
+			return nil, err
+		}
+		if manifest, err = render(ctx, charted, nil); err != nil {
+			return nil, err
+		}
+	}
+	objects, err := decode(manifest)
+	if err != nil {
+		return nil, err
+	}
+	return daemonSetOf(objects)
+}
+
+// release has control release every pod. What is still open after the time to drain
+// is reset by the end of the proxies.
+func (u *removal) release(ctx context.Context, c *cluster, p *progress, installed bool) (before *kube.MeshSpec, err error) {
+	if u.force || !installed {
+		return nil, nil
+	}
+	p.say("taking every pod out of the mesh")
+	if before, err = c.enrolNobody(ctx, p); err != nil {
+		return nil, fmt.Errorf("%w (--force goes on without control)", err)
+	}
+	left := int32(0) // pods that are enrolled
+	drain, cancel := context.WithTimeout(ctx, u.drain)
+	defer cancel()
+	err = p.await(drain, func(ctx context.Context) (missing string, err error) {
+		left, missing, err = c.inMesh(ctx)
+		return missing, err
+	})
+	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
+		return before, err
+	}
+	if left > 0 {
+		return before, fmt.Errorf("%w: see the logs of %s, or give --force", err, controlName)
+	}
+	p.say("connections that go through a proxy end now")
+	return before, nil
+}
+
+// clean ends agents and proxies, and then removes what they have left on nodes.
+func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet) error {
+	sets := c.client.AppsV1().DaemonSets(namespace)
+	policy := metav1.DeletePropagationForeground
+	if err := sets.Delete(ctx, nodesName, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove DaemonSet %s: %w", nodesName, err)
+	}
+	nodes, away, err := c.nodes(ctx, ds)
+	if err != nil {
+		return err
+	}
+	err = p.await(ctx, func(ctx context.Context) (string, error) {
+		pods, err := c.nodePods(ctx)
+		n := 0
+		for _, pod := range pods {
+			if away[pod.Spec.NodeName] == "" { // a node that is away ends nothing
+				n++
+			}
+		}
+		if n == 0 {
+			return "", err
+		}
+		return fmt.Sprintf("the end of agents and proxies: %d left", n), err
+	})
+	if err != nil {
+		return err
+	}
+	p.say("cleaning %d nodes", len(nodes))
+	return u.sweep(ctx, c, p, ds, nodes, away)
+}
+
+func (u *removal) sweep(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet, nodes []string, away map[string]string) error {
+	if _, err := c.ensureNamespace(ctx); err != nil {
+		return err
+	}
+	found, err := c.visitNodes(ctx, ds, sweeping(ds), nodes)
+	if err != nil {
+		return fmt.Errorf("clean the nodes: %w", err)
+	}
+	r := &report{}
+	for _, node := range nodes {
+		r.add(node, found[node]...)
+	}
+	for _, node := range sortedNodes(away) {
+		p.say("node %s is not ready, and was not cleaned: run tacit uninstall again when it is back", node)
+	}
+	if n := r.lacking(); n > 0 {
+		r.print(p.out)
+		return fmt.Errorf("clean the nodes: %d things are left: run tacit uninstall again", n)
+	}
+	return nil
+}
+
+// removeRest removes what control has made by itself.
+func (u *removal) removeRest(ctx context.Context, c *cluster) error {
+	core := c.client.CoreV1()
+	var errs []error
+	gone := func(err error) {
+		if !apierrors.IsNotFound(err) {
+			errs = append(errs, err)
+		}
+	}
+	for _, name := range []string{"tacit-captured", "tacit-bundle"} {
+		gone(core.ConfigMaps(namespace).Delete(ctx, name, metav1.DeleteOptions{}))
+	}
+	gone(c.client.CoordinationV1().Leases(namespace).Delete(ctx, controlName, metav1.DeleteOptions{}))
+	if !u.keepCA {
+		gone(core.Secrets(namespace).Delete(ctx, "tacit-ca", metav1.DeleteOptions{}))
+	}
+	return errors.Join(errs...)
+}
