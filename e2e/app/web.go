@@ -96,10 +96,16 @@ func (s *site) serveGRPC(ctx context.Context, address string) error {
 	return server.Serve(l)
 }
 
-// serveHTTP serves until ctx ends, with TLS if there is a certificate.
+// serveHTTP serves until ctx ends and what was asked by then is answered, with TLS if
+// there is a certificate.
 func serveHTTP(ctx context.Context, address string, h http.Handler, cert, key string) error {
 	server := &http.Server{Addr: address, Handler: h, ReadHeaderTimeout: time.Minute}
-	defer context.AfterFunc(ctx, func() { server.Close() })()
+	ended := make(chan error, 1)
+	defer context.AfterFunc(ctx, func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		ended <- server.Shutdown(ctx)
+	})()
 	fmt.Println("serving on", address)
 	var err error
 	if cert != "" {
@@ -108,7 +114,7 @@ func serveHTTP(ctx context.Context, address string, h http.Handler, cert, key st
 		err = server.ListenAndServe()
 	}
 	if errors.Is(err, http.ErrServerClosed) {
-		return nil
+		return <-ended
 	}
 	return err
 }

@@ -40,6 +40,23 @@ func All(ctx context.Context, out io.Writer) (Programs, error) {
 	return Programs{Kubernetes: kubernetes, Tools: tools}, err
 }
 
+// Load makes the program of load/, a module of its own, and returns its path.
+func Load(ctx context.Context, out io.Writer) (string, error) {
+	m, err := findModule(ctx)
+	if err != nil {
+		return "", err
+	}
+	m.dir = filepath.Join(m.dir, "load")
+	key, err := m.key("*.go")
+	if err != nil {
+		return "", err
+	}
+	dir, err := Once(ctx, "load-"+key, func(dir string) error {
+		return m.build(ctx, dir, []target{{what: "load", to: "load", packages: []string{"."}}}, out)
+	})
+	return filepath.Join(dir, "load"), err
+}
+
 // target is one run of go build.
 type target struct {
 	what     string // for people

@@ -1,14 +1,17 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
 
+	"tacit.dev/e2e/build"
 	"tacit.dev/e2e/image"
 	"tacit.dev/e2e/product"
 )
@@ -21,6 +24,8 @@ const (
 	// openssl and a shell. Its user is root unless the pod says otherwise; postgres
 	// is 70.
 	ProgramsImage = "tacit.test/programs:1"
+	// FortioImage has the program of e2e/load.
+	FortioImage = "tacit.test/load:1"
 
 	registry = "tacit.test"
 	version  = "e2e"
@@ -41,10 +46,17 @@ var tools = []string{
 }
 
 // images makes Tacit's and the tests' images that are not in the cache.
-func images(ctx context.Context, made product.Images, real bool) ([]string, error) {
+func (o Options) images(ctx context.Context, made product.Images) ([]string, error) {
 	specs := []image.Spec{{Name: LabImage, Entrypoint: []string{"/tacit", "lab", "app"},
 		Files: []image.File{{Path: "/tacit", Source: filepath.Join(made.Programs, "tacit"), Mode: 0o755}}}}
-	if real {
+	if o.Load {
+		program, err := build.Load(ctx, cmp.Or[io.Writer](o.Progress, io.Discard))
+		if err != nil {
+			return nil, err
+		}
+		specs = append(specs, image.Spec{Name: FortioImage, Entrypoint: []string{"/load"}, Files: []image.File{{Path: "/load", Source: program, Mode: 0o755}}})
+	}
+	if o.Programs {
 		spec, err := programs()
 		if err != nil {
 			return nil, fmt.Errorf("%w (make packages installs what tests use)", err)

@@ -24,8 +24,8 @@ type Options struct {
 	cluster.Options
 	// Bare leaves Tacit out; its images are there.
 	Bare bool
-	// Programs has ProgramsImage.
-	Programs bool
+	// Programs has ProgramsImage, Load has FortioImage.
+	Programs, Load bool
 }
 
 // Mesh is a cluster that has Tacit, or its images.
@@ -40,7 +40,7 @@ func Up(ctx context.Context, o Options) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
-	tars, err := images(ctx, made, o.Programs)
+	tars, err := o.images(ctx, made)
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,170 @@
+package rollout
+
+import (
+	"bufio"
+	"context"
+	_ "embed"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"tacit.dev/e2e/build"
+	"tacit.dev/e2e/mesh"
+)
+
+//go:embed testdata/app.yaml
+var app string
+
+// patience bounds whatever is waited for.
+const patience = 90 * time.Second
+
+// shop is the application: servers, and clients that load them.
+type shop struct {
+	t *testing.T
+	*mesh.Mesh
+	// heard is how many lines of the collector were read.
+	heard int
+}
+
+// result is what one client says of one kind of its connections: see e2e/load.
+type result struct {
+	Pod     string        `json:"pod"`
+	Kind    string        `json:"kind"`
+	Codes   map[int]int64 `json:"codes"`
+	Slowest float64       `json:"slowest"`
+}
+
+func (r result) requests() (all, failed int64) {
+	for code, n := range r.Codes {
+		all += n
+		if code != 200 {
+			failed += n
+		}
+	}
+	return all, failed
+}
+
+func openShop(t *testing.T, m *mesh.Mesh) *shop {
+	s := &shop{t: t, Mesh: m}
+	ctx := s.patiently()
+	if _, err := m.Apply(ctx, app); err != nil {
+		t.Fatal(err)
+	}
+	s.kubectl("rollout", "status", "-n", "shop", "deployment/server")
+	s.kubectl("wait", "-n", "outside", "--for=condition=Ready", "pod/collector")
+	return s
+}
+
+func (s *shop) patiently() context.Context {
+	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
+	s.t.Cleanup(cancel)
+	return ctx
+}
+
+func (s *shop) kubectl(args ...string) string {
+	s.t.Helper()
+	out, err := s.Kubectl(s.patiently(), args...)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return out
+}
+
+func (s *shop) await(what string, is func(context.Context) error) {
+	s.t.Helper()
+	if err := build.Poll(s.patiently(), func() error { return is(s.patiently()) }); err != nil {
+		s.t.Fatalf("wait until %s: %v", what, err)
+	}
+}
+
+// load has two clients ask while change runs, and returns what became of it. Each of
+// them asks 50 times a second on kept connections, and 50 times on new ones.
+func (s *shop) load(change func()) []result {
+	s.t.Helper()
+	s.kubectl("scale", "-n", "shop", "deployment/client", "--replicas=2")
+	s.kubectl("rollout", "status", "-n", "shop", "deployment/client")
+	s.steady()
+	change()
+	s.steady()
+	s.kubectl("scale", "-n", "shop", "deployment/client", "--replicas=0")
+	s.kubectl("wait", "-n", "shop", "--for=delete", "pod", "-l", "app=client", "--timeout=60s")
+	return s.results()
+}
+
+// steady waits until requests have gone on for a while: until the servers' own
+// count of connections, as their proxies tell it, means nothing here.
+func (s *shop) steady() {
+	select {
+	case <-time.After(2 * time.Second): // the length of a load, not a wait for something
+	case <-s.t.Context().Done():
+	}
+}
+
+// results are those that have come since the last call, two of each client.
+func (s *shop) results() (list []result) {
+	s.t.Helper()
+	lines := bufio.NewScanner(strings.NewReader(s.kubectl("logs", "-n", "outside", "collector")))
+	for n := 0; lines.Scan(); n++ {
+		if n < s.heard {
+			continue
+		}
+		s.heard++
+		var r result
+		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
+			s.t.Fatalf("the collector heard %q: %v", lines.Text(), err)
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
+// noneFailed fails the test if a request of these kinds did, and says how many there were.
+func (s *shop) noneFailed(list []result, kinds ...string) {
+	s.t.Helper()
+	var all, failed int64
+	var slowest float64
+	for _, r := range list {
+		n, bad := r.requests()
+		if all += n; slices.Contains(kinds, r.Kind) {
+			failed += bad
+		}
+		slowest = max(slowest, r.Slowest)
+		if bad > 0 {
+			s.t.Logf("%s, %s connections: %v", r.Pod, r.Kind, r.Codes)
+		}
+	}
+	s.t.Logf("%d requests of %d runs, %d failed, the slowest took %.2f s", all, len(list), failed, slowest)
+	if failed > 0 {
+		s.t.Errorf("%d of %d requests failed", failed, all)
+	}
+	if len(list) < 4 || all < 200 {
+		s.t.Errorf("%d results with %d requests: want those of two clients at least", len(list), all)
+	}
+}
+
+// pods are the names of a namespace's pods with that label.
+func (s *shop) pods(namespace, label string) []string {
+	s.t.Helper()
+	return strings.Fields(s.kubectl("get", "pods", "-n", namespace, "-l", label, "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{end}`))
+}
+
+// protected waits until every pod of the shop is, or none any more.
+func (s *shop) protected(want bool) {
+	s.t.Helper()
+	s.await(fmt.Sprintf("protected is %v", want), func(ctx context.Context) error {
+		out, err := s.Kubectl(ctx, "get", "pods", "-n", "shop", "-o",
+			`jsonpath={range .items[?(@.status.phase=="Running")]}{.metadata.name}={.status.conditions[?(@.type=="tacit.dev/Protected")].status}{"\n"}{end}`)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			if is := strings.HasSuffix(strings.TrimSpace(line), "=True"); is != want {
+				return fmt.Errorf("pod %s", strings.TrimSpace(line))
+			}
+		}
+		return nil
+	})
+}

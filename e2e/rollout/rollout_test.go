@@ -1,0 +1,105 @@
+package rollout
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+
+	"tacit.dev/e2e/mesh"
+)
+
+// TestUnderLoad is one cluster's life under load: a cluster for each part would cost
+// half a minute more.
+func TestUnderLoad(t *testing.T) {
+	m := mesh.Start(t, mesh.Options{Load: true})
+	wire := m.Record(t)
+	s := openShop(t, m)
+	for _, part := range []struct {
+		name   string
+		change func(*shop)
+		// kinds are the connections on which no request may fail.
+		kinds []string
+	}{
+		{"nothing changes", func(*shop) {}, both},
+		{"servers are rolled out", rollServers, both},
+		{"clients are rolled out", rollClients, both},
+		{"servers are scaled to one and back", scaleServers, both},
+		{"each replica of control is replaced", replaceControl, both},
+		{"the leader of control dies", killLeader, both},
+		{"the nodes' pods are rolled out", rollNodes, []string{"new"}},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			s.t = t
+			s.noneFailed(s.load(func() { part.change(s) }), part.kinds...)
+		})
+	}
+	s.t = t
+	wire.Hidden("GET / HTTP", "this is server-")
+	wire.Clear(`"kind":"kept"`) // what the clients tell the collector: the wire was seen
+	t.Run("the namespace leaves and comes back", func(t *testing.T) {
+		s.t = t
+		s.noneFailed(s.load(s.leaveAndReturn), both...)
+	})
+}
+
+// both kinds of connections: those that are kept, and new ones.
+var both = []string{"kept", "new"}
+
+func rollServers(s *shop) {
+	s.kubectl("rollout", "restart", "-n", "shop", "deployment/server")
+	s.kubectl("rollout", "status", "-n", "shop", "deployment/server")
+}
+
+func rollClients(s *shop) {
+	s.kubectl("rollout", "restart", "-n", "shop", "deployment/client")
+	s.kubectl("rollout", "status", "-n", "shop", "deployment/client")
+}
+
+func scaleServers(s *shop) {
+	for _, n := range []string{"1", "5", "2"} {
+		s.kubectl("scale", "-n", "shop", "deployment/server", "--replicas="+n)
+		s.kubectl("rollout", "status", "-n", "shop", "deployment/server")
+	}
+}
+
+func (s *shop) leaveAndReturn() {
+	for _, to := range []string{"off", "on"} {
+		s.kubectl("label", "namespace", "shop", "--overwrite", "tacit.dev/mesh="+to)
+		s.protected(to == "on")
+	}
+}
+
+func replaceControl(s *shop) {
+	for _, pod := range s.pods("tacit-system", "app.kubernetes.io/name=tacit-control") {
+		s.kubectl("delete", "pod", "-n", "tacit-system", pod)
+		s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
+	}
+}
+
+func killLeader(s *shop) {
+	before := s.leader()
+	s.kubectl("delete", "pod", "-n", "tacit-system", before, "--grace-period=0", "--force")
+	s.await("somebody else leads", func(context.Context) error { return differs(s.leader(), before) })
+	s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
+}
+
+func rollNodes(s *shop) {
+	s.kubectl("rollout", "restart", "-n", "tacit-system", "daemonset/tacit-node")
+	s.kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node")
+}
+
+// leader is the pod that holds the lease of control.
+func (s *shop) leader() string {
+	s.t.Helper()
+	holder := s.kubectl("get", "lease", "-n", "tacit-system", "tacit-control", "-o", "jsonpath={.spec.holderIdentity}")
+	name, _, _ := strings.Cut(holder, "@")
+	return name
+}
+
+func differs(now, before string) error {
+	if now == before || now == "" {
+		return fmt.Errorf("it is %q, and was %q", now, before)
+	}
+	return nil
+}
