@@ -140,7 +140,7 @@ func (r *roster) deadline() (first time.Time) {
 
 // snapshot is what all nodes should know.
 func (r *roster) snapshot() xds.Snapshot {
-	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Pods: make(map[string][]mesh.Pod)}
+	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Namespaces: r.result.Namespaces, Pods: make(map[string][]mesh.Pod)}
 	announced := make(map[*mesh.Workload]bool)
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]

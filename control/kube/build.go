@@ -72,11 +72,14 @@ type Result struct {
 	Workloads []*mesh.Workload
 	Services  []*mesh.Service
 	Pods      []Pod
-	Problems  []Problem
 	// Exceptions are the running pods that are left out, wholly or partly.
 	Exceptions []Exception
 	Nodes      []Node
 	Mesh       MeshFacts
+	// Namespaces are those in which a pod may have to be enrolled, by a label of theirs
+	// or of a pod that is there. Sorted.
+	Namespaces []string
+	Problems   []Problem
 }
 
 // Build reads the objects. It is pure; its result is sorted, shares nothing with
@@ -96,6 +99,7 @@ func Build(o Objects, cfg BuildConfig) Result {
 		b.pod(p)
 	}
 	b.services(o.Services, o.EndpointSlices)
+	b.result.Namespaces = b.enrolling(o)
 	return b.sorted()
 }
 

@@ -111,6 +111,7 @@ func text(r Result) string {
 	if m := r.Mesh; m.Found {
 		fmt.Fprintf(&b, "mesh generation %d enrolment %q namespaces %v\n", m.Generation, m.Policy.Enrolment, sortedKeys(m.Policy.Namespaces))
 	}
+	fmt.Fprintf(&b, "namespaces %s\n", strings.Join(r.Namespaces, " "))
 	for _, p := range r.Problems {
 		fmt.Fprintf(&b, "problem %s\n", p)
 	}

@@ -2,7 +2,9 @@ package kube
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -51,6 +53,27 @@ func (b *builder) wanted(p *corev1.Pod) bool {
 		b.except(p.Namespace, p.Name, OptedOut)
 	}
 	return on
+}
+
+// enrolling names the namespaces in which a pod may have to be enrolled: their own
+// labels want it, or those of a pod that is there now.
+func (b *builder) enrolling(o Objects) []string {
+	names := make(map[string]bool)
+	quiet := &builder{cfg: b.cfg, namespaces: b.namespaces} // problems are told already
+	quiet.result.Mesh = b.result.Mesh
+	for _, n := range o.Namespaces {
+		var unlabelled corev1.Pod
+		unlabelled.Namespace = n.Name
+		if quiet.wanted(&unlabelled) {
+			names[n.Name] = true
+		}
+	}
+	for _, p := range o.Pods {
+		if !p.Spec.HostNetwork && quiet.wanted(p) {
+			names[p.Namespace] = true
+		}
+	}
+	return slices.Sorted(maps.Keys(names))
 }
 
 func (b *builder) label(labels map[string]string, kind, namespace, name string) (on, said bool) {

@@ -77,6 +77,8 @@ func typeLabel(typeURL string) string {
 		return "address"
 	case podType:
 		return "pod"
+	case namespaceType:
+		return "namespace"
 	}
 	return "other"
 }

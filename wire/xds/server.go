@@ -61,8 +61,10 @@ type Server struct {
 	version uint64
 	world   *table
 	pods    map[string]*table
-	nodes   map[string]*node
-	invalid map[string]string // resources that could not be published, and why
+	// namespaces is for every agent.
+	namespaces *table
+	nodes      map[string]*node
+	invalid    map[string]string // resources that could not be published, and why
 }
 
 // node is what a Server remembers of a node; guarded by Server.mu.
@@ -89,6 +91,9 @@ func NewServer(cfg ServerConfig) *Server {
 		changed: make(chan struct{}, 1),
 		world:   &table{},
 		pods:    map[string]*table{},
+
+		namespaces: &table{},
+
 		nodes:   map[string]*node{},
 		invalid: map[string]string{},
 	}
@@ -127,8 +132,9 @@ func (s *Server) Publish(snap Snapshot) (version uint64) {
 	for name, list := range snap.Pods {
 		pods[name] = encodeAll(podResources(list), s.pods[name].all(), bad)
 	}
+	namespaces := encodeAll(namespaceResources(snap.Namespaces), s.namespaces.all(), bad)
 	s.tellInvalid(invalid)
-	return s.install(world, pods)
+	return s.install(world, namespaces, pods)
 }
 
 // tellInvalid logs what was not known to be invalid before. Called with publishing.
@@ -142,11 +148,12 @@ func (s *Server) tellInvalid(invalid map[string]string) {
 	s.invalid = invalid
 }
 
-func (s *Server) install(world map[string]*entry, pods map[string]map[string]*entry) uint64 {
+func (s *Server) install(world, namespaces map[string]*entry, pods map[string]map[string]*entry) uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next := s.version + 1
 	changed := s.world.replace(next, world)
+	changed = s.namespaces.replace(next, namespaces) || changed
 	for name, entries := range pods {
 		if s.pods[name] == nil {
 			s.pods[name] = &table{since: s.version}

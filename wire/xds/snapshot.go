@@ -14,6 +14,9 @@ type Snapshot struct {
 	Services  []*mesh.Service
 	// Pods go, by name of the node, to that node's agent and to no other.
 	Pods map[string][]mesh.Pod
+	// Namespaces go to every agent: those in which a pod may have to be enrolled.
+	// What begins elsewhere may begin without an agent.
+	Namespaces []string
 }
 
 // PodState is what an agent has made of a pod.

@@ -266,6 +266,8 @@ func (s *Server) tableFor(node, typeURL string) *table {
 		return s.world
 	case podType:
 		return s.pods[node]
+	case namespaceType:
+		return s.namespaces
 	}
 	return nil
 }
