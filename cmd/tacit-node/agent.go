@@ -23,6 +23,7 @@ type agentFlags struct {
 	node                string
 	dial                xds.DialConfig
 	admin               string
+	exempt              string
 	logFormat, logLevel string
 }
 
@@ -48,6 +49,7 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	})
 	s.StringVar(&f.agent.Proc, "proc", "", "`folder` where a proc file system shows all processes of the node, to find running pods; \"\" finds none")
 	s.StringVar(&f.agent.Chain.Dir, "cni-dir", "", "`folder` of the node's CNI configurations, to put the plugin into their chain; \"\" leaves them alone")
+	s.StringVar(&f.exempt, "cni-exempt", "kube-system,tacit-system", "`namespaces` whose pods begin without a question to us, with commas: those that we need to begin ourselves")
 	s.StringVar(&f.agent.Program, "cni-program", "/tacit-cni", "`file` of the plugin, with --cni-bin-dir")
 	s.StringVar(&f.agent.ProgramDir, "cni-bin-dir", "", "`folder` of the node's CNI plugins, to put ours there; \"\" leaves it alone")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15020", "`HOST:PORT` of readiness, metrics, profiles and dumps")
@@ -60,6 +62,7 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	if s.NArg() > 0 || f.node == "" {
 		return nil, fmt.Errorf("agent: want --node, and no arguments (%q)", s.Args())
 	}
+	f.agent.Exempt = strings.FieldsFunc(f.exempt, func(r rune) bool { return r == ',' || r == ' ' })
 	return &f, nil
 }
 
@@ -81,11 +84,20 @@ func runAgent(ctx context.Context, args []string) error {
 	return f.serve(ctx, log, conn)
 }
 
-// control is there before the client that it carries words and reports by.
-type control struct{ client *xds.PodClient }
+// control is there before the clients that it carries words and reports by.
+type control struct {
+	pods       *xds.PodClient
+	namespaces *xds.NamespaceClient
+}
 
-func (c *control) Report(r xds.Report)           { c.client.Report(r) }
-func (c *control) Run(ctx context.Context) error { return c.client.Run(ctx) }
+func (c *control) Report(r xds.Report) { c.pods.Report(r) }
+
+func (c *control) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.pods.Run(ctx) })
+	g.Go(func() error { return c.namespaces.Run(ctx) })
+	return g.Wait()
+}
 
 // serve runs the agent and what feeds it until ctx ends or one of them fails.
 func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn) error {
@@ -97,12 +109,14 @@ func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn
 	if err != nil {
 		return err
 	}
-	c.client = xds.NewPodClient(xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}, a.Apply)
+	client := xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}
+	c.pods = xds.NewPodClient(client, a.Apply)
+	c.namespaces = xds.NewNamespaceClient(client, a.ApplyNamespaces)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
-			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, c.client) },
+			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, c.pods) },
 			Dump: map[string]func() any{"pods": func() any { return a.Dump() }},
 		})
 	})

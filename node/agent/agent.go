@@ -66,8 +66,14 @@ type Config struct {
 	// that they are only reported as unprotected.
 	Proc string
 	// Chain is where the plugin is put into the node's chain of CNI plugins. Without
-	// a folder that is somebody else's work. Without a Plugin it is told of our socket.
+	// a folder that is somebody else's work. Without a Plugin it is told of our socket, of the
+	// enrolled namespaces' file in the same folder, and of Exempt.
 	Chain cni.Chain
+	// Exempt are the namespaces whose pods the plugin lets pass without a question.
+	Exempt []string
+	// WordPatience is how long control is waited for to tell of a new pod whose
+	// namespace is not enrolled; then it begins. Default 5 s.
+	WordPatience time.Duration
 	// Program is the plugin, which is copied to ProgramDir. Empty: it is there already.
 	Program, ProgramDir string
 	// NodeAddresses are the node's own, from which its kubelet probes pods where the
@@ -89,8 +95,13 @@ func (c *Config) complete() error {
 	c.CheckInterval = orElse(c.CheckInterval, 10*time.Second)
 	c.ProtectWithin = orElse(c.ProtectWithin, 10*time.Second)
 	c.UnknownGrace = orElse(c.UnknownGrace, time.Minute)
+	c.WordPatience = orElse(c.WordPatience, 5*time.Second)
 	if c.Chain.Plugin == nil {
-		c.Chain.Plugin = map[string]any{"agent": filepath.Join(c.RunDir, "cni.sock")}
+		c.Chain.Plugin = map[string]any{
+			"agent":      filepath.Join(c.RunDir, "cni.sock"),
+			"namespaces": filepath.Join(c.Chain.Dir, cni.NamespacesName),
+			"exempt":     c.Exempt,
+		}
 	}
 	if c.Jobs <= 0 {
 		c.Jobs = 8
@@ -130,6 +141,11 @@ type Agent struct {
 	running sync.WaitGroup
 	// lateMu keeps the ends of jobs apart that come after the loop's.
 	lateMu sync.Mutex
+	// namespaces are those in which a pod may have to be enrolled; nil if control has
+	// not told.
+	namespaces atomic.Pointer[[]string]
+	// rechain has one element when the chain's keeper has to look again.
+	rechain chan struct{}
 	// waitsFor is what keeps a fresh agent from acting; nil once it acts.
 	waitsFor atomic.Pointer[string]
 	// found and served are made by begin, which the goroutine of serve waits for. The
@@ -190,6 +206,7 @@ func New(cfg Config) (*Agent, error) {
 		events:    make(chan func()),
 		ended:     make(chan struct{}),
 		recovered: make(chan struct{}),
+		rechain:   make(chan struct{}, 1),
 		jobs:      make(chan struct{}, cfg.Jobs),
 		pods:      make(map[string]*pod),
 		missing:   make(map[string]time.Time),

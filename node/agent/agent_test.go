@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -469,41 +468,4 @@ func putProcess(t *testing.T, proc string, pid int, cgroup, netns string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-// Another plugin replaces or removes what the agent has put in place.
-func TestPluginStaysInTheChain(t *testing.T) {
-	dir := t.TempDir()
-	put := func(mtu string) {
-		t.Helper()
-		conf := `{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp","mtu":` + mtu + `}]}`
-		if err := os.WriteFile(filepath.Join(dir, "10-net.conflist"), []byte(conf), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put("1500")
-	own := filepath.Join(dir, "00-tacit.conflist")
-	has := func(words ...string) {
-		t.Helper()
-		for deadline := time.Now().Add(limit); time.Now().Before(deadline); time.Sleep(chainInterval / 10) {
-			b, err := os.ReadFile(own)
-			missing := func(word string) bool { return !strings.Contains(string(b), word) }
-			if err == nil && !slices.ContainsFunc(words, missing) {
-				return
-			}
-		}
-		t.Fatalf("%s does not hold %q", own, words)
-	}
-	n := startNode(t, t.TempDir(), func(c *Config) {
-		c.Chain = cni.Chain{Dir: dir, Plugin: map[string]any{"agent": "/run/tacit/cni.sock"}}
-	})
-	has("ptp", "1500", cni.PluginType)
-	put("1400")
-	has("ptp", "1400", cni.PluginType)
-	if err := os.Remove(own); err != nil {
-		t.Fatal(err)
-	}
-	has("ptp", "1400", cni.PluginType)
-	n.stop()
-	has(cni.PluginType)
 }

@@ -45,6 +45,16 @@ func (a *Agent) add(ctx context.Context, r cni.Request) error {
 	select {
 	case <-settled:
 		return nil
+	case <-ctx.Done():
+	case <-time.After(a.cfg.WordPatience):
+		if a.mayBegin(rec) {
+			a.cfg.Log.Warn("pod begins though control is silent: its namespace is not enrolled", "namespace", r.Namespace, "pod", r.Name, "uid", r.UID)
+			return nil
+		}
+	}
+	select {
+	case <-settled:
+		return nil
 	case <-a.ended:
 		return errEnding
 	case <-ctx.Done():
@@ -120,9 +130,27 @@ func (a *Agent) deleted(container string, forgotten chan struct{}) {
 	p.forgotten = append(p.forgotten, forgotten)
 }
 
+// mayBegin reports whether a pod of which control has not told is one of a namespace
+// without enrolled pods. Should control want it nevertheless, it is enrolled then.
+func (a *Agent) mayBegin(rec record) bool {
+	told := a.ask(func() string {
+		if p := a.sandbox(rec.Container); p != nil && p.rec.Word == nil {
+			return ""
+		}
+		return "told"
+	})
+	return told == "" && !cni.MayEnrol(a.namespacesFile(), rec.Namespace)
+}
+
 // checkFor answers a CHECK: is the pod still as its ADD left it?
 func (a *Agent) checkFor(ctx context.Context, r cni.Request) error {
-	why := a.ask(func() string { return a.why(r.ContainerID) })
+	why := a.ask(func() string {
+		// One that has begun without us, and has nothing to do with us.
+		if w, known := a.words[r.UID]; a.sandbox(r.ContainerID) == nil && !(known && w.Enrol) {
+			return ""
+		}
+		return a.why(r.ContainerID)
+	})
 	if why != "" {
 		return fmt.Errorf("pod %s/%s: %s", r.Namespace, r.Name, why)
 	}

@@ -2,7 +2,9 @@
 // runtime runs tacit-cni, last in its chain, for every pod that begins (ADD) and
 // ends (DEL); the plugin says so to the agent, waits for one answer, and exits.
 // ADD succeeds only when the agent has answered that the pod is captured, or not
-// to be; so a pod that should be in the mesh never runs outside of it.
+// to be; so a pod that should be in the mesh never runs outside of it. When no agent
+// is there, the pods of namespaces that the last one has named as enrolled wait, and those
+// of others begin; if that is not known, all wait.
 //
 // The package holds both ends of the sentence. It refuses to know what the agent
 // does, and imports the standard library only: the plugin is started for every
@@ -111,9 +113,15 @@ type Answer struct {
 
 // config is the network configuration on stdin, as far as we read it.
 type config struct {
-	CNIVersion string          `json:"cniVersion"`
-	Agent      string          `json:"agent"`
-	Timeout    string          `json:"timeout"`
+	CNIVersion string `json:"cniVersion"`
+	Agent      string `json:"agent"`
+	Timeout    string `json:"timeout"`
+	// Namespaces is the file of WriteNamespaces. Without it, every pod may have to
+	// be protected.
+	Namespaces string `json:"namespaces"`
+	// Exempt are namespaces whose pods are none of ours: the agent is not asked. The
+	// mesh's own are among them, for it could not begin otherwise.
+	Exempt     []string        `json:"exempt"`
 	PrevResult json.RawMessage `json:"prevResult"`
 
 	timeout time.Duration

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,8 +110,8 @@ func TestRefusalsAreTold(t *testing.T) {
 	}{
 		"the agent's no":       {conf(a.path, full), "CNI_COMMAND=ADD", CodeTryAgain, "no certificate"},
 		"the agent's own code": {conf(typed.path, full), "CNI_COMMAND=ADD", CodeNotReady, "not yet"},
-		"no agent":             {conf("/nowhere", full), "CNI_COMMAND=ADD", CodeTryAgain, "does not answer"},
-		"no agent, STATUS":     {conf("/nowhere", ""), "CNI_COMMAND=STATUS", CodeNotReady, "does not answer"},
+		"no agent":             {conf("/nowhere", `,"timeout":"300ms"`+full), "CNI_COMMAND=ADD", CodeTryAgain, "does not answer"},
+		"no agent, CHECK":      {conf("/nowhere", `,"timeout":"300ms"`+full), "CNI_COMMAND=CHECK", CodeTryAgain, "does not answer"},
 		"no prevResult":        {conf(a.path, ""), "CNI_COMMAND=ADD", CodeConfig, "prevResult"},
 		"bad prevResult":       {conf(a.path, `,"prevResult":{"ips":[{"address":"10.0.0.1"}]}`), "CNI_COMMAND=ADD", CodeConfig, "address"},
 		"bad timeout":          {conf(a.path, full+`,"timeout":"soon"`), "CNI_COMMAND=ADD", CodeConfig, "soon"},
@@ -133,6 +135,79 @@ func TestRefusalsAreTold(t *testing.T) {
 	}
 }
 
+// Without an agent, a pod begins only if its namespace is surely not enrolled.
+func TestAddWithoutAgent(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := filepath.Join(dir, "good")
+	if changed, err := WriteNamespaces(good, []string{"in", "in-too"}); !changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	if changed, err := WriteNamespaces(good, []string{"in", "in-too"}); changed || err != nil {
+		t.Fatal(changed, err)
+	}
+	none := filepath.Join(dir, "none")
+	if _, err := WriteNamespaces(none, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		path, namespace string
+		begins          bool
+	}{
+		"enrolled":            {good, "in-too", false},
+		"not enrolled":        {good, "out", true},
+		"nobody is":           {none, "out", true},
+		"exempt":              {good, "kube-system", true},
+		"exempt, and no file": {"", "kube-system", true},
+		"no file is named":    {"", "out", false},
+		"no file":             {filepath.Join(dir, "nowhere"), "out", false},
+		"an empty file":       {file("empty", ""), "out", false},
+		"no JSON":             {file("torn", `{"enrolled":["a`), "out", false},
+		"another file":        {file("other", `{"cniVersion":"1.0.0"}`), "out", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdin := conf("/nowhere", `,"timeout":"300ms","exempt":["kube-system"],"namespaces":"`+c.path+`","prevResult":`+result)
+			code, e, out := run(t, stdin, "CNI_COMMAND=ADD", "CNI_ARGS=K8S_POD_NAMESPACE="+c.namespace+";K8S_POD_NAME=web-0")
+			if begins := code == 0 && strings.TrimSpace(out) == result; begins != c.begins {
+				t.Errorf("begins %v, want %v: %v", begins, c.begins, &e)
+			}
+		})
+	}
+}
+
+// One agent ends, and the next is there a moment later.
+func TestAsksAgain(t *testing.T) {
+	var asked atomic.Int32
+	ends := startAgent(t, func(context.Context, Request) error {
+		if asked.Add(1) < 3 {
+			return &Error{Code: CodeEnding, Msg: "ending"}
+		}
+		return nil
+	})
+	full := `,"prevResult":` + result
+	for _, command := range []string{"ADD", "DEL", "CHECK"} {
+		asked.Store(0)
+		if code, e, _ := run(t, conf(ends.path, full), "CNI_COMMAND="+command); code != 0 || asked.Load() != 3 {
+			t.Errorf("%s: exit %d after %d questions: %v", command, code, asked.Load(), &e)
+		}
+	}
+	late := filepath.Join(t.TempDir(), "cni.sock")
+	go func() {
+		if err := os.Rename(ends.path, late); err != nil {
+			t.Error(err)
+		}
+	}()
+	if code, e, _ := run(t, conf(late, full), "CNI_COMMAND=ADD"); code != 0 {
+		t.Errorf("exit %d: %v", code, &e)
+	}
+}
+
 // A pod may always end.
 func TestDelWithoutAgentSucceeds(t *testing.T) {
 	if code, _, out := run(t, conf("/nowhere", ""), "CNI_COMMAND=DEL", "CNI_NETNS=", "CNI_ARGS="); code != 0 || out != "" {
@@ -146,6 +221,12 @@ func TestOtherCommands(t *testing.T) {
 	for _, c := range []string{"DEL", "CHECK", "STATUS", "GC"} {
 		if code, _, out := run(t, full, "CNI_COMMAND="+c); code != 0 || out != "" {
 			t.Errorf("%s: exit %d, output %q", c, code, out)
+		}
+	}
+	// The agent is a pod: on a node that is not ready without it, it would never begin.
+	for _, c := range []string{"STATUS", "GC"} {
+		if code, _, out := run(t, conf("/nowhere", ""), "CNI_COMMAND="+c); code != 0 || out != "" {
+			t.Errorf("%s without an agent: exit %d, output %q", c, code, out)
 		}
 	}
 	if code, _, out := run(t, "", "CNI_COMMAND=VERSION"); code != 0 || !strings.Contains(out, `"1.1.0"`) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 )
 
@@ -44,35 +45,76 @@ func (p Plugin) version() int {
 }
 
 func (p Plugin) do(ctx context.Context, c config) *Error {
-	if Command(p.Env("CNI_COMMAND")) == GC {
+	switch Command(p.Env("CNI_COMMAND")) {
+	case GC:
 		return nil // the agent sees by itself when a namespace is gone
+	case Status:
+		// Ready, also without an agent: it begins as a pod itself, and pods outside of
+		// the mesh begin. A node that is not ready would start neither.
+		return nil
 	}
 	r, e := request(p.Env, c)
 	if e != nil {
 		return e
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
-	defer cancel()
-	answer, err := Ask(ctx, c.Agent, r)
-	if err != nil {
-		return p.unanswered(r, err)
+	if !slices.Contains(c.Exempt, r.Namespace) {
+		ctx, cancel := context.WithTimeout(ctx, c.timeout)
+		defer cancel()
+		e = p.ask(ctx, c, r)
 	}
-	if answer.Error == nil && r.Command == Add {
+	if e == nil && r.Command == Add {
 		p.printRaw(c.PrevResult)
 	}
-	return answer.Error
+	return e
 }
 
-// unanswered decides what an absent agent means. Nothing may begin without it.
-// But a pod may end: nothing of it is left once its namespace is gone, and the
-// agent notices that when it is back.
-func (p Plugin) unanswered(r Request, err error) *Error {
-	switch r.Command {
-	case Del:
-		fmt.Fprintf(p.Stderr, "tacit-cni: DEL of %s/%s without the agent, which will clean up when it is back: %v\n", r.Namespace, r.Name, err)
+const (
+	// awayPatience is how long a pod waits for an agent that is away, before it is
+	// refused and the runtime asks again later: a restart takes less.
+	awayPatience = 10 * time.Second
+	// askPause is between two tries.
+	askPause = 100 * time.Millisecond
+)
+
+// ask asks the agent, and again if that one is ending or none is there.
+func (p Plugin) ask(ctx context.Context, c config, r Request) *Error {
+	began := time.Now()
+	for {
+		answer, err := Ask(ctx, c.Agent, r)
+		away := err != nil && ctx.Err() == nil && time.Since(began) < awayPatience && p.mustWait(c, r)
+		ending := err == nil && answer.Error != nil && answer.Error.Code == CodeEnding
+		if (away || ending) && pause(ctx) {
+			continue
+		}
+		if err != nil {
+			return p.unanswered(c, r, err)
+		}
+		return answer.Error
+	}
+}
+
+// mustWait reports whether r is not to be done without an agent.
+func (p Plugin) mustWait(c config, r Request) bool {
+	return r.Command != Del && MayEnrol(c.Namespaces, r.Namespace)
+}
+
+// pause reports false if ctx ended.
+func pause(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(askPause):
+		return true
+	}
+}
+
+// unanswered decides what an absent agent means. What may have to be protected
+// does not begin without it. But a pod may end: nothing of it is left once its
+// namespace is gone, and the agent notices that when it is back.
+func (p Plugin) unanswered(c config, r Request, err error) *Error {
+	if !p.mustWait(c, r) {
+		fmt.Fprintf(p.Stderr, "tacit-cni: %s of %s/%s without the agent: %v\n", r.Command, r.Namespace, r.Name, err)
 		return nil
-	case Status:
-		return fault(CodeNotReady, "the tacit agent of this node does not answer", err)
 	}
 	return fault(CodeTryAgain, "the tacit agent of this node does not answer, so the pod cannot be protected and is not started", err)
 }
