@@ -1,6 +1,9 @@
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Workload is a pod as every node sees it. Once it is in a World it is never
 // changed.
@@ -9,8 +12,9 @@ type Workload struct {
 	UID       string
 	Namespace string
 	Name      string
-	// Node is the name of the node it runs on.
+	// Node is the name of the node it runs on, Zone that of the node's zone.
 	Node      string
+	Zone      string
 	Addresses []netip.Addr
 	ID        ID
 	// Direct says that the pod is captured and announced: it is reached by
@@ -53,7 +57,27 @@ type Service struct {
 	// Ports are the ports served. Target is 0 where it is named, and so may
 	// differ from workload to workload; Workload.Services then has it.
 	Ports []Port
+	// Reach says which of its endpoints a caller takes.
+	Reach Reach
+	// Affinity is how long a caller keeps to an endpoint after its last
+	// connection; 0 means that every connection may go to another.
+	Affinity time.Duration
 }
+
+// Reach says which endpoints of a service a caller takes.
+type Reach string
+
+const (
+	// Everywhere is every endpoint.
+	Everywhere Reach = ""
+	// SameNode is those of the caller's node, and no others.
+	SameNode Reach = "same node"
+	// PreferNode is those of the caller's node if there are any, else PreferZone.
+	PreferNode Reach = "prefer node"
+	// PreferZone is those of the caller's zone if there are any, and of every
+	// endpoint the zone is known; else every endpoint.
+	PreferZone Reach = "prefer zone"
+)
 
 // Key is what Workload.Services names the service by: NAMESPACE/HOSTNAME.
 func (s *Service) Key() string { return s.Namespace + "/" + s.Hostname }

@@ -228,7 +228,7 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 			NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
 			InitContainers: keepCalled(p.Spec.InitContainers), Containers: keepCalled(p.Spec.Containers),
 		},
-		Status: corev1.PodStatus{Phase: p.Status.Phase, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
+		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
 	for _, c := range p.Status.Conditions {
 		switch c.Type {
@@ -255,7 +255,7 @@ func keepCalled(list []corev1.Container) (kept []corev1.Container) {
 func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	kept := metav1.ObjectMeta{
 		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
-		Labels: m.Labels, DeletionTimestamp: m.DeletionTimestamp, OwnerReferences: m.OwnerReferences,
+		Labels: m.Labels, Generation: m.Generation, CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp, OwnerReferences: m.OwnerReferences,
 	}
 	for key, value := range m.Annotations {
 		if strings.HasPrefix(key, "tacit.dev/") {

@@ -7,6 +7,7 @@ package kube
 
 import (
 	"cmp"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -89,12 +90,14 @@ func Build(o Objects, cfg BuildConfig) Result {
 		cfg:        cfg.withDefaults(),
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
 		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
+		zones:      make(map[string]string, len(o.Nodes)),
 	}
 	for _, n := range o.Namespaces {
 		b.namespaces[n.Name] = n.Labels
 	}
 	b.result.Mesh = b.mesh(o.Meshes)
 	b.nodes(o.Nodes)
+	b.holders(o.Pods)
 	for _, p := range o.Pods {
 		b.pod(p)
 	}
@@ -108,6 +111,8 @@ type builder struct {
 	cfg        BuildConfig
 	namespaces map[string]map[string]string // labels by name
 	workloads  map[string]*mesh.Workload    // by UID
+	zones      map[string]string            // by node
+	holder     map[netip.Addr]*corev1.Pod   // of an address that several pods claim
 	result     Result
 }
 

@@ -82,6 +82,9 @@ func text(r Result) string {
 		fmt.Fprintf(&b, "workload %s\n", w.UID)
 		fmt.Fprintf(&b, "  node %q addresses %v ready %v host-network %v direct %v\n", w.Node, w.Addresses, w.Ready, w.HostNetwork, w.Direct)
 		fmt.Fprintf(&b, "  identity %q\n", w.ID)
+		if w.Zone != "" {
+			fmt.Fprintf(&b, "  zone %s\n", w.Zone)
+		}
 		fmt.Fprintf(&b, "  owner %s %s canonical %s %s\n", w.OwnerKind, w.OwnerName, w.CanonicalName, w.CanonicalRevision)
 		for _, key := range sortedKeys(w.Services) {
 			fmt.Fprintf(&b, "  serves %s %s\n", key, ports(w.Services[key]))
@@ -89,6 +92,9 @@ func text(r Result) string {
 	}
 	for _, s := range r.Services {
 		fmt.Fprintf(&b, "service %s addresses %v ports %s\n", s.Key(), s.Addresses, ports(s.Ports))
+		if s.Reach != "" || s.Affinity != 0 {
+			fmt.Fprintf(&b, "  reach %q affinity %v\n", s.Reach, s.Affinity)
+		}
 	}
 	for _, p := range r.Pods {
 		fmt.Fprintf(&b, "pod %s %s/%s node %s enrol %v workload %v\n", p.UID, p.Namespace, p.Name, p.Node, p.Enrol, p.Workload != nil)

@@ -5,6 +5,7 @@ import (
 
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -18,7 +19,11 @@ type Client struct {
 // NewClient talks to the API server that a kubeconfig names, or, if path is "", to
 // that of the cluster this process runs in.
 func NewClient(path string) (Client, error) {
-	cfg, err := clientcmd.BuildConfigFromFlags("", path)
+	find := rest.InClusterConfig
+	if path != "" {
+		find = func() (*rest.Config, error) { return clientcmd.BuildConfigFromFlags("", path) }
+	}
+	cfg, err := find()
 	if err != nil {
 		return Client{}, fmt.Errorf("find the API server: %w: give a kubeconfig, or run in a pod with a service account's token", err)
 	}

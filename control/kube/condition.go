@@ -65,5 +65,6 @@ func (b *builder) nodes(list []*corev1.Node) {
 			node.Tainted = node.Tainted || t.Key == TaintNotReady
 		}
 		b.result.Nodes = append(b.result.Nodes, node)
+		b.zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -16,7 +17,7 @@ import (
 // pod takes in one pod. A finished one is left out: its address may already be
 // another's. One without a node is nobody's yet.
 func (b *builder) pod(p *corev1.Pod) {
-	if p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed || p.Spec.NodeName == "" {
+	if !isThere(p) {
 		return
 	}
 	id := mesh.ID{
@@ -73,7 +74,7 @@ func (b *builder) workloadUID(kind, namespace, name string) string {
 
 // workload is the pod as the others see it, nil while it has no address.
 func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
-	addrs := podAddresses(p)
+	addrs := slices.DeleteFunc(podAddresses(p), func(a netip.Addr) bool { return b.holder[a] != nil && b.holder[a] != p })
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -83,6 +84,7 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 		Namespace:   p.Namespace,
 		Name:        p.Name,
 		Node:        p.Spec.NodeName,
+		Zone:        b.zones[p.Spec.NodeName],
 		Addresses:   addrs,
 		ID:          id,
 		HostNetwork: p.Spec.HostNetwork,
@@ -95,6 +97,48 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 			p.Labels["app.kubernetes.io/version"], p.Labels["version"], "latest"),
 		Cluster: b.cfg.Cluster,
 	}
+}
+
+func isThere(p *corev1.Pod) bool {
+	return p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && p.Spec.NodeName != ""
+}
+
+// holders finds out whose an address is that several pods claim: addresses are
+// given to new pods while the object of the one before still has them. To take the
+// wrong one would be to expect its identity, or plaintext.
+func (b *builder) holders(pods []*corev1.Pod) {
+	first := make(map[netip.Addr]*corev1.Pod, len(pods))
+	b.holder = make(map[netip.Addr]*corev1.Pod)
+	for _, p := range pods {
+		if !isThere(p) || p.Spec.HostNetwork {
+			continue
+		}
+		for _, a := range podAddresses(p) {
+			had := first[a]
+			if had == nil || isLater(p, had) {
+				first[a] = p
+			}
+			if had != nil {
+				b.holder[a] = first[a]
+			}
+		}
+	}
+}
+
+// isLater tells whether p came to its address after q: a pod that is being deleted
+// gives its address up, and otherwise who was started later has it.
+func isLater(p, q *corev1.Pod) bool {
+	if gone, was := p.DeletionTimestamp != nil, q.DeletionTimestamp != nil; gone != was {
+		return was
+	}
+	return cmp.Or(started(p).Compare(started(q)), cmp.Compare(p.UID, q.UID), cmp.Compare(p.Namespace+"/"+p.Name, q.Namespace+"/"+q.Name)) > 0
+}
+
+func started(p *corev1.Pod) time.Time {
+	if p.Status.StartTime != nil {
+		return p.Status.StartTime.Time
+	}
+	return p.CreationTimestamp.Time
 }
 
 func podAddresses(p *corev1.Pod) []netip.Addr {

@@ -5,6 +5,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -37,12 +38,40 @@ func (b *builder) hostname(s *corev1.Service) string {
 	return s.Name + "." + s.Namespace + ".svc." + b.cfg.Domain
 }
 
+// reach is internalTrafficPolicy and trafficDistribution.
+func reach(s *corev1.Service) mesh.Reach {
+	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
+		return mesh.SameNode
+	}
+	switch value(s.Spec.TrafficDistribution) {
+	case corev1.ServiceTrafficDistributionPreferSameNode:
+		return mesh.PreferNode
+	case corev1.ServiceTrafficDistributionPreferClose, corev1.ServiceTrafficDistributionPreferSameZone:
+		return mesh.PreferZone
+	}
+	return mesh.Everywhere
+}
+
+// affinity is sessionAffinity.
+func affinity(s *corev1.Service) time.Duration {
+	if s.Spec.SessionAffinity != corev1.ServiceAffinityClientIP {
+		return 0
+	}
+	seconds := int32(corev1.DefaultClientIPServiceAffinitySeconds)
+	if c := s.Spec.SessionAffinityConfig; c != nil && c.ClientIP != nil && value(c.ClientIP.TimeoutSeconds) > 0 {
+		seconds = *c.ClientIP.TimeoutSeconds
+	}
+	return time.Duration(seconds) * time.Second
+}
+
 func (b *builder) service(s *corev1.Service) *mesh.Service {
 	m := &mesh.Service{
 		Namespace: s.Namespace,
 		Name:      s.Name,
 		Hostname:  b.hostname(s),
 		Addresses: addresses(append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...)),
+		Reach:     reach(s),
+		Affinity:  affinity(s),
 	}
 	for _, p := range s.Spec.Ports {
 		if !isTCP(p.Protocol) || !isPort(p.Port) {
@@ -92,6 +121,10 @@ type endpoints struct {
 type endpointKey struct {
 	service string // mesh.Service.Key
 	port    uint16
+	// local: each node has a set of its own, node is whose. A caller there takes
+	// no other, even if all of its own are terminating.
+	local bool
+	node  string
 }
 
 // endpointSet is who serves one port: those that are ready, and those that are
@@ -112,7 +145,7 @@ func (e *endpoints) slice(slice *discoveryv1.EndpointSlice, s *corev1.Service, h
 		if i < 0 || p.Port == nil || !isPort(*p.Port) || p.Protocol != nil && !isTCP(*p.Protocol) {
 			continue
 		}
-		key := endpointKey{s.Namespace + "/" + hostname, uint16(s.Spec.Ports[i].Port)}
+		key := endpointKey{service: s.Namespace + "/" + hostname, port: uint16(s.Spec.Ports[i].Port), local: reach(s) == mesh.SameNode}
 		for _, end := range slice.Endpoints {
 			e.endpoint(key, slice, end, uint16(*p.Port))
 		}
@@ -124,20 +157,22 @@ func (e *endpoints) endpoint(key endpointKey, slice *discoveryv1.EndpointSlice, 
 	if w == nil {
 		return
 	}
+	if key.local {
+		key.node = w.Node
+	}
 	set := e.found[key]
 	if set == nil {
 		set = &endpointSet{}
 		e.found[key] = set
 	}
-	// Absent means ready and serving (discovery/v1, EndpointConditions).
+	// Absent means ready and serving (discovery/v1, EndpointConditions). Ready has the
+	// first word: with publishNotReadyAddresses it is said of who terminates, too.
 	c := end.Conditions
-	switch ready := c.Ready == nil || *c.Ready; {
-	case value(c.Terminating):
-		if c.Serving == nil && ready || value(c.Serving) {
-			set.serving = append(set.serving, endpoint{w, target})
-		}
-	case ready:
+	switch {
+	case c.Ready == nil || *c.Ready:
 		set.ready = append(set.ready, endpoint{w, target})
+	case value(c.Terminating) && (c.Serving == nil || *c.Serving):
+		set.serving = append(set.serving, endpoint{w, target})
 	}
 }
 
@@ -160,7 +195,7 @@ func (e *endpoints) workload(slice *discoveryv1.EndpointSlice, end discoveryv1.E
 	if w == nil {
 		w = &mesh.Workload{
 			UID: uid, Namespace: slice.Namespace, Name: slice.Name, Node: value(end.NodeName), Addresses: addrs[:1],
-			HostNetwork: true, OwnerName: slice.Name, OwnerKind: "pod", CanonicalName: slice.Name,
+			Zone: value(end.Zone), HostNetwork: true, OwnerName: slice.Name, OwnerKind: "pod", CanonicalName: slice.Name,
 			CanonicalRevision: "latest", Cluster: e.b.cfg.Cluster,
 		}
 		e.b.workloads[uid] = w

@@ -53,6 +53,8 @@ type pod struct {
 	// quota counts the connections, whatever their kind.
 	quota quota
 	lines *lines
+	// affinity outlives facts.
+	affinity *affinity
 	// accepted counts all connections ever accepted.
 	accepted atomic.Uint64
 	counts   podCounts
@@ -111,7 +113,7 @@ func (p *Proxy) serve(ctx context.Context, m handle.Message, files []int) {
 	if d == nil {
 		d, begin = p.newPod(ctx, m.UID, id)
 	}
-	d.facts.Store(factsOf(m.Pod, id))
+	d.facts.Store(d.factsOf(m.Pod))
 	d.adopt(m.Roles, files)
 	d.drains.Store(false)
 	d.order()
@@ -125,7 +127,7 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
-		woken: make(chan struct{}, 1),
+		woken: make(chan struct{}, 1), affinity: newAffinity(),
 	}
 	d.sockets4 = newSockets(&p.starved, d.need(4))
 	d.sockets6 = newSockets(&p.starved, d.need(6))
@@ -137,11 +139,11 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 	}
 }
 
-func factsOf(i *handle.PodInfo, id mesh.ID) *facts {
+func (d *pod) factsOf(i *handle.PodInfo) *facts {
 	return &facts{
 		namespace: i.Namespace, name: i.Name, pod: i.Namespace + "/" + i.Name,
-		caller:   caller{addresses: slices.Clone(i.Addresses), pick: rand.IntN},
-		workload: &mesh.Workload{Namespace: i.Namespace, Name: i.Name, Addresses: slices.Clone(i.Addresses), ID: id},
+		caller:   caller{addresses: slices.Clone(i.Addresses), node: d.p.cfg.Node, pick: rand.IntN, affinity: d.affinity},
+		workload: &mesh.Workload{Namespace: i.Namespace, Name: i.Name, Addresses: slices.Clone(i.Addresses), ID: d.id},
 	}
 }
 

@@ -3,6 +3,7 @@ package proxy
 import (
 	"net/netip"
 	"slices"
+	"time"
 
 	"tacit.dev/mesh"
 )
@@ -36,8 +37,12 @@ type route struct {
 // caller is who asks for a route.
 type caller struct {
 	addresses []netip.Addr
+	// node is where it runs.
+	node string
 	// pick returns a number of [0,n).
 	pick func(n int) int
+	// affinity is the pod's; nil for none.
+	affinity *affinity
 }
 
 // find decides where a connection to the address to leads. It is pure but for
@@ -51,7 +56,7 @@ func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 		return route{targets: []target{c.target(to, w.Workload(to.Addr()))}, inside: true}, nil
 	}
 	if s := w.Service(to.Addr()); s != nil {
-		return c.findEndpoints(s, to, w.Endpoints(s, to.Port()))
+		return c.findEndpoints(s, to, c.near(w, s, to))
 	}
 	t := c.target(to, w.Workload(to.Addr()))
 	return route{targets: []target{t}, inside: t.workload != nil}, nil
@@ -68,11 +73,12 @@ func (c *caller) isSelf(a netip.Addr) bool {
 	return slices.Contains(c.addresses, a) || a.IsLoopback()
 }
 
-// findEndpoints picks endpoints of s evenly, of the family that was dialled. A
+// findEndpoints picks endpoints of s evenly, of the family that was dialled, among
+// those that are near enough, and keeps to one if the service asks for that. A
 // service that is known and has none is refused: kube-proxy may know a newer
 // endpoint that is in the mesh, and would lead plaintext to it.
 func (c *caller) findEndpoints(s *mesh.Service, to netip.AddrPort, endpoints []mesh.Endpoint) (route, error) {
-	chosen := sample(len(endpoints), maxTargets, c.pick)
+	chosen := c.affinity.first(s, to, endpoints, sample(len(endpoints), maxTargets, c.pick), time.Now())
 	r := route{service: s, inside: true, targets: make([]target, 0, len(chosen))}
 	for _, i := range chosen {
 		if a, ok := addressLike(endpoints[i].Workload, to.Addr()); ok {
@@ -87,6 +93,22 @@ func (c *caller) findEndpoints(s *mesh.Service, to netip.AddrPort, endpoints []m
 		return r, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s has no ready endpoint at this port and family", to, s.Key())
 	}
 	return r, nil
+}
+
+// near returns the endpoints among which one is picked. Where it matters who is
+// among them they are those of one family, as kube-proxy has it.
+func (c *caller) near(w *mesh.World, s *mesh.Service, to netip.AddrPort) []mesh.Endpoint {
+	endpoints := w.Endpoints(s, to.Port())
+	if s.Reach == mesh.Everywhere && s.Affinity <= 0 {
+		return endpoints
+	}
+	zone := ""
+	for _, a := range c.addresses {
+		if self := w.Workload(a); self != nil {
+			zone = self.Zone
+		}
+	}
+	return near(s, ofFamily(endpoints, to.Addr()), c.node, zone)
 }
 
 // ofFamily returns the endpoints that have an address of the family of a.

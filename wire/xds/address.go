@@ -46,6 +46,9 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 		CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision,
 		Services: encodeServices(w.Services),
 	}
+	if w.Zone != "" {
+		m.Locality = &message.Locality{Zone: w.Zone}
+	}
 	if !w.Ready {
 		m.Status = message.WorkloadStatus_UNHEALTHY
 	}
@@ -68,7 +71,14 @@ func encodeDirect(w *mesh.Workload) (*message.Extension, error) {
 }
 
 func encodeService(s *mesh.Service) (*message.Address, error) {
-	m := &message.Service{Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname, Ports: encodePorts(s.Ports)}
+	m := &message.Service{Name: s.Name, Namespace: s.Namespace, Hostname: s.Hostname, Ports: encodePorts(s.Ports), LoadBalancing: encodeReach(s.Reach)}
+	if s.Affinity > 0 {
+		e, err := encodeAffinity(s.Affinity)
+		if err != nil {
+			return nil, err
+		}
+		m.Extensions = []*message.Extension{e}
+	}
 	addresses, err := encodeAddrs(s.Addresses)
 	if err != nil {
 		return nil, err
@@ -115,7 +125,7 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 		return nil, fmt.Errorf("workload type %d is unknown", m.GetWorkloadType())
 	}
 	w := &mesh.Workload{
-		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), ID: id, Direct: direct, ExcludeInbound: exclude,
+		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), Zone: m.GetLocality().GetZone(), ID: id, Direct: direct, ExcludeInbound: exclude,
 		HostNetwork: m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
 		Ready:       m.GetStatus() == message.WorkloadStatus_HEALTHY,
 		OwnerName:   m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
@@ -167,13 +177,16 @@ func decodeService(m *message.Service) (*mesh.Service, error) {
 	if m.GetNamespace() == "" || m.GetHostname() == "" {
 		return nil, fmt.Errorf("service of namespace %q and hostname %q: want both", m.GetNamespace(), m.GetHostname())
 	}
-	s := &mesh.Service{Namespace: m.GetNamespace(), Name: m.GetName(), Hostname: m.GetHostname()}
+	s := &mesh.Service{Namespace: m.GetNamespace(), Name: m.GetName(), Hostname: m.GetHostname(), Reach: decodeReach(m.GetLoadBalancing())}
 	var raw [][]byte
 	for _, a := range m.GetAddresses() {
 		raw = append(raw, a.GetAddress())
 	}
 	var err error
 	if s.Addresses, err = decodeAddrs(raw); err != nil {
+		return nil, err
+	}
+	if s.Affinity, err = decodeAffinity(m.GetExtensions()); err != nil {
 		return nil, err
 	}
 	s.Ports, err = decodePorts(m.GetPorts(), true)
