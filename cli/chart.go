@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 	"helm.sh/helm/v4/pkg/action"
+	"helm.sh/helm/v4/pkg/chart/common"
 	"helm.sh/helm/v4/pkg/chart/loader/archive"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
@@ -86,6 +87,8 @@ func render(ctx context.Context, c *chart.Chart, vals map[string]any) (string, e
 	install.DryRunStrategy = action.DryRunClient
 	install.ReleaseName, install.Namespace = releaseName, namespace
 	install.DisableOpenAPIValidation = true
+	// Any that the chart takes: which one the cluster has, preflight asks.
+	install.KubeVersion = &common.KubeVersion{Version: "v" + oldest}
 	made, err := install.RunWithContext(ctx, c, vals)
 	if err != nil {
 		return "", fmt.Errorf("render the chart: %w", err)

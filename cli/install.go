@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 
 	"tacit.dev/control/kube"
 )
@@ -78,12 +79,11 @@ func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
 	if err != nil {
 		return err
 	}
-	manifest, err := render(cmd.Context(), charted, vals)
-	if err != nil {
-		return err
-	}
 	if s.dryRun {
-		_, err := fmt.Fprint(cmd.OutOrStdout(), manifest)
+		manifest, err := render(cmd.Context(), charted, vals)
+		if err == nil {
+			_, err = fmt.Fprint(cmd.OutOrStdout(), manifest)
+		}
 		return err
 	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), s.limit)
@@ -93,24 +93,38 @@ func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
 		return err
 	}
 	p := newProgress(cmd.OutOrStdout())
-	if err := s.prepare(ctx, c, p, manifest, upgrade); err != nil {
+	if vals, err = c.effective(vals, upgrade); err != nil {
+		return err
+	}
+	if err := s.prepare(ctx, c, p, charted, vals); err != nil {
 		return err
 	}
 	return s.apply(ctx, c, p, charted, vals)
 }
 
-// prepare looks whether the cluster has what is needed, and makes the namespace.
-func (s *setup) prepare(ctx context.Context, c *cluster, p *progress, manifest string, upgrade bool) error {
+// effective are the values that were given before, and those that are given now.
+func (c *cluster) effective(vals map[string]any, upgrade bool) (map[string]any, error) {
 	r, err := c.releases()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	last, err := r.last()
+	switch {
+	case err != nil:
+		return nil, err
+	case last != nil:
+		return loader.MergeMaps(last.Config, vals), nil
+	case upgrade:
+		return nil, fmt.Errorf("upgrade: no release %s in namespace %s: tacit install makes one", releaseName, namespace)
+	}
+	return vals, nil
+}
+
+// prepare looks whether the cluster has what is needed, and makes the namespace.
+func (s *setup) prepare(ctx context.Context, c *cluster, p *progress, charted *chart.Chart, vals map[string]any) error {
+	manifest, err := render(ctx, charted, vals)
 	if err != nil {
 		return err
-	}
-	if upgrade && last == nil {
-		return fmt.Errorf("upgrade: no release %s in namespace %s: tacit install makes one", releaseName, namespace)
 	}
 	p.say("looking whether the cluster has what is needed")
 	found, err := c.examine(ctx, manifest, true)

@@ -35,14 +35,16 @@ const (
 // has what the agent has, so what it cannot do the agent could not.
 type visit struct {
 	role string
-	// mounts are those volumes of the agent that it has.
-	mounts []string
 	// more are changes to the pod, if any.
 	more func(*corev1.Pod)
 }
 
-// examination changes nothing on the node: folders of our own are not even made.
-var examination = visit{role: "check", mounts: []string{"proc", "cni-conf", "cni-bin"}}
+// folders are those volumes of the agent that a visitor has, and the flags by which it
+// is told of them. None of them is made by a mount.
+var folders = map[string]string{"proc": "--proc=", "cni-conf": "--cni-dir=", "cni-bin": "--cni-bin-dir="}
+
+// examination changes nothing on the node.
+var examination = visit{role: "check"}
 
 // sweeping has the folder above the agent's, to remove that one.
 func sweeping(ds *appsv1.DaemonSet) visit {
@@ -52,7 +54,7 @@ func sweeping(ds *appsv1.DaemonSet) visit {
 			run = v.HostPath.Path
 		}
 	}
-	return visit{role: "sweep", mounts: examination.mounts, more: func(p *corev1.Pod) {
+	return visit{role: "sweep", more: func(p *corev1.Pod) {
 		directory := corev1.HostPathDirectory
 		p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "above-run", VolumeSource: corev1.VolumeSource{
 			HostPath: &corev1.HostPathVolumeSource{Path: path.Dir(run), Type: &directory}}})
@@ -82,19 +84,21 @@ func (v visit) pod(ds *appsv1.DaemonSet, node string) (*corev1.Pod, error) {
 			Containers: []corev1.Container{{
 				Name: v.role, Image: agent.Image, ImagePullPolicy: agent.ImagePullPolicy,
 				Command:                  []string{agent.Command[0], v.role},
-				Args:                     []string{"--proc=/host/proc", "--cni-dir=/host/cni/conf", "--cni-bin-dir=/host/cni/bin", "--report=" + finding.Path},
+				Args:                     []string{"--report=" + finding.Path},
 				SecurityContext:          agent.SecurityContext,
 				TerminationMessagePolicy: corev1.TerminationMessageFallbackToLogsOnError,
 			}},
 		},
 	}
+	c := &p.Spec.Containers[0]
 	for _, m := range agent.VolumeMounts {
-		if slices.Contains(v.mounts, m.Name) {
-			p.Spec.Containers[0].VolumeMounts = append(p.Spec.Containers[0].VolumeMounts, m)
+		if f := folders[m.Name]; f != "" {
+			c.VolumeMounts = append(c.VolumeMounts, m)
+			c.Args = append(c.Args, f+m.MountPath)
 		}
 	}
 	for _, volume := range from.Volumes {
-		if slices.Contains(v.mounts, volume.Name) {
+		if folders[volume.Name] != "" {
 			p.Spec.Volumes = append(p.Spec.Volumes, volume)
 		}
 	}

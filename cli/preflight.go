@@ -4,9 +4,11 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -130,23 +132,37 @@ func (c *cluster) checkRights(ctx context.Context, objects []*unstructured.Unstr
 		}
 		wanted[authv1.ResourceAttributes{Verb: "create", Group: gvk.Group, Resource: m.Resource.Resource, Namespace: o.GetNamespace()}] = true
 	}
-	var missing []string
-	for a := range wanted {
-		answer, err := c.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{
-			Spec: authv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a},
-		}, metav1.CreateOptions{})
-		if err != nil {
-			return f, fmt.Errorf("ask whether this user may %s %s: %w", a.Verb, a.Resource, err)
-		}
-		if !answer.Status.Allowed {
-			missing = append(missing, a.Verb+" "+strings.TrimSuffix(a.Resource+"."+a.Group, "."))
-		}
+	missing, err := c.forbidden(ctx, slices.Collect(maps.Keys(wanted)))
+	if err != nil {
+		return f, err
 	}
 	if len(missing) > 0 {
 		slices.Sort(missing)
 		f.Lacks, f.Remedy = "this user may not "+strings.Join(slices.Compact(missing), ", "), "install as a user with the role cluster-admin"
 	}
 	return f, nil
+}
+
+// forbidden are those of the rights that this user has not.
+func (c *cluster) forbidden(ctx context.Context, wanted []authv1.ResourceAttributes) ([]string, error) {
+	said := make([]string, len(wanted))
+	all, ctx := errgroup.WithContext(ctx)
+	for i, a := range wanted {
+		all.Go(func() error {
+			answer, err := c.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{
+				Spec: authv1.SelfSubjectAccessReviewSpec{ResourceAttributes: &a},
+			}, metav1.CreateOptions{})
+			if err != nil {
+				return fmt.Errorf("ask whether this user may %s %s: %w", a.Verb, a.Resource, err)
+			}
+			if !answer.Status.Allowed {
+				said[i] = a.Verb + " " + strings.TrimSuffix(a.Resource+"."+a.Group, ".")
+			}
+			return nil
+		})
+	}
+	err := all.Wait()
+	return slices.DeleteFunc(said, func(s string) bool { return s == "" }), err
 }
 
 // otherMeshes are DaemonSets that lead the connections of pods, too.

@@ -9,6 +9,7 @@ import (
 
 	"helm.sh/helm/v4/pkg/action"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
+	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
@@ -42,8 +43,9 @@ func (r *releases) last() (*release.Release, error) {
 	return last, nil
 }
 
-// apply installs the chart, or makes the release that is there what it says. Values
-// that were given before, and are not now, stay. It waits for nothing.
+// apply installs the chart, or makes the release that is there what it says. It waits
+// for nothing. Helm's own validation is left out: it reads the schema of everything
+// that the cluster knows, and the API server validates as well.
 func (r *releases) apply(ctx context.Context, c *chart.Chart, vals map[string]any, limit time.Duration) (*release.Release, error) {
 	last, err := r.last()
 	if err != nil {
@@ -66,7 +68,7 @@ func (r *releases) apply(ctx context.Context, c *chart.Chart, vals map[string]an
 func (r *releases) install(ctx context.Context, c *chart.Chart, vals map[string]any, limit time.Duration) error {
 	a := action.NewInstall(r.cfg)
 	a.ReleaseName, a.Namespace, a.Timeout = releaseName, namespace, limit
-	a.WaitStrategy = kube.HookOnlyStrategy
+	a.WaitStrategy, a.DisableOpenAPIValidation = kube.HookOnlyStrategy, true
 	if _, err := a.RunWithContext(ctx, c, vals); err != nil {
 		return fmt.Errorf("install release %s: %w", releaseName, err)
 	}
@@ -76,8 +78,8 @@ func (r *releases) install(ctx context.Context, c *chart.Chart, vals map[string]
 func (r *releases) upgrade(ctx context.Context, c *chart.Chart, vals map[string]any, limit time.Duration) error {
 	a := action.NewUpgrade(r.cfg)
 	a.Namespace, a.Timeout, a.MaxHistory = namespace, limit, 10
-	a.WaitStrategy = kube.HookOnlyStrategy
-	a.ResetThenReuseValues = true
+	a.WaitStrategy, a.DisableOpenAPIValidation = kube.HookOnlyStrategy, true
+	a.ResetValues = true
 	if _, err := a.RunWithContext(ctx, releaseName, c, vals); err != nil {
 		return fmt.Errorf("upgrade release %s: %w", releaseName, err)
 	}
@@ -98,5 +100,6 @@ func (r *releases) remove(limit time.Duration) error {
 // keepCRD has the release let go of the kind Mesh when it is removed. It is the
 // chart and the values that are installed; only that changes.
 func (r *releases) keepCRD(ctx context.Context, last *release.Release, limit time.Duration) error {
-	return r.upgrade(ctx, last.Chart, map[string]any{"crd": map[string]any{"keep": true}}, limit)
+	vals := loader.MergeMaps(last.Config, map[string]any{"crd": map[string]any{"keep": true}})
+	return r.upgrade(ctx, last.Chart, vals, limit)
 }

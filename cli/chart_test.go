@@ -1,0 +1,246 @@
+package cli
+
+import (
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/wire/finding"
+)
+
+// rendered is what the chart makes of values KEY=VALUE.
+func rendered(t *testing.T, set ...string) ([]*unstructured.Unstructured, error) {
+	t.Helper()
+	charted, err := openChart("v1.2.3-4-gabc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := valueFlags{}
+	v.options.Values = set
+	vals, err := v.merge()
+	if err != nil {
+		t.Fatal(err)
+	}
+	manifest, err := render(t.Context(), charted, vals)
+	if err != nil {
+		return nil, err
+	}
+	return decode(manifest)
+}
+
+func objects(t *testing.T, set ...string) map[string]*unstructured.Unstructured {
+	t.Helper()
+	list, err := rendered(t, set...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]*unstructured.Unstructured{}
+	for _, o := range list {
+		all[o.GetKind()+" "+o.GetName()] = o
+	}
+	return all
+}
+
+// Control has the rights that docs/rights.md gives reasons for, and nobody else has any.
+func TestRightsAreThoseOfTheDocumentation(t *testing.T) {
+	text, err := os.ReadFile("../docs/rights.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := objects(t)
+	blocks := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindAllStringSubmatch(string(text), -1)
+	for i, kind := range []string{"ClusterRole", "Role"} {
+		var want map[string]any
+		if err := yaml.Unmarshal([]byte(blocks[i][1]), &want); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want["rules"], all[kind+" tacit-control"].Object["rules"]); diff != "" {
+			t.Errorf("%s (-docs/rights.md +chart):\n%s", kind, diff)
+		}
+	}
+	for name, o := range all {
+		if subjects, ok := o.Object["subjects"]; ok && strings.Contains(fmt.Sprint(subjects), "tacit-node") {
+			t.Errorf("%s gives rights to nodes", name)
+		}
+	}
+}
+
+func TestNodesHaveThePrivilegesOfTheDesign(t *testing.T) {
+	list, err := rendered(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ds, err := daemonSetOf(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	spec := ds.Spec.Template.Spec
+	if spec.HostNetwork || spec.HostPID || spec.HostIPC || *spec.AutomountServiceAccountToken || spec.PriorityClassName != "system-node-critical" {
+		t.Errorf("host network %v, pid %v, ipc %v, token %v, priority %q", spec.HostNetwork, spec.HostPID, spec.HostIPC, *spec.AutomountServiceAccountToken, spec.PriorityClassName)
+	}
+	rolling := ds.Spec.UpdateStrategy.RollingUpdate
+	if rolling.MaxSurge.IntValue() != 1 || rolling.MaxUnavailable.IntValue() != 0 {
+		t.Errorf("max surge %v, max unavailable %v", rolling.MaxSurge, rolling.MaxUnavailable)
+	}
+	onHost := map[string]bool{}
+	for _, v := range spec.Volumes {
+		onHost[v.Name] = v.HostPath != nil
+	}
+	capabilities := map[string]string{"agent": "[CHOWN NET_ADMIN SYS_ADMIN SYS_PTRACE]", "proxy": "[]"}
+	for _, c := range spec.Containers {
+		s := c.SecurityContext
+		slices.Sort(s.Capabilities.Add)
+		if got := fmt.Sprint(s.Capabilities.Add); got != capabilities[c.Name] || fmt.Sprint(s.Capabilities.Drop) != "[ALL]" {
+			t.Errorf("%s: capabilities %s, dropped %v", c.Name, got, s.Capabilities.Drop)
+		}
+		if !*s.ReadOnlyRootFilesystem || *s.AllowPrivilegeEscalation || s.Privileged != nil {
+			t.Errorf("%s: security context %+v", c.Name, s)
+		}
+		if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() {
+			t.Errorf("%s requests no resources", c.Name)
+		}
+		for _, m := range c.VolumeMounts {
+			if c.Name == "proxy" && onHost[m.Name] {
+				t.Errorf("the proxy has %s of the host", m.Name)
+			}
+		}
+	}
+}
+
+func TestSchemaRefuses(t *testing.T) {
+	for set, want := range map[string]string{
+		"colour=red":                    "colour",
+		"node.agent.colour=red":         "colour",
+		"image.pullPolicy=Sometimes":    "pullPolicy",
+		"control.replicas=0":            "replicas",
+		"trustDomain=a/b":               "trustDomain",
+		"node.runDir=run":               "runDir",
+		"certificates.ttl=tomorrow":     "ttl",
+		"control.extraArgs[0]=rm":       "extraArgs",
+		"networkPolicy.enabled=perhaps": "enabled",
+	} {
+		if _, err := rendered(t, set); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("--set %s: error %v, want one about %s", set, err, want)
+		}
+	}
+}
+
+func TestValuesArriveInTheManifests(t *testing.T) {
+	for set, want := range map[string]struct{ object, text string }{
+		"image.registry=r.example/t":       {"DaemonSet tacit-node", "image:r.example/t/tacit-node:v1.2.3-4-gabc"},
+		"image.tag=x":                      {"Deployment tacit-control", "image:tacit-control:x"},
+		"node.cni.confDir=/etc/net":        {"DaemonSet tacit-node", "path:/etc/net"},
+		"node.netnsDir=/var/run/netns":     {"DaemonSet tacit-node", "mountPath:/run/netns"},
+		"trustDomain=example.org":          {"Deployment tacit-control", "--trust-domain=example.org"},
+		"crd.keep=true":                    {"CustomResourceDefinition meshes.tacit.dev", "helm.sh/resource-policy:keep"},
+		"node.proxy.extraArgs[0]=--ttl=1m": {"DaemonSet tacit-node", "--ttl=1m"},
+	} {
+		if got := fmt.Sprint(objects(t, set)[want.object]); !strings.Contains(got, want.text) {
+			t.Errorf("--set %s: %s has no %q", set, want.object, want.text)
+		}
+	}
+	if objects(t, "crd.install=false")["CustomResourceDefinition meshes.tacit.dev"] != nil {
+		t.Error("the kind Mesh is there with crd.install=false")
+	}
+	if objects(t, "networkPolicy.enabled=false")["NetworkPolicy tacit-default"] != nil {
+		t.Error("there is a NetworkPolicy with networkPolicy.enabled=false")
+	}
+}
+
+func TestChartVersions(t *testing.T) {
+	for built, want := range map[string]string{"v1.2.3": "1.2.3", "v1.2.3-4-gabc-dirty": "1.2.3-4-gabc-dirty", "f4bbc59": "0.0.0+f4bbc59", "e2e/x": "0.0.0+e2e-x"} {
+		if got := chartVersion(built); got != want {
+			t.Errorf("chart of %s: version %s, want %s", built, got, want)
+		}
+	}
+}
+
+// Who looks at a node has what the agent has, and makes no folder there.
+func TestVisitorIsLikeTheAgent(t *testing.T) {
+	list, err := rendered(t, "image.registry=r.example", "image.pullSecrets[0]=s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ds, err := daemonSetOf(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := examination.pod(ds, "n1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	agent, visitor := ds.Spec.Template.Spec.Containers[0], p.Spec.Containers[0]
+	if diff := cmp.Diff(agent.SecurityContext, visitor.SecurityContext); diff != "" {
+		t.Errorf("security context (-agent +visitor):\n%s", diff)
+	}
+	if visitor.Image != agent.Image || p.Spec.NodeName != "n1" || len(p.Spec.ImagePullSecrets) != 1 || len(p.Spec.Tolerations) != 1 {
+		t.Errorf("visitor: %+v", p.Spec)
+	}
+	for _, v := range p.Spec.Volumes {
+		if *v.HostPath.Type != corev1.HostPathDirectory {
+			t.Errorf("volume %s may make a folder on the node", v.Name)
+		}
+	}
+	sweeper, err := sweeping(ds).pod(ds, "n1")
+	if err != nil || !slices.Contains(sweeper.Spec.Containers[0].Args, "--run=/host/run/tacit") {
+		t.Errorf("sweeper: %v, %v", sweeper.Spec.Containers[0].Args, err)
+	}
+}
+
+func TestMissingIsToldInTheOrderInWhichItComes(t *testing.T) {
+	h := &health{control: "0 of 2", nodes: map[string]string{"n1": "", "n2": "pending"}, pods: map[string]podState{"a/b": {why: "Enrolling: soon"}}}
+	for _, want := range []string{"control: 0 of 2", "nodes, 1 of 2 are ready: n2 (pending)", "pods, 0 of 1 are protected: a/b: Enrolling: soon", ""} {
+		if got := h.missing(); got != want {
+			t.Errorf("missing %q, want %q", got, want)
+		}
+		switch {
+		case h.control != "":
+			h.control = ""
+		case h.nodes["n2"] != "":
+			h.nodes["n2"] = ""
+		default:
+			h.pods["a/b"] = podState{protected: true}
+		}
+	}
+}
+
+func TestStateOfAPod(t *testing.T) {
+	with := func(status corev1.ConditionStatus, reason, message string) *corev1.Pod {
+		p := &corev1.Pod{}
+		p.Status.Conditions = []corev1.PodCondition{{Type: kube.ConditionProtected, Status: status, Reason: reason, Message: message}}
+		return p
+	}
+	for name, tt := range map[string]struct {
+		pod  *corev1.Pod
+		want podState
+	}{
+		"nothing said": {&corev1.Pod{}, podState{why: "control has not spoken of it"}},
+		"protected":    {with("True", kube.Captured, ""), podState{protected: true, why: kube.Captured}},
+		"not":          {with("False", kube.NotCaptured, "no certificate"), podState{why: "NotCaptured: no certificate"}},
+		"unknown":      {with("Unknown", kube.AgentAway, "away"), podState{why: "AgentAway: away"}},
+	} {
+		if got := stateOf(tt.pod); got != tt.want {
+			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
+		}
+	}
+}
+
+func TestReportCounts(t *testing.T) {
+	r := &report{}
+	r.add("", finding.Finding{What: "version", Found: "1.36"})
+	r.add("n1", finding.Finding{What: "rules", Lacks: "no nft", Remedy: "load it"})
+	var b strings.Builder
+	r.print(&b)
+	if r.lacking() != 1 || !strings.Contains(b.String(), "LACKING node n1: rules: no nft") || !strings.Contains(b.String(), "remedy: load it") {
+		t.Errorf("%d lacking:\n%s", r.lacking(), b.String())
+	}
+}
