@@ -52,6 +52,9 @@ func sweepChain(cfg Config) finding.Finding {
 			err = errors.Join(err, rerr)
 		}
 	}
+	if rerr := os.Remove(filepath.Join(cfg.Chain.Dir, cni.NamespacesName)); !errors.Is(rerr, fs.ErrNotExist) {
+		err = errors.Join(err, rerr)
+	}
 	f.Lacks = text(err)
 	return f
 }
