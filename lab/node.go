@@ -11,7 +11,7 @@ import (
 )
 
 // node is a machine of the lab. What is set when it is made does not change;
-// rules belongs to whoever holds Cluster.converging, nextHost to Cluster.mu.
+// rules belongs to whoever holds Cluster.converging, nextHost and team to Cluster.mu.
 type node struct {
 	name   string
 	number int
@@ -25,6 +25,8 @@ type node struct {
 
 	rules    string
 	nextHost int
+	// team is the agent and the proxy that are there.
+	team team
 }
 
 // addNode makes a reserved node, with everything running, and returns when it is

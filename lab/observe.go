@@ -63,7 +63,7 @@ func (c *Cluster) adminOf(process string) (string, dialFunc, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	address := map[string]string{"agent": agentAdmin, "proxy": proxyAdmin}[role]
+	address := c.teamOf(n).named(&role).admin(role)
 	if address == "" {
 		return "", nil, fmt.Errorf("process %q: want control, NODE/agent or NODE/proxy", process)
 	}

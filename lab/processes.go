@@ -30,8 +30,6 @@ const (
 	bundleName = "bundle.pem"
 
 	controlAdmin = "127.0.0.1:15022"
-	agentAdmin   = "127.0.0.1:15020"
-	proxyAdmin   = "127.0.0.1:15021"
 )
 
 // tacit is a command of one of Tacit's programs with a role's extra flags.
@@ -78,24 +76,29 @@ func (c *Cluster) startNode(ctx context.Context, n *node) error {
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
 		return err
 	}
+	return c.startTeam(ctx, n, 0)
+}
+
+// startTeam starts a team of a node, beside the one that may be there.
+func (c *Cluster) startTeam(ctx context.Context, n *node, p team) error {
 	common := []string{
 		"--node", n.name, "--control", netip.AddrPortFrom(control4, controlPort).String(),
 		"--token", filepath.Join(c.dir, "tokens", n.name), "--bundle", filepath.Join(c.dir, bundleName),
 	}
 	agent := func() *exec.Cmd {
-		args := append([]string{"agent", "--run", n.dir, "--admin", agentAdmin}, common...)
+		args := append([]string{"agent", "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin("agent")}, common...)
 		if c.rootful() {
 			args = append(args, "--proxy-uid", strconv.Itoa(proxyUser))
 		}
 		return c.tacit("tacit-node", "agent", args...)
 	}
 	proxy := func() *exec.Cmd {
-		args := append([]string{"proxy", "--handle", filepath.Join(n.dir, "handle.sock"), "--admin", proxyAdmin}, common...)
+		args := append([]string{"proxy", "--handle", p.handle(n), "--admin", p.admin("proxy")}, common...)
 		return c.tacit("tacit-node", "proxy", args...)
 	}
 	return errors.Join(
-		c.keep(ctx, n.name+"/agent", agent, func(cmd *exec.Cmd) error { return n.ns.Do(cmd.Start) }),
-		c.keep(ctx, n.name+"/proxy", proxy, func(cmd *exec.Cmd) error { return c.startUnprivileged(n, cmd) }))
+		c.keep(ctx, p.process(n, "agent"), agent, func(cmd *exec.Cmd) error { return n.ns.Do(cmd.Start) }),
+		c.keep(ctx, p.process(n, "proxy"), proxy, func(cmd *exec.Cmd) error { return c.startUnprivileged(n, cmd) }))
 }
 
 // rootful reports whether there are other users than root in the lab.

@@ -33,6 +33,7 @@ func verbs() []verb {
 		{name: "wait", usage: "JOB | enrolled|protected|outside POD... | ready PROCESS... | gone POD...", about: "wait until something is so; a pod's name may have a *", do: doWait},
 		{name: "kill", usage: "PROCESS|JOB [SIGNAL]", about: "signal a process of Tacit (control, NODE/agent, NODE/proxy) or a job", do: doKill},
 		{name: "restart", usage: "PROCESS... [signal=NAME]", about: "end a process of Tacit and wait until its successor is ready", do: doRestart},
+		{name: "rollout", usage: "NODE...", about: "replace agent and proxy as a DaemonSet does: the next ones are ready before the old ones end", do: doRollout},
 		{name: "cut", usage: "NODE...", about: "take a node off the underlay: packets are lost without a word", do: doCut(false)},
 		{name: "heal", usage: "NODE...", about: "put a node back on the underlay", do: doCut(true)},
 		{name: "capture", usage: "start NAME NODE[/POD] | stop NAME | grep NAME TEXT | ports NAME A B PORT... | count|tls NAME A B", about: "record packets of a node's uplink, and look into them", do: doCapture, not: true},
