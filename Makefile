@@ -59,7 +59,7 @@ kube: ## a real Kubernetes with two nodes to play with, as root
 kube-down: ## end it, leaving nothing
 	@$(E2E) run ./cmd/kube down
 
-e2e: ## tests on a real Kubernetes, as root; the first run builds it, which takes minutes
+e2e: packages ## tests on a real Kubernetes, as root; the first run builds it, which takes minutes
 	@$(E2E) run ./cmd/kube build
 	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -p 1 -parallel 1 -timeout 30m ./...
 

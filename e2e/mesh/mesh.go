@@ -3,7 +3,6 @@ package mesh
 import (
 	"bytes"
 	"context"
-	_ "embed"
 	"errors"
 	"fmt"
 	"os"
@@ -15,9 +14,6 @@ import (
 	"tacit.dev/e2e/cluster"
 	"tacit.dev/e2e/product"
 )
-
-//go:embed testdata/tacit.yaml
-var manifests string
 
 // Options are what a cluster with Tacit is made of.
 type Options struct {
@@ -80,17 +76,10 @@ func Start(t testing.TB, o Options) *Mesh {
 	return m
 }
 
-// Install installs Tacit and returns when it is ready.
-func (m *Mesh) Install(ctx context.Context) error {
-	if _, err := m.Apply(ctx, strings.ReplaceAll(manifests, "IMAGES", registry)); err != nil {
-		return err
-	}
-	for _, what := range []string{"deployment/tacit-control", "daemonset/tacit-node"} {
-		if _, err := m.Kubectl(ctx, "rollout", "status", "-n", "tacit-system", "--timeout=2m", what); err != nil {
-			return err
-		}
-	}
-	return nil
+// Install installs Tacit as users do, and returns when it is ready.
+func (m *Mesh) Install(ctx context.Context, more ...string) error {
+	_, err := m.Tacit(ctx, append([]string{"install", "--set", "image.registry=" + registry + ",image.tag=" + version + ",image.pullPolicy=Never"}, more...)...)
+	return err
 }
 
 // Tacit runs the program tacit on the cluster and returns what it printed.

@@ -96,7 +96,7 @@ func untar(t *testing.T, from io.ReadCloser, to string) (files []string) {
 // scripted is what the Dockerfile's stage takes along for nft.
 func scripted(t *testing.T) []string {
 	t.Helper()
-	root := must(sources())(t)
+	root := must(Sources())(t)
 	text, err := exec.CommandContext(t.Context(), filepath.Join(root, "deploy/image/nft-files")).Output()
 	if err != nil {
 		t.Fatal(err)
@@ -169,7 +169,7 @@ func TestProgramsRun(t *testing.T) {
 func TestBill(t *testing.T) {
 	root, _ := unpack(t, open(t, both(t)["node"]))
 	var b bill
-	if err := json.Unmarshal(must(os.ReadFile(root + "/usr/share/sbom/tacit-node.cdx.json"))(t), &b); err != nil {
+	if err := json.Unmarshal(must(os.ReadFile(root+"/usr/share/sbom/tacit-node.cdx.json"))(t), &b); err != nil {
 		t.Fatal(err)
 	}
 	has := map[string]string{}
@@ -185,7 +185,7 @@ func TestBill(t *testing.T) {
 
 // TestDockerfile: whoever has Docker gets the same images.
 func TestDockerfile(t *testing.T) {
-	text := must(os.ReadFile(filepath.Join(must(sources())(t), "deploy/image/Dockerfile")))(t)
+	text := must(os.ReadFile(filepath.Join(must(Sources())(t), "deploy/image/Dockerfile")))(t)
 	for name, tar := range both(t) {
 		img := open(t, tar)
 		got, want := described(t, img), stageOf(t, string(text), name)
@@ -250,7 +250,7 @@ func stageOf(t *testing.T, text, name string) recipe {
 
 // TestDockerfileBuildsTheSame: flags are part of a program.
 func TestDockerfileBuildsTheSame(t *testing.T) {
-	root := must(sources())(t)
+	root := must(Sources())(t)
 	for _, file := range []string{"deploy/image/Dockerfile", "Makefile"} {
 		text := must(os.ReadFile(filepath.Join(root, file)))(t)
 		for _, flag := range []string{`-trimpath`, `grpcnotrace`, `-s -w -X main.version=`} {

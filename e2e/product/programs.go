@@ -22,7 +22,7 @@ var programs = []string{"tacit", "tacit-control", "tacit-node", "tacit-cni"}
 // Programs makes the programs that are not in the cache and returns their folder.
 // The same sources and version are built once.
 func Programs(ctx context.Context, version string, out io.Writer) (string, error) {
-	root, err := sources()
+	root, err := Sources()
 	if err != nil {
 		return "", err
 	}
@@ -36,8 +36,8 @@ func Programs(ctx context.Context, version string, out io.Writer) (string, error
 	})
 }
 
-// sources is the folder of the product: the one above this module.
-func sources() (string, error) {
+// Sources is the folder of the product: the one above this module.
+func Sources() (string, error) {
 	dir, err := build.ModuleDir()
 	if err != nil {
 		return "", err

@@ -1,0 +1,87 @@
+package mesh_test
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// TestProbes: what the kubelet learns of a pod is how the application is, for every
+// kind of probe; it learns of the end too; and it comes with its own address.
+func TestProbes(t *testing.T) {
+	s := enrolled(t)
+	s.apply("probes.yaml")
+	s.ready("http", "tcp", "grpc", "exec")
+	s.captured("http", "tcp", "grpc", "exec", "deaf")
+	t.Run("healthy", func(t *testing.T) { space{s.Mesh, t, s.name}.healthy() })
+	t.Run("nobody listens", func(t *testing.T) { space{s.Mesh, t, s.name}.refused() })
+	t.Run("told to fail", func(t *testing.T) { space{s.Mesh, t, s.name}.failing() })
+}
+
+// healthy: no probe has failed so far, and those over HTTP came from the node.
+func (s space) healthy() {
+	for _, name := range []string{"http", "tcp", "grpc", "exec"} {
+		if n := restarts(s.pod(name)); n != 0 {
+			s.t.Errorf("pod %s was started again %d times", name, n)
+		}
+	}
+	node := s.pod("http").Status.HostIP
+	number := node[strings.LastIndex(node, ".")+2:] // 172.30.0.1N
+	own := []string{node, "10.244." + number + ".1"}
+	calls := s.exec("http", "/app", "get", "http://127.0.0.1:8080/probers")
+	for line := range strings.Lines(calls) {
+		words := strings.Fields(line)
+		if len(words) != 2 || !slices.Contains(own, words[1]) {
+			s.t.Errorf("probes came from %q, want one of the node's addresses %q", line, own)
+		}
+	}
+	if n := strings.Count(calls, "\n"); n != 3 {
+		s.t.Errorf("%d kinds of probes came, want startup, readiness, liveness:\n%s", n, calls)
+	}
+}
+
+func restarts(p *corev1.Pod) int32 { return p.Status.ContainerStatuses[0].RestartCount }
+
+// refused: a probe of a port where nobody listens fails as it does without a mesh,
+// also one that only connects.
+func (s space) refused() {
+	for _, container := range []string{"tcp", "http", "grpc"} {
+		s.eventually("a failed probe of container "+container, func() error {
+			events, err := s.Client().CoreV1().Events(s.name).List(s.t.Context(), metav1.ListOptions{FieldSelector: "involvedObject.name=deaf,reason=Unhealthy"})
+			if err != nil {
+				return err
+			}
+			for _, e := range events.Items {
+				if strings.Contains(e.InvolvedObject.FieldPath, "{"+container+"}") {
+					return nil
+				}
+			}
+			return fmt.Errorf("%d other events", len(events.Items))
+		})
+	}
+	for _, c := range s.pod("deaf").Status.ContainerStatuses {
+		if c.Ready {
+			s.t.Errorf("container %s, which listens nowhere, is ready", c.Name)
+		}
+	}
+}
+
+// failing: the kubelet starts again what says that it is not alive.
+func (s space) failing() {
+	failing := []string{"http", "grpc", "exec"}
+	for _, name := range failing {
+		s.exec(name, "/app", "post", "http://127.0.0.1:8080/fail")
+	}
+	for _, name := range failing {
+		s.eventually("restart of "+name, func() error {
+			if restarts(s.pod(name)) == 0 {
+				return fmt.Errorf("pod %s has not been started again", name)
+			}
+			return nil
+		})
+	}
+}

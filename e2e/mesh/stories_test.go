@@ -1,0 +1,99 @@
+package mesh_test
+
+import (
+	"strings"
+	"testing"
+)
+
+// TestCompatibility: for an application on n1 and one on n2 the mesh changes
+// nothing: who speaks first, half-closes, resets, closed ports, TLS of its own,
+// addresses, services, many connections. On the wire there is nothing of it.
+func TestCompatibility(t *testing.T) {
+	without, with := plain(t), enrolled(t)
+	for _, s := range []space{without, with} {
+		s.apply("compatibility.yaml")
+	}
+	without.ready("client", "server")
+	with.ready("client", "server")
+	with.captured("client", "server")
+
+	before := without.Record(t)
+	want := without.compatibility()
+	before.Clear(greeting)
+	if strings.Contains(want, "FAILED") || strings.Count(want, "\n") < 20 {
+		t.Errorf("without a mesh:\n%s", want)
+	}
+
+	wire := with.Record(t)
+	if got := with.compatibility(); got != want {
+		t.Errorf("with the mesh:\n%s\nwithout:\n%s", got, want)
+	}
+	wire.Hidden(greeting, "this is number")
+	wire.TLS(with.address("client"), with.address("server"), compatPorts()...)
+}
+
+// greeting is what the lab's application says when it speaks first.
+const greeting = "welcome"
+
+// compatPorts are those of the lab's application, and the one where it does not
+// listen.
+func compatPorts() []int {
+	ports := []int{7099}
+	for p := 7000; p <= 7014; p++ {
+		ports = append(ports, p)
+	}
+	return ports
+}
+
+func (s space) compatibility() string {
+	s.t.Helper()
+	for _, service := range []string{"server:80", "own:80"} { // rules of a new service may come late
+		s.eventually("the first connection to "+service, func() error {
+			_, err := s.try("exec", "client", "--", "/tacit", "lab", "app", "connect", "--timeout=2s", service)
+			return err
+		})
+	}
+	return s.exec("client", "/tacit", "lab", "app", "compat", "--target="+s.address("server"), "--self="+s.address("client"),
+		"--service=server", "--own-service=own", "--size=8000000", "--connections=300")
+}
+
+// TestPrograms: nginx and curl, Redis, PostgreSQL with TLS of its own and without,
+// each server on n2 and its client on n1.
+func TestPrograms(t *testing.T) {
+	without, with := plain(t), enrolled(t)
+	for _, s := range []space{without, with} {
+		s.apply("programs.yaml")
+	}
+	pods := []string{"client", "web", "cache", "db"}
+	without.ready(pods...)
+	with.ready(pods...)
+	with.captured(pods...)
+
+	before := without.Record(t)
+	want := without.work()
+	for _, secret := range secrets {
+		before.Clear(secret)
+	}
+
+	wire := with.Record(t)
+	if got := with.work(); got != want {
+		t.Errorf("with the mesh:\n%s\nwithout:\n%s", got, want)
+	}
+	wire.Hidden(secrets...)
+	wire.Hidden("nginx", "rand_int", "pgbench_accounts")
+	for pod, port := range map[string]int{"web": 80, "cache": 6379, "db": 5432} {
+		wire.TLS(with.address("client"), with.address(pod), port)
+	}
+}
+
+// secrets are in the answers of nginx, Redis and PostgreSQL.
+var secrets = []string{"4111-1111-1111-1111", "salary of Ada", "pension of Ada"}
+
+func (s space) work() string {
+	s.t.Helper()
+	script, err := testdata.ReadFile("testdata/work.sh")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return s.exec("client", "sh", "-c", string(script))
+}
