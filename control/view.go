@@ -103,7 +103,7 @@ func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string) kub
 }
 
 // ready counts nodes, and names those that are ready and still tainted.
-func (r *roster) ready(nodes []xds.NodeStatus, count *kube.NodeCounts) (untaint []string) {
+func (r *roster) ready(nodes []xds.NodeStatus, count *kube.NodeCounts) (untaint []kube.Node) {
 	connected := make(map[string]bool)
 	for _, n := range nodes {
 		connected[n.Node] = n.Agent && n.Proxy
@@ -114,8 +114,8 @@ func (r *roster) ready(nodes []xds.NodeStatus, count *kube.NodeCounts) (untaint 
 			continue
 		}
 		count.Ready++
-		if n.Tainted {
-			untaint = append(untaint, n.Name)
+		if n.Tainted() {
+			untaint = append(untaint, n)
 		}
 	}
 	return untaint

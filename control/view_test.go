@@ -56,13 +56,13 @@ func TestViewOfMesh(t *testing.T) {
 		r.result.Pods = append(r.result.Pods, e.pod)
 	}
 	r.result.Mesh = kube.MeshFacts{Found: true, Generation: 4}
-	r.result.Nodes = []kube.Node{{Name: "n1", Tainted: true}, {Name: "n2", Tainted: true}}
+	r.result.Nodes = tainted(t, "n1", "n2")
 	r.result.Exceptions = []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}
 	v := r.view(outlook{now: now, connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab")
 	if want := (kube.PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1, Leaving: 1, Exceptions: 1}); v.Mesh.Pods != want || v.Mesh.ObservedGeneration != 4 {
 		t.Errorf("pods %+v of generation %d, want %+v of 4", v.Mesh.Pods, v.Mesh.ObservedGeneration, want)
 	}
-	if len(v.Untaint) != 1 || v.Untaint[0] != "n1" || v.Mesh.Nodes != (kube.NodeCounts{Ready: 1, Total: 2}) {
+	if len(v.Untaint) != 1 || v.Untaint[0].Name != "n1" || v.Mesh.Nodes != (kube.NodeCounts{Ready: 1, Total: 2}) {
 		t.Errorf("untaint %v, nodes %+v: want n1, one of two ready", v.Untaint, v.Mesh.Nodes)
 	}
 	if len(v.Mesh.Unprotected) != 1 || v.Mesh.Unprotected[0] != (kube.UnprotectedPod{Pod: "default/b", Reason: "no nft"}) {
@@ -76,6 +76,20 @@ func TestViewOfMesh(t *testing.T) {
 	if v := r.view(outlook{now: now.Add(time.Minute), connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab"); v.Mesh != nil {
 		t.Errorf("status is written again: %+v", v.Mesh)
 	}
+}
+
+// tainted are nodes as they start.
+func tainted(t *testing.T, names ...string) []kube.Node {
+	t.Helper()
+	text := ""
+	for _, n := range names {
+		text += "---\napiVersion: v1\nkind: Node\nmetadata: {name: " + n + "}\nspec: {taints: [{key: " + kube.TaintNotReady + ", effect: NoSchedule}]}\n"
+	}
+	objects, err := kube.Decode([]byte(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kube.Build(objects, kube.BuildConfig{TrustDomain: "lab"}).Nodes
 }
 
 func testPod(name string) kube.Pod {
@@ -96,7 +110,7 @@ func (d *failingDisplay) Show(_ context.Context, v kube.View) error {
 func TestWhatIsNotShownIsTriedAgain(t *testing.T) {
 	d := &failingDisplay{make(chan kube.View, 2)}
 	p := newPainter(d, slog.New(slog.DiscardHandler))
-	p.put(kube.View{Untaint: []string{"n1"}})
+	p.put(kube.View{Untaint: []kube.Node{{Name: "n1"}}})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	go func() {

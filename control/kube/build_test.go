@@ -112,7 +112,7 @@ func text(r Result) string {
 		fmt.Fprintf(&b, "exception %s/%s: %s\n", e.Namespace, e.Name, e.Reason)
 	}
 	for _, n := range r.Nodes {
-		fmt.Fprintf(&b, "node %s tainted %v\n", n.Name, n.Tainted)
+		fmt.Fprintf(&b, "node %s tainted %v\n", n.Name, n.Tainted())
 	}
 	if m := r.Mesh; m.Found {
 		fmt.Fprintf(&b, "mesh generation %d enrolment %q namespaces %v\n", m.Generation, m.Policy.Enrolment, sortedKeys(m.Policy.Namespaces))

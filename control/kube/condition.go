@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -54,17 +55,18 @@ func shown(p *corev1.Pod) Condition {
 // Node is a node of the cluster.
 type Node struct {
 	Name string
-	// Tainted with TaintNotReady.
-	Tainted bool
+	// Taints are read only.
+	Taints []corev1.Taint
 }
+
+// Tainted tells whether the node has TaintNotReady.
+func (n Node) Tainted() bool { return slices.ContainsFunc(n.Taints, isNotReady) }
+
+func isNotReady(t corev1.Taint) bool { return t.Key == TaintNotReady }
 
 func (b *builder) nodes(list []*corev1.Node) {
 	for _, n := range list {
-		node := Node{Name: n.Name}
-		for _, t := range n.Spec.Taints {
-			node.Tainted = node.Tainted || t.Key == TaintNotReady
-		}
-		b.result.Nodes = append(b.result.Nodes, node)
+		b.result.Nodes = append(b.result.Nodes, Node{Name: n.Name, Taints: slices.Clone(n.Spec.Taints)})
 		b.zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
 	}
 }

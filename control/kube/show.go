@@ -37,8 +37,8 @@ type View struct {
 	Pods []PodView
 	// Mesh is the status of the Mesh; nil if there is none, or it shows it already.
 	Mesh *MeshStatus
-	// Untaint names nodes that are ready, and still tainted with TaintNotReady.
-	Untaint []string
+	// Untaint are nodes that are ready, and still tainted with TaintNotReady.
+	Untaint []Node
 }
 
 // PodView is one pod's condition, as it is and as it should be.
@@ -201,16 +201,23 @@ func (d *Display) showMesh(ctx context.Context, s *MeshStatus) error {
 	return nil
 }
 
-// untaint removes the taint, and leaves the node's others alone.
-func (d *Display) untaint(ctx context.Context, name string) error {
+// untaint removes the taint if the node's taints are still those that we know: they
+// cannot be patched one by one.
+func (d *Display) untaint(ctx context.Context, n Node) error {
 	ctx, cancel := context.WithTimeout(ctx, requestLimit)
 	defer cancel()
-	patch := fmt.Sprintf(`{"spec":{"taints":[{"$patch":"delete","key":%q}]}}`, TaintNotReady)
-	_, err := d.client.CoreV1().Nodes().Patch(ctx, name, types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{FieldManager: fieldManager})
-	if err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("remove taint %s of node %s: %w", TaintNotReady, name, err)
+	left := slices.DeleteFunc(slices.Clone(n.Taints), isNotReady)
+	patch, err := json.Marshal([]map[string]any{
+		{"op": "test", "path": "/spec/taints", "value": n.Taints},
+		{"op": "replace", "path": "/spec/taints", "value": left},
+	})
+	if err == nil {
+		_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
 	}
-	d.log.Info("startup taint removed", "node", name)
+	if err != nil && !apierrors.IsNotFound(err) {
+		return fmt.Errorf("remove taint %s of node %s: %w", TaintNotReady, n.Name, err)
+	}
+	d.log.Info("startup taint removed", "node", n.Name)
 	return nil
 }
 

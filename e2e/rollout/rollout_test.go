@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"tacit.dev/e2e/mesh"
 )
 
@@ -27,6 +29,7 @@ func TestUnderLoad(t *testing.T) {
 		{"servers are scaled to one and back", scaleServers, both},
 		{"each replica of control is replaced", replaceControl, both},
 		{"the leader of control dies", killLeader, both},
+		{"the API server is away", apiAway, both},
 		{"the nodes' pods are rolled out", rollNodes, []string{"new"}},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -82,6 +85,28 @@ func killLeader(s *shop) {
 	s.kubectl("delete", "pod", "-n", "tacit-system", before, "--grace-period=0", "--force")
 	s.await("somebody else leads", func(context.Context) error { return differs(s.leader(), before) })
 	s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
+}
+
+// apiAway stops the API server for longer than a lease lives, so that control has no
+// leader, and knows nothing new.
+func apiAway(s *shop) {
+	pid, err := s.Pid("control-plane", "kube-apiserver")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		s.t.Fatal(err)
+	}
+	for range 10 { // 20 s of load
+		s.steady()
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		s.t.Fatal(err)
+	}
+	s.await("the API server answers and somebody leads", func(ctx context.Context) error {
+		_, err := s.Kubectl(ctx, "wait", "-n", "tacit-system", "--for=condition=Available", "deployment/tacit-control", "--timeout=5s")
+		return err
+	})
 }
 
 func rollNodes(s *shop) {

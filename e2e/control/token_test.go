@@ -1,0 +1,145 @@
+package control
+
+import (
+	"bufio"
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"os/exec"
+	"regexp"
+	"strings"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+)
+
+// stolenToken is what an attacker with a node's token can get: certificates of pods
+// that run there, and nothing else.
+func stolenToken(s *shop) {
+	agents := strings.Fields(s.kubectl("get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node",
+		"--field-selector=spec.nodeName=n1", "-o", "jsonpath={.items[*].metadata.name}"))
+	if len(agents) != 1 {
+		s.t.Fatalf("agents of n1: %q, want one", agents)
+	}
+	bound := []string{"--bound-object-kind=Pod", "--bound-object-name=" + agents[0]}
+	token := func(account string, more ...string) string {
+		return s.kubectl(append([]string{"create", "token", "-n", "tacit-system", account}, more...)...)
+	}
+	node := token("tacit-node", append(bound, "--audience=tacit")...)
+	control := s.dialControl()
+	for name, c := range map[string]struct {
+		token, account string
+		want           codes.Code
+	}{
+		"a pod of the node":             {node, "one", codes.OK},
+		"a pod of another node":         {node, "two", codes.PermissionDenied},
+		"an account without a pod":      {node, "default", codes.PermissionDenied},
+		"a token for the API server":    {token("tacit-node", bound...), "one", codes.Unauthenticated},
+		"a token bound to no pod":       {token("tacit-node", "--audience=tacit"), "one", codes.Unauthenticated},
+		"another account of the system": {token("tacit-control", "--audience=tacit"), "one", codes.Unauthenticated},
+		"no token of anybody":           {"nonsense", "one", codes.Unauthenticated},
+	} {
+		s.t.Run(name, func(t *testing.T) {
+			if err := control.sign(s.patiently(), c.token, "spiffe://cluster.local/ns/shop/sa/"+c.account); status.Code(err) != c.want {
+				t.Errorf("%v, want %v", err, c.want)
+			}
+		})
+	}
+}
+
+// raw sends and receives messages as they are: the test needs none of the product's code.
+type raw struct{}
+
+func (raw) Name() string { return "raw" }
+
+func (raw) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
+}
+
+func (raw) Unmarshal(data mem.BufferSlice, v any) error {
+	*v.(*[]byte) = data.Materialize()
+	return nil
+}
+
+var _ encoding.CodecV2 = raw{}
+
+// controlConn is a way to some replica of control, as nodes have it.
+type controlConn struct{ *grpc.ClientConn }
+
+func (s *shop) dialControl() controlConn {
+	s.t.Helper()
+	bundle := s.kubectl("get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`)
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM([]byte(bundle)) {
+		s.t.Fatalf("the bundle holds no certificate: %q", bundle)
+	}
+	conn, err := grpc.NewClient("passthrough:///"+s.forward(), grpc.WithTransportCredentials(credentials.NewTLS(
+		&tls.Config{RootCAs: roots, ServerName: "tacit-control.tacit-system.svc", MinVersion: tls.VersionTLS13})))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { conn.Close() })
+	return controlConn{conn}
+}
+
+var forwarding = regexp.MustCompile(`127\.0\.0\.1:\d+`)
+
+// forward makes the Service reachable from here until the test ends.
+func (s *shop) forward() string {
+	s.t.Helper()
+	cmd := exec.Command(s.KubectlPath(), "port-forward", "-n", "tacit-system", "service/tacit-control", ":15010")
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	line, err := bufio.NewReader(out).ReadString('\n')
+	address := forwarding.FindString(line)
+	if address == "" {
+		s.t.Fatalf("kubectl port-forward said %q: %v", line, err)
+	}
+	return address
+}
+
+// sign asks for a certificate: istio.v1.auth.IstioCertificateService, with the
+// request in field 1 and, in the Struct of field 4, the identity that is asked for.
+func (c controlConn) sign(ctx context.Context, token, identity string) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
+	if err != nil {
+		return err
+	}
+	request := text(nil, 1, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der})))
+	entry := text(text(nil, 1, "ImpersonatedIdentity"), 2, string(text(nil, 3, identity)))
+	request = text(request, 4, string(text(nil, 1, string(entry))))
+	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
+	var answer []byte
+	err = c.Invoke(ctx, "/istio.v1.auth.IstioCertificateService/CreateCertificate", request, &answer, grpc.ForceCodecV2(raw{}))
+	if err == nil && !strings.Contains(string(answer), "BEGIN CERTIFICATE") {
+		return fmt.Errorf("no certificate in the answer %q", answer)
+	}
+	return err
+}
+
+// text appends a field of bytes.
+func text(b []byte, number protowire.Number, s string) []byte {
+	return protowire.AppendString(protowire.AppendTag(b, number, protowire.BytesType), s)
+}
