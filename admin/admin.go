@@ -25,6 +25,8 @@ const (
 	requestLimit = 3 * time.Minute
 	// farewell is what open requests get when the process ends.
 	farewell = time.Second
+	// metricsLimit bounds what is passed on of another process, in bytes.
+	metricsLimit = 16 << 20
 )
 
 // Config is what Run serves.
@@ -36,6 +38,9 @@ type Config struct {
 	// readiness, liveness and metrics are served there, no profile and no dump.
 	// "" means none.
 	Metrics string
+	// Beside are other processes of the same pod, by name, as HOST:PORT of their own
+	// admin address: their metrics are passed on as /metrics/NAME.
+	Beside map[string]string
 	// Registry is served at /metrics. nil means an empty one.
 	Registry *prometheus.Registry
 	// Ready says why the process is not ready, nil if it is. It is called per

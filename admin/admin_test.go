@@ -68,6 +68,24 @@ func TestMetricsHandlerServesNothingElse(t *testing.T) {
 	}
 }
 
+func TestMetricsOfAProcessBesideArePassedOn(t *testing.T) {
+	r := prometheus.NewRegistry()
+	r.MustRegister(prometheus.NewCounter(prometheus.CounterOpts{Name: "tacit_test_total", Help: "A count."}))
+	agent := httptest.NewServer(newHandler(Config{Registry: r}))
+	defer agent.Close()
+	h := newMetricsHandler(Config{Beside: map[string]string{"agent": agent.Listener.Addr().String(), "gone": "127.0.0.1:1"}})
+	for path, want := range map[string]struct {
+		code int
+		body string
+	}{"/metrics/agent": {200, "tacit_test_total 0"}, "/metrics/gone": {502, "refused"}, "/metrics/other": {404, ""}} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+		if w.Code != want.code || !strings.Contains(w.Body.String(), want.body) {
+			t.Errorf("%s: got %d %.100q, want %d with %q", path, w.Code, w.Body, want.code, want.body)
+		}
+	}
+}
+
 func TestReady(t *testing.T) {
 	for name, ready := range map[string]func() error{"no func": nil, "no error": func() error { return nil }} {
 		w := httptest.NewRecorder()

@@ -38,6 +38,31 @@ func handleMetrics(mux *http.ServeMux, cfg Config) {
 	mux.HandleFunc("GET /healthz", serveAlive)
 	mux.HandleFunc("GET /readyz", serveReady(cfg.Ready))
 	mux.Handle("GET /metrics", metrics(cfg.Registry))
+	for name, addr := range cfg.Beside {
+		mux.HandleFunc("GET /metrics/"+name, passOn(addr))
+	}
+}
+
+// passOn serves the metrics of another process. It asks for nothing else, whatever it
+// is asked.
+func passOn(addr string) http.HandlerFunc {
+	t := &http.Transport{DisableKeepAlives: true, ResponseHeaderTimeout: headerLimit}
+	return func(w http.ResponseWriter, req *http.Request) {
+		ask, err := http.NewRequestWithContext(req.Context(), http.MethodGet, "http://"+addr+"/metrics", nil)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		resp, err := t.RoundTrip(ask)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusBadGateway)
+			return
+		}
+		defer resp.Body.Close()
+		w.Header().Set("Content-Type", resp.Header.Get("Content-Type"))
+		w.WriteHeader(resp.StatusCode)
+		io.Copy(w, io.LimitReader(resp.Body, metricsLimit))
+	}
 }
 
 func serveIndex(cfg Config) http.HandlerFunc {

@@ -24,6 +24,7 @@ type proxyFlags struct {
 	proxy               proxy.Config
 	dial                xds.DialConfig
 	admin, metrics      string
+	agentAdmin          string
 	ttl                 time.Duration
 	logFormat, logLevel string
 }
@@ -38,6 +39,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.StringVar(&f.proxy.Handle, "handle", "/run/tacit/handle.sock", "`path` of the agent's socket")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15021", "`HOST:PORT` of readiness, metrics, profiles and dumps")
 	s.StringVar(&f.metrics, "metrics", "", "`HOST:PORT` of readiness and metrics alone, for what comes over a network; \"\" is none")
+	s.StringVar(&f.agentAdmin, "agent-admin", "127.0.0.1:15020", "`HOST:PORT` of the agent's --admin, whose metrics --metrics serves as /metrics/agent")
 	s.DurationVar(&f.proxy.DialTimeout, "dial-timeout", 10*time.Second, "how long a connection may take to reach its other end")
 	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
 	s.DurationVar(&f.proxy.AnnounceGrace, "announce-grace", 5*time.Second, "how long after a pod was announced a peer may still dial it in plaintext from a port that hints at TLS")
@@ -99,6 +101,7 @@ func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
 			Addr: f.admin, Metrics: f.metrics, Registry: reg, Ready: p.Ready, Log: log,
+			Beside: map[string]string{"agent": f.agentAdmin},
 			Dump: map[string]func() any{
 				"pods":         func() any { return p.Pods() },
 				"certificates": func() any { return keeper.Dump() },
