@@ -19,6 +19,7 @@ import (
 type health struct {
 	control string              // what is missing, "" for nothing
 	nodes   map[string]string   // why a node is not served, "" if it is
+	away    map[string]string   // nodes that are not ready, and why: nothing can be asked of them
 	pods    map[string]podState // enrolled pods by NAMESPACE/NAME
 }
 
@@ -74,6 +75,9 @@ func (h *health) print(out io.Writer) {
 	for _, node := range sortedNodes(h.nodes) {
 		tell("node "+node, h.nodes[node], "agent and proxy ready")
 	}
+	for _, node := range sortedNodes(h.away) {
+		fmt.Fprintf(out, "  note    node %s: not ready (%s): not looked at\n", node, h.away[node])
+	}
 	for _, name := range sortedNodes(h.pods) {
 		problem := ""
 		if !h.pods[name].protected {
@@ -103,7 +107,7 @@ func (c *cluster) health(ctx context.Context) (*health, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read DaemonSet %s: %w", nodesName, err)
 	}
-	if err := c.nodeHealth(ctx, ds, h.nodes); err != nil {
+	if err := c.nodeHealth(ctx, ds, h); err != nil {
 		return nil, err
 	}
 	return h, c.podHealth(ctx, h)
@@ -129,11 +133,13 @@ func (c *cluster) controlHealth(ctx context.Context) (string, error) {
 }
 
 // nodeHealth looks for a pod on every node that is ready and of the newest kind.
-func (c *cluster) nodeHealth(ctx context.Context, ds *appsv1.DaemonSet, nodes map[string]string) error {
-	ready, _, err := c.nodes(ctx, ds)
+func (c *cluster) nodeHealth(ctx context.Context, ds *appsv1.DaemonSet, h *health) error {
+	ready, away, err := c.nodes(ctx, ds)
 	if err != nil {
 		return err
 	}
+	h.away = away
+	nodes := h.nodes
 	for _, node := range ready {
 		nodes[node] = "no pod yet"
 	}

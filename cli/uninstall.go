@@ -152,7 +152,7 @@ func (u *removal) release(ctx context.Context, c *cluster, p *progress, installe
 // clean ends agents and proxies, and then removes what they have left on nodes.
 func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet) error {
 	sets := c.client.AppsV1().DaemonSets(namespace)
-	policy := metav1.DeletePropagationForeground
+	policy := metav1.DeletePropagationBackground // a node that is away would hold up the other one
 	if err := sets.Delete(ctx, nodesName, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil && !apierrors.IsNotFound(err) {
 		return fmt.Errorf("remove DaemonSet %s: %w", nodesName, err)
 	}
@@ -162,16 +162,16 @@ func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1
 	}
 	err = p.await(ctx, func(ctx context.Context) (string, error) {
 		pods, err := c.nodePods(ctx)
-		n := 0
 		for _, pod := range pods {
-			if away[pod.Spec.NodeName] == "" { // a node that is away ends nothing
-				n++
+			if away[pod.Spec.NodeName] != "" { // nobody there ends it, and the namespace would wait
+				now := int64(0)
+				err = errors.Join(err, c.client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}))
 			}
 		}
-		if n == 0 {
+		if len(pods) == 0 {
 			return "", err
 		}
-		return fmt.Sprintf("the end of agents and proxies: %d left", n), err
+		return fmt.Sprintf("the end of agents and proxies: %d left", len(pods)), err
 	})
 	if err != nil {
 		return err
