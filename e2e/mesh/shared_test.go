@@ -44,7 +44,7 @@ func cluster(t *testing.T) *mesh.Mesh {
 	t.Helper()
 	shared.once.Do(func() {
 		o := mesh.Options{Programs: true}
-		o.Name, o.Progress = fmt.Sprintf("mesh-%d", os.Getpid()), os.Stderr
+		o.Name, o.DualStack, o.Progress = fmt.Sprintf("mesh-%d", os.Getpid()), true, os.Stderr
 		shared.mesh, shared.err = mesh.Up(context.Background(), o)
 	})
 	if shared.err != nil {
@@ -164,6 +164,18 @@ func (s space) pod(name string) *corev1.Pod {
 }
 
 func (s space) address(pod string) string { s.t.Helper(); return s.pod(pod).Status.PodIP }
+
+// addresses has one of each family, IPv4 first.
+func (s space) addresses(pod string) (all []string) {
+	s.t.Helper()
+	for _, ip := range s.pod(pod).Status.PodIPs {
+		all = append(all, ip.IP)
+	}
+	if len(all) != 2 {
+		s.t.Fatalf("pod %s has the addresses %q, want one of each family", pod, all)
+	}
+	return all
+}
 
 // exec runs a command in a pod and returns what it printed.
 func (s space) exec(pod string, command ...string) string {

@@ -17,19 +17,24 @@ func TestCompatibility(t *testing.T) {
 	with.ready("client", "server")
 	with.captured("client", "server")
 
-	before := without.Record(t)
-	want := without.compatibility()
-	before.Clear(greeting)
-	if strings.Contains(want, "FAILED") || strings.Count(want, "\n") < 20 {
-		t.Errorf("without a mesh:\n%s", want)
-	}
+	for i, family := range []string{"4", "6"} {
+		t.Run("IPv"+family, func(t *testing.T) {
+			without, with := space{without.Mesh, t, without.name}, space{with.Mesh, t, with.name}
+			before := without.Record(t)
+			want := without.compatibility(i, family)
+			before.Clear(greeting)
+			if strings.Contains(want, "FAILED") || strings.Count(want, "\n") < 20 {
+				t.Errorf("without a mesh:\n%s", want)
+			}
 
-	wire := with.Record(t)
-	if got := with.compatibility(); got != want {
-		t.Errorf("with the mesh:\n%s\nwithout:\n%s", got, want)
+			wire := with.Record(t)
+			if got := with.compatibility(i, family); got != want {
+				t.Errorf("with the mesh:\n%s\nwithout:\n%s", got, want)
+			}
+			wire.Hidden(greeting, "this is number")
+			wire.TLS(with.addresses("client")[i], with.addresses("server")[i], compatPorts()...)
+		})
 	}
-	wire.Hidden(greeting, "this is number")
-	wire.TLS(with.address("client"), with.address("server"), compatPorts()...)
 }
 
 // greeting is what the lab's application says when it speaks first.
@@ -45,7 +50,8 @@ func compatPorts() []int {
 	return ports
 }
 
-func (s space) compatibility() string {
+// compatibility runs the checks over one family, which is the pods' i-th.
+func (s space) compatibility(i int, family string) string {
 	s.t.Helper()
 	for _, service := range []string{"server:80", "own:80"} { // rules of a new service may come late
 		s.eventually("the first connection to "+service, func() error {
@@ -53,7 +59,7 @@ func (s space) compatibility() string {
 			return err
 		})
 	}
-	return s.exec("client", "/tacit", "lab", "app", "compat", "--target="+s.address("server"), "--self="+s.address("client"),
+	return s.exec("client", "/tacit", "lab", "app", "compat", "--family="+family, "--target="+s.addresses("server")[i], "--self="+s.addresses("client")[i],
 		"--service=server", "--own-service=own", "--size=8000000", "--connections=300")
 }
 

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -22,13 +23,14 @@ import (
 	"tacit.dev/e2e/build"
 )
 
-// both are the images of a build, which the cache makes quick.
+var once = sync.OnceValues(func() (Images, error) {
+	return Build(context.Background(), Options{Registry: "tacit.test", Version: "e2e", Progress: os.Stderr})
+})
+
+// both are the images that these tests look into.
 func both(t *testing.T) map[string]string {
 	t.Helper()
-	made, err := Build(t.Context(), Options{Registry: "tacit.test", Version: "e2e", Progress: os.Stderr})
-	if err != nil {
-		t.Fatal(err)
-	}
+	made := must(once())(t)
 	return map[string]string{"node": made.Node, "control": made.Control}
 }
 
@@ -292,7 +294,9 @@ var digest = regexp.MustCompile(`image-[0-9a-f]{16}`)
 
 // TestTwiceTheSame: the same sources are the same images.
 func TestTwiceTheSame(t *testing.T) {
-	first, second := both(t), both(t)
+	first := both(t)
+	made := must(Build(t.Context(), Options{Registry: "tacit.test", Version: "e2e"}))(t)
+	second := map[string]string{"node": made.Node, "control": made.Control}
 	if !maps.Equal(first, second) || !digest.MatchString(first["node"]) {
 		t.Errorf("built twice: %v, then %v", first, second)
 	}
