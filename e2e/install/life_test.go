@@ -1,0 +1,211 @@
+package install
+
+import (
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// within is how long it may take from tacit install until all is protected.
+const within = 20 * time.Second
+
+// From a running application to a protected one and back, with nothing left.
+func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
+	s := start(t)
+	pods := s.shop()
+	client := pods[0]
+	server := elsewhere(pods, client)
+	connection := s.hold(client, server)
+	before := s.remains()
+
+	s.kubectl("label", "namespace", "shop", "tacit.dev/mesh=on")
+	began := time.Now()
+	out := s.tacit(flags("install")...)
+	took := time.Since(began)
+	t.Logf("from tacit install to all pods of a running 6-pod application protected: %.1f s\n%s", took.Seconds(), out)
+	if took > within || !strings.Contains(out, "6 of 6 enrolled pods protected") {
+		t.Errorf("took %v, want %v at most, and 6 protected pods", took, within)
+	}
+	connection.echoes("still")
+	if err := s.dial(client, server); err != nil {
+		t.Error(err)
+	}
+
+	t.Run("check", func(t *testing.T) { testCheck(s.in(t)) })
+	t.Run("again", func(t *testing.T) { testAgain(s.in(t)) })
+	t.Run("helm", func(t *testing.T) { testHelm(s.in(t)) })
+	t.Run("privileges", func(t *testing.T) { testPrivileges(s.in(t)) })
+	t.Run("access", func(t *testing.T) { testAccess(s.in(t)) })
+	t.Run("ports", func(t *testing.T) { testPorts(s.in(t)) })
+	t.Run("keep", func(t *testing.T) { testKeep(s.in(t)) })
+
+	t.Log(s.tacit("uninstall"))
+	connection.echoes("and still")
+	if diff := cmp.Diff(before, s.remains()); diff != "" {
+		t.Errorf("cluster and nodes before tacit install and after tacit uninstall (-before +after):\n%s", diff)
+	}
+	if err := s.dial(client, server); err != nil {
+		t.Error(err)
+	}
+	if out := s.tacit("status"); !strings.Contains(out, "not installed") {
+		t.Errorf("tacit status: %q", out)
+	}
+}
+
+func testCheck(s subject) {
+	for _, args := range [][]string{{"check"}, {"status"}} {
+		out := s.tacit(args...)
+		s.t.Log(out)
+		if !strings.Contains(out, "6 of 6 enrolled pods") {
+			s.t.Errorf("tacit %s: no 6 protected pods", args)
+		}
+	}
+}
+
+// testAgain installs what is installed: nothing restarts.
+func testAgain(s subject) {
+	pods := func() string { return s.kubectl("get", "pods", "-n", "tacit-system", "-o", "name") }
+	before := pods()
+	out := s.tacit("install") // the values of the first time stay
+	if !strings.Contains(out, "ready: control, 2 nodes") {
+		s.t.Errorf("tacit install, again: %s", out)
+	}
+	if diff := cmp.Diff(before, pods()); diff != "" {
+		s.t.Errorf("pods of Tacit (-before +after the second install):\n%s", diff)
+	}
+}
+
+// testHelm looks for what helm list reads.
+func testHelm(s subject) {
+	out := s.kubectl("get", "secrets", "-n", "tacit-system", "-l", "owner=helm,name=tacit,status=deployed", "-o", "jsonpath={.items[*].type}")
+	if out != "helm.sh/release.v1" {
+		s.t.Errorf("release of Helm: %q", out)
+	}
+}
+
+// processes are those of a role on a node, by what /proc says of them.
+func (s subject) process(node, role string) map[string]string {
+	s.t.Helper()
+	out := s.sh(node, fmt.Sprintf(`for p in /proc/[0-9]*; do
+		[ "$(tr '\0' ' ' <$p/cmdline 2>/dev/null | cut -d' ' -f1-2)" = "/tacit-node %s" ] && cat $p/status && echo "Root: $p/root" && exit 0
+	done; echo none`, role))
+	status := map[string]string{}
+	for line := range strings.Lines(out) {
+		key, value, _ := strings.Cut(line, ":")
+		status[key] = strings.Join(strings.Fields(value), " ")
+	}
+	if status["Root"] == "" {
+		s.t.Fatalf("node %s has no %s", node, role)
+	}
+	return status
+}
+
+func testPrivileges(s subject) {
+	// CHOWN 0, NET_ADMIN 12, SYS_PTRACE 19, SYS_ADMIN 21 (capability.h).
+	agent := fmt.Sprintf("%016x", 1<<0|1<<12|1<<19|1<<21)
+	none := fmt.Sprintf("%016x", 0)
+	for _, node := range s.Nodes() {
+		for role, want := range map[string]map[string]string{
+			"agent": {"CapEff": agent, "CapPrm": agent, "CapBnd": agent, "CapInh": none, "Uid": "0 0 0 0", "NoNewPrivs": "1", "Seccomp": "2"},
+			"proxy": {"CapEff": none, "CapPrm": none, "CapBnd": none, "CapInh": none, "Uid": "65532 65532 65532 65532", "NoNewPrivs": "1", "Seccomp": "2"},
+		} {
+			got := map[string]string{}
+			status := s.process(node, role)
+			for key := range want {
+				got[key] = status[key]
+			}
+			if diff := cmp.Diff(want, got); diff != "" {
+				s.t.Errorf("%s on %s (-want +got):\n%s", role, node, diff)
+			}
+		}
+	}
+}
+
+// testAccess: neither agent nor proxy gets anything of the API server.
+func testAccess(s subject) {
+	// What everybody may, who is anybody at all.
+	out := s.kubectl("auth", "can-i", "--list", "--no-headers", "--as=system:serviceaccount:tacit-system:tacit-node",
+		"--as-group=system:serviceaccounts", "--as-group=system:serviceaccounts:tacit-system", "--as-group=system:authenticated")
+	for line := range strings.Lines(out) {
+		resource := strings.Fields(line)[0]
+		if !strings.HasPrefix(resource, "self") && !strings.HasPrefix(resource, "[") && !strings.HasPrefix(resource, "clustertrustbundles") {
+			s.t.Errorf("tacit-node may: %s", strings.TrimSpace(line))
+		}
+	}
+	for _, role := range []string{"agent", "proxy"} {
+		root := s.process("n1", role)["Root"]
+		secrets := strings.Fields(s.sh("n1", "ls "+root+"/var/run/secrets"))
+		if !slices.Equal(secrets, []string{"tacit"}) {
+			s.t.Errorf("%s has the secrets %q, want that for control alone", role, secrets)
+		}
+		token := strings.TrimSpace(s.sh("n1", "cat "+root+"/var/run/secrets/tacit/token"))
+		code := s.sh("n1", "curl -sk -m 10 -o /dev/null -w '%{http_code}' -H 'Authorization: Bearer "+token+"' https://10.96.0.1/api/v1/namespaces")
+		if want := fmt.Sprint(http.StatusUnauthorized); code != want {
+			s.t.Errorf("the API server on the token of %s: %s, want %s", role, code, want)
+		}
+	}
+}
+
+// testPorts: metrics may be reached from elsewhere; profiles, dumps, and the agent
+// not at all.
+func testPorts(s subject) {
+	pods, err := s.Client().CoreV1().Pods("tacit-system").List(s.t.Context(), everything)
+	if err != nil || len(pods.Items) != 4 {
+		s.t.Fatalf("pods of Tacit: %d, %v", len(pods.Items), err)
+	}
+	code := func(p corev1.Pod, port int, path string) string {
+		return strings.TrimSpace(s.sh("n1", fmt.Sprintf("curl -s -m 5 -o /dev/null -w '%%{http_code}' http://%s:%d%s || true", p.Status.PodIP, port, path)))
+	}
+	refused := "000"
+	for _, p := range pods.Items {
+		agent := http.StatusNotFound
+		if strings.HasPrefix(p.Name, "tacit-node") {
+			agent = http.StatusOK
+		}
+		for _, tt := range []struct {
+			port int
+			path string
+			want string
+		}{
+			{15025, "/metrics/agent", fmt.Sprint(agent)},
+			{15025, "/metrics", fmt.Sprint(http.StatusOK)}, {15025, "/readyz", fmt.Sprint(http.StatusOK)},
+			{15025, "/debug/pprof/heap", fmt.Sprint(http.StatusNotFound)}, {15025, "/dump/pods", fmt.Sprint(http.StatusNotFound)},
+			{15020, "/healthz", refused}, {15021, "/healthz", refused}, {15022, "/healthz", refused},
+		} {
+			if got := code(p, tt.port, tt.path); got != tt.want {
+				s.t.Errorf("%s, port %d, %s: %s, want %s", p.Name, tt.port, tt.path, got, tt.want)
+			}
+		}
+	}
+}
+
+// testKeep uninstalls but for the kind and the CA, and installs again: the mesh has
+// the same roots and the same Mesh.
+func testKeep(s subject) {
+	bundle := func() string {
+		return s.kubectl("get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", "jsonpath={.data}")
+	}
+	spec := func() string { return s.kubectl("get", "mesh", "default", "-o", "jsonpath={.spec}") }
+	s.kubectl("patch", "mesh", "default", "--type=merge", "-p", `{"spec":{"namespaces":["elsewhere"]}}`)
+	root, said := bundle(), spec()
+	s.tacit("uninstall", "--keep-crd", "--keep-ca")
+	if got := spec(); got != said {
+		s.t.Errorf("Mesh: %s, want %s", got, said)
+	}
+	left := s.kubectl("get", "all,secrets,leases,serviceaccounts,roles,networkpolicies,resourcequotas", "-n", "tacit-system", "-o", "name")
+	if want := "secret/tacit-ca\nserviceaccount/default\n"; left != want {
+		s.t.Errorf("in tacit-system: %q, want %q", left, want)
+	}
+	if out := s.tacit(flags("install")...); !strings.Contains(out, "6 of 6 enrolled pods protected") {
+		s.t.Errorf("tacit install, with a CA that was kept: %s", out)
+	}
+	if got := bundle(); got != root {
+		s.t.Errorf("roots: %s, want %s", got, root)
+	}
+}
