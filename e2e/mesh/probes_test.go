@@ -19,6 +19,7 @@ func TestProbes(t *testing.T) {
 	s.captured("http", "tcp", "grpc", "exec", "deaf")
 	t.Run("healthy", func(t *testing.T) { space{s.Mesh, t, s.name}.healthy() })
 	t.Run("nobody listens", func(t *testing.T) { space{s.Mesh, t, s.name}.refused() })
+	t.Run("while agent and proxy are replaced", func(t *testing.T) { space{s.Mesh, t, s.name}.replaced() })
 	t.Run("told to fail", func(t *testing.T) { space{s.Mesh, t, s.name}.failing() })
 }
 
@@ -66,6 +67,19 @@ func (s space) refused() {
 	for _, c := range s.pod("deaf").Status.ContainerStatuses {
 		if c.Ready {
 			s.t.Errorf("container %s, which listens nowhere, is ready", c.Name)
+		}
+	}
+}
+
+// replaced: a healthy pod stays healthy for its kubelet while its node has no proxy.
+// One probe that fails would have it started again.
+func (s space) replaced() {
+	node := s.pod("http").Spec.NodeName
+	s.kubectl("delete", "pod", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node", "--field-selector=spec.nodeName="+node)
+	s.kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node", "--timeout=2m")
+	for _, name := range []string{"http", "tcp", "grpc", "exec"} {
+		if n := restarts(s.pod(name)); n != 0 {
+			s.t.Errorf("pod %s was started again %d times", name, n)
 		}
 	}
 }
