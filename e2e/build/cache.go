@@ -6,9 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -36,14 +36,15 @@ func Cache() (string, error) {
 
 // Once returns the cached folder of that key, and has fill make it if there is
 // none. A folder is complete or absent: it is filled beside its place and renamed.
-// Several processes may call it at once; one fills, the others wait.
+// Several processes may call it at once; one fills, the others wait. What was not
+// asked for during a week is removed when something new is made.
 func Once(ctx context.Context, key string, fill func(dir string) error) (string, error) {
 	cache, err := Cache()
 	if err != nil {
 		return "", err
 	}
 	dir := filepath.Join(cache, key)
-	if exists(dir) {
+	if used(dir) {
 		return dir, nil
 	}
 	unlock, err := lock(ctx, dir+".lock")
@@ -51,10 +52,10 @@ func Once(ctx context.Context, key string, fill func(dir string) error) (string,
 		return "", err
 	}
 	defer unlock()
-	if exists(dir) {
+	if used(dir) {
 		return dir, nil
 	}
-	return dir, fillAndRename(dir, fill)
+	return dir, errors.Join(fillAndRename(dir, fill), prune(cache, time.Now()))
 }
 
 func fillAndRename(dir string, fill func(string) error) error {
@@ -67,11 +68,6 @@ func fillAndRename(dir string, fill func(string) error) error {
 		return err
 	}
 	return os.Rename(tmp, dir)
-}
-
-func exists(path string) bool {
-	_, err := os.Stat(path)
-	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // lock takes the file's lock; ctx ends the wait for it.

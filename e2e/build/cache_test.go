@@ -4,10 +4,12 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 )
 
 // TestOnceFillsOnce: two test processes that start at once must not build twice.
@@ -52,6 +54,35 @@ func TestOnceIsAllOrNothing(t *testing.T) {
 	}
 	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 0 {
 		t.Errorf("the result has %v, %v: left by the one before", entries, err)
+	}
+}
+
+// TestOnceRemovesTheOld: what nobody has asked for in a long time, and nothing else.
+func TestOnceRemovesTheOld(t *testing.T) {
+	cache := t.TempDir()
+	t.Setenv(cacheEnv, cache)
+	long := time.Now().Add(-2 * keepFor)
+	for _, name := range []string{"image-0123456789abcdef", "tools-0123456789abcdef", "clusters", "image-0123456789abcdef.lock"} {
+		dir := filepath.Join(cache, name)
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chtimes(dir, long, long)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	never := func(string) error { return errors.New("it is there") }
+	if _, err := Once(t.Context(), "tools-0123456789abcdef", never); err != nil {
+		t.Error(err)
+	}
+	if _, err := Once(t.Context(), "image-fedcba9876543210", func(string) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	var left []string
+	entries, err := os.ReadDir(cache)
+	for _, e := range entries {
+		left = append(left, e.Name())
+	}
+	want := []string{"clusters", "image-0123456789abcdef.lock", "image-fedcba9876543210", "image-fedcba9876543210.lock", "tools-0123456789abcdef"}
+	if err != nil || !slices.Equal(left, want) {
+		t.Errorf("left are %q, %v; want %q", left, err, want)
 	}
 }
 
