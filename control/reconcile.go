@@ -17,6 +17,9 @@ const (
 	retryAfter = time.Second
 	// recheck is how often what waits for nodes is looked at if nothing is heard.
 	recheck = time.Second
+	// meshEvery is how often it is looked at whether there is no Mesh yet: nobody
+	// says so when its kind is installed.
+	meshEvery = 10 * time.Second
 )
 
 // publisher is what the reconciler needs of xds.Server.
@@ -194,6 +197,9 @@ func (r *reconciler) wait(now time.Time) time.Duration {
 		wait = recheck
 	case r.roster.unheard():
 		wait = enrollingAfter
+	}
+	if r.painter != nil && !r.roster.result.Mesh.Found {
+		wait = min(wait, meshEvery)
 	}
 	if d := r.roster.deadline(); !d.IsZero() {
 		if left := d.Sub(now); left > 0 {

@@ -84,7 +84,7 @@ func (p *painter) run(ctx context.Context) error {
 
 // view is what people should see that they do not.
 func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string) kube.View {
-	var v kube.View
+	v := kube.View{NoMesh: !r.result.Mesh.Found}
 	summary := kube.Summary{Facts: r.result.Mesh, TrustDomain: trustDomain, Exceptions: r.result.Exceptions}
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]

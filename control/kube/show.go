@@ -29,6 +29,8 @@ const (
 	writesPerSecond = 100
 	// echo is how long a write is taken to be on its way back to us.
 	echo = 5 * time.Second
+	// makeEvery is how often a Mesh is tried to be made at most.
+	makeEvery = 30 * time.Second
 )
 
 // View is what people should see, where it differs from what they see.
@@ -37,6 +39,8 @@ type View struct {
 	Pods []PodView
 	// Mesh is the status of the Mesh; nil if there is none, or it shows it already.
 	Mesh *MeshStatus
+	// NoMesh: there is none, and so no place for a status.
+	NoMesh bool
 	// Untaint are nodes that are ready, and still tainted with TaintNotReady.
 	Untaint []Node
 }
@@ -56,6 +60,8 @@ type Display struct {
 	limit   flowcontrol.RateLimiter
 	mu      sync.Mutex // guards written; workers write several pods at once
 	written map[string]written
+	// tried is when a Mesh was last made, or not: see makeMesh.
+	tried time.Time
 }
 
 type written struct {
@@ -64,7 +70,7 @@ type written struct {
 }
 
 // NewDisplay writes nothing. It needs patch of pods/status, meshes/status and nodes,
-// and create of events. A nil log means nowhere.
+// and create of events and meshes. A nil log means nowhere.
 func NewDisplay(c Client, log *slog.Logger) *Display {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -77,6 +83,10 @@ func NewDisplay(c Client, log *slog.Logger) *Display {
 func (d *Display) Show(ctx context.Context, v View) error {
 	d.forget(time.Now())
 	errs := []error{d.showPods(ctx, v.Pods), d.showMesh(ctx, v.Mesh)}
+	if v.NoMesh && time.Since(d.tried) > makeEvery {
+		d.tried = time.Now()
+		errs = append(errs, d.makeMesh(ctx))
+	}
 	for _, node := range v.Untaint {
 		errs = append(errs, d.untaint(ctx, node))
 	}
@@ -179,6 +189,29 @@ func (d *Display) event(ctx context.Context, p PodView) {
 	if err != nil {
 		d.log.Debug("event not written", "pod", p.Namespace+"/"+p.Name, "error", err)
 	}
+}
+
+// makeMesh makes the Mesh with all its defaults, which changes nothing but that there
+// is a status to look at. Who has taken the right away, or not installed the kind,
+// does without.
+func (d *Display) makeMesh(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	u := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{}}}
+	u.SetGroupVersionKind(MeshResource().GroupVersion().WithKind("Mesh"))
+	u.SetName(MeshName)
+	_, err := d.client.Meshes.Create(ctx, u, metav1.CreateOptions{FieldManager: fieldManager})
+	switch {
+	case err == nil:
+		d.log.Info("Mesh made", "name", MeshName)
+	case apierrors.IsForbidden(err):
+		d.log.Warn("no Mesh, and no right to make one: its status is shown nowhere", "error", err)
+	case apierrors.IsNotFound(err):
+		d.tried = time.Time{} // the kind may be installed at any moment
+	case !apierrors.IsAlreadyExists(err):
+		return fmt.Errorf("make the Mesh: %w", err)
+	}
+	return nil
 }
 
 func (d *Display) showMesh(ctx context.Context, s *MeshStatus) error {

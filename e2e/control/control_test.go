@@ -86,13 +86,9 @@ func (s *shop) dials(address string) {
 func TestControl(t *testing.T) {
 	m := mesh.Start(t, mesh.Options{})
 	s := &shop{t: t, Mesh: m}
-	s.kubectl("apply", "-f", "../../deploy/helm/tacit/crd/mesh.yaml") // is there, or control finds it now
-	s.kubectl("wait", "--for=condition=Established", "crd/meshes.tacit.dev")
 	if _, err := m.Apply(t.Context(), app); err != nil {
 		t.Fatal(err)
 	}
-	s.kubectl("scale", "-n", "tacit-system", "deployment/tacit-control", "--replicas=2")
-	s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
 	s.kubectl("rollout", "status", "-n", "shop", "statefulset/db")
 	s.kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/client")
 	for _, part := range []struct {
@@ -114,6 +110,7 @@ func TestControl(t *testing.T) {
 }
 
 func nobodyEnrolled(s *shop) {
+	s.await("labelled", "get", "mesh", "default", "-o", "jsonpath={.spec.enrolment}") // control has made it
 	s.counts(0, 0)
 	s.protected("client", "")
 	reasons := s.kubectl("get", "mesh", "default", "-o", "jsonpath={.status.exceptions[*].reason} {.status.nodes.ready}/{.status.nodes.total}")
