@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"strings"
 	"sync"
+	"time"
 
 	"tacit.dev/pod/netns"
 )
@@ -22,6 +23,8 @@ const maxKnown = 256
 // called by many goroutines at once, for different namespaces.
 type Kernel struct {
 	nft string // path of the nft program
+	// refuse finds out, once, whether the kernel lacks what lets connections wait.
+	refuse func() bool
 	// node is the addresses of the node whose pods these are.
 	node []netip.Addr
 
@@ -44,7 +47,9 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find nft (install the package nftables): %w", err)
 	}
-	return &Kernel{nft: nft, node: node, known: make(map[string]digest)}, nil
+	k := &Kernel{nft: nft, node: node, known: make(map[string]digest)}
+	k.refuse = sync.OnceValue(func() bool { return !k.hasSocket() })
+	return k, nil
 }
 
 // Close lets go of what Kernel holds. No rule changes.
@@ -148,6 +153,19 @@ func (k *Kernel) expected(ctx context.Context, text string) (digest, error) {
 	}
 	k.known[text] = d
 	return d, nil
+}
+
+// hasSocket reports whether the kernel has nft_socket, without which a connection
+// that nobody accepts is refused, and does not wait.
+func (k *Kernel) hasSocket() bool {
+	ns, err := netns.Unnamed()
+	if err != nil {
+		return true // then nothing else goes either, and says so
+	}
+	defer ns.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return k.load(ctx, ns, "table inet tacit {\n chain c {\n type filter hook input priority 0;\n socket transparent 0 return\n }\n}\n") == nil
 }
 
 func (k *Kernel) makeScratch() (err error) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/pod/netns"
 )
 
 // each runs a test for IPv4 and for IPv6, in a world of its own.
@@ -171,6 +172,7 @@ func TestProbes(t *testing.T) {
 // TestProbesOfOthers: who is not the node is captured at probed ports too.
 func TestProbesOfOthers(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
+		w.kernel.refuse = func() bool { return true } // to see at once where it went
 		w.apply(Config{ProbePorts: []uint16{8080}})
 		w.listen(w.pod, f.any, 8080)
 		other := netip.MustParseAddr(map[int]string{4: "10.77.0.9", 6: "fd77::9"}[f.number])
@@ -182,8 +184,59 @@ func TestProbesOfOthers(t *testing.T) {
 	})
 }
 
+// While agent and proxy are replaced, a connection waits for the next.
+func TestCapturedWithoutProxyWaits(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		w.apply(Config{})
+		for what, c := range map[string]struct {
+			from *netns.NS
+			to   netip.AddrPort
+			at   netip.AddrPort
+		}{
+			"outbound": {w.pod, netip.AddrPortFrom(f.peer, 9000), netip.AddrPortFrom(f.loopback, mesh.OutboundPort)},
+			"inbound":  {w.peer, netip.AddrPortFrom(f.pod, 8080), netip.AddrPortFrom(f.any, mesh.InboundPort)},
+		} {
+			dialled := make(chan error, 1)
+			go func() { dialled <- c.from.Do(func() error { return try(c.to) }) }()
+			select {
+			case err := <-dialled:
+				t.Fatalf("%s: %v before anybody listens", what, err)
+			case <-time.After(100 * time.Millisecond): // the SYN is on its way, and lost
+			}
+			w.listen(w.pod, c.at.Addr(), c.at.Port())
+			if err := <-dialled; err != nil {
+				t.Errorf("%s: %v, want that it waits", what, err)
+			}
+		}
+	})
+}
+
+// A client's port that is used again meets what the last connection has left: a socket
+// in TIME_WAIT, and the connection waits for nothing.
+func TestUsedPortsWaitForNothing(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		l := w.listen(w.pod, f.any, mesh.InboundPort)
+		w.apply(Config{})
+		for range 3 {
+			began := time.Now()
+			client := w.dialFrom(w.peer, 45678, netip.AddrPortFrom(f.pod, 8080))
+			if took := time.Since(began); took > 500*time.Millisecond {
+				t.Errorf("connected after %v: the SYN was lost", took)
+			}
+			server := w.accept(l)
+			server.Close() // first: so it is here that it waits
+			if _, err := client.Read(make([]byte, 1)); !errors.Is(err, io.EOF) {
+				t.Errorf("read: %v, want the end", err)
+			}
+			client.Close()
+		}
+	})
+}
+
+// Where the kernel cannot tell whether somebody listens, it is refused.
 func TestCapturedWithoutProxyIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
+		w.kernel.refuse = func() bool { return true }
 		w.listen(w.peer, f.any, 9000)
 		w.listen(w.pod, f.any, 8080)
 		w.apply(Config{})

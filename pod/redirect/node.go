@@ -16,7 +16,7 @@ import (
 // the node's; where it is a router's, nothing is lost: who can call from there can
 // also read what passes.
 func (k *Kernel) withNode(ns *netns.NS, c Config) (Config, error) {
-	c.node = nil
+	c.node, c.refuse = nil, k.refuse()
 	if c.Drain || len(c.ProbePorts) == 0 {
 		return c, nil
 	}

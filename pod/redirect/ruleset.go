@@ -30,6 +30,9 @@ type Config struct {
 
 	// node is where the pod's node calls from, sorted.
 	node []netip.Addr
+	// refuse leaves out what makes connections wait that nobody accepts: the kernel
+	// has no nft_socket.
+	refuse bool
 }
 
 // Ruleset is the whole table as nft reads it, as one transaction: it replaces
@@ -57,6 +60,10 @@ func Ruleset(c Config) string {
 		}
 	}
 	fmt.Fprintf(&b, inboundTail, mesh.InboundPort)
+	if !c.refuse {
+		fmt.Fprintf(&b, unheard, mesh.OutboundPort, mesh.InboundPort)
+	}
+	b.WriteString("}\n")
 	return b.String()
 }
 
@@ -134,7 +141,22 @@ const inboundHead = `
 
 const inboundTail = `		tcp flags & (fin | syn | rst | ack) == syn redirect to :%d
 	}
-}
+`
+
+// unheard is for the moment in which agent and proxy are both away, who have the
+// listeners: a client whose SYN is lost sends it again after a second, one that is
+// refused gives up. Any socket will do, also one in TIME_WAIT, which a client that uses
+// its port again meets; "transparent" is what nft can ask of all of them.
+const unheard = `
+	# While nobody listens, a connection waits instead of being refused.
+	chain unheard {
+		type filter hook input priority 0; policy accept;
+		tcp flags & (fin | syn | rst | ack) != syn return
+		socket transparent 0 return
+		socket transparent 1 return
+		tcp dport %d drop
+		tcp dport %d drop
+	}
 `
 
 // drain keeps the nat hooks registered: without them the kernel would no longer
