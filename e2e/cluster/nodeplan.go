@@ -36,6 +36,7 @@ func (c *Cluster) nodePlan(n *node) (machine.Plan, error) {
 			Var:     filepath.Join(n.dir, "var"),
 			Binds:   c.nodeBinds(),
 			Copies:  map[string]string{"opt/cni/bin": filepath.Join(c.programs.Kubernetes, "cni")},
+			Kept:    []string{"etc/cni/net.d", "opt/cni/bin"},
 			Files:   files,
 			Cgroups: c.cgroups.hierarchies,
 			Kernel:  nodeKernel(),

@@ -31,6 +31,8 @@ type Root struct {
 	Binds map[string]string
 	// Copies are writable: place in the machine to folder of the host.
 	Copies map[string]string
+	// Kept are folders that outlive a reboot, as Var does, in which they are.
+	Kept []string
 	// Files are written: place in the machine to content.
 	Files map[string]string
 	// Cgroups are mounted below /sys/fs/cgroup; none means the unified hierarchy.

@@ -3,6 +3,7 @@ package machine
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -51,8 +52,12 @@ func (r Root) make() error {
 	for _, place := range slices.Sorted(maps.Keys(r.Binds)) {
 		actions = append(actions, bindReadOnly(r.Binds[place], r.in(place)))
 	}
+	for _, place := range r.Kept {
+		disk := r.in(filepath.Join("var/kept", place))
+		actions = append(actions, action{"make " + disk, func() error { return os.MkdirAll(disk, 0o755) }}, mount(disk, r.in(place), "", unix.MS_BIND, ""))
+	}
 	for _, place := range slices.Sorted(maps.Keys(r.Copies)) {
-		actions = append(actions, action{"copy " + place, func() error { return os.CopyFS(r.in(place), os.DirFS(r.Copies[place])) }})
+		actions = append(actions, action{"copy " + place, func() error { return r.copy(place) }})
 	}
 	actions = append(actions, action{"files", r.files})
 	actions = append(actions, r.devices()...)
@@ -64,6 +69,15 @@ func (r Root) make() error {
 
 // in is where a place of the machine is before it has moved in.
 func (r Root) in(place string) string { return filepath.Join(r.At, place) }
+
+// copy leaves what a machine that ran before has kept.
+func (r Root) copy(place string) error {
+	err := os.CopyFS(r.in(place), os.DirFS(r.Copies[place]))
+	if errors.Is(err, fs.ErrExist) && slices.Contains(r.Kept, place) {
+		return nil
+	}
+	return err
+}
 
 func mount(source, target, fstype string, flags uintptr, data string) action {
 	return action{"mount " + target, func() error {
