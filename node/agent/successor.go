@@ -168,6 +168,8 @@ func hearDone(c *handle.Conn) error {
 // need sockets for connections that it has accepted.
 func (a *Agent) retire() {
 	a.duty = waiting
+	a.metrics.pods.Reset()
+	a.metrics.unprotected.Set(0)
 	for _, p := range a.pods {
 		ns := p.ns
 		p.ns = nil
