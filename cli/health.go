@@ -143,7 +143,7 @@ func (c *cluster) nodeHealth(ctx context.Context, ds *appsv1.DaemonSet, h *healt
 	for _, node := range ready {
 		nodes[node] = "no pod yet"
 	}
-	pods, err := c.nodePods(ctx)
+	pods, err := c.podsOf(ctx, nodesName)
 	if err != nil {
 		return err
 	}
@@ -159,10 +159,11 @@ func (c *cluster) nodeHealth(ctx context.Context, ds *appsv1.DaemonSet, h *healt
 	return nil
 }
 
-func (c *cluster) nodePods(ctx context.Context) ([]corev1.Pod, error) {
-	pods, err := c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + nodesName})
+// podsOf are those of the DaemonSet, or of control.
+func (c *cluster) podsOf(ctx context.Context, name string) ([]corev1.Pod, error) {
+	pods, err := c.client.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/name=" + name})
 	if err != nil {
-		return nil, fmt.Errorf("list pods of DaemonSet %s: %w", nodesName, err)
+		return nil, fmt.Errorf("list pods of %s: %w", name, err)
 	}
 	return pods.Items, nil
 }

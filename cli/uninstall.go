@@ -84,7 +84,10 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 		return err
 	}
 	p.say("removing release %s", releaseName)
-	if err := errors.Join(r.remove(u.limit), u.removeRest(ctx, c)); err != nil {
+	if err := r.remove(u.limit); err != nil {
+		return err
+	}
+	if err := u.removeRest(ctx, c, p, ds); err != nil {
 		return err
 	}
 	if u.keepCRD && before != nil {
@@ -160,10 +163,20 @@ func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1
 	if err != nil {
 		return err
 	}
-	err = p.await(ctx, func(ctx context.Context) (string, error) {
-		pods, err := c.nodePods(ctx)
+	if err := c.awaitEnd(ctx, p, nodesName, away); err != nil {
+		return err
+	}
+	p.say("cleaning %d nodes", len(nodes))
+	return u.sweep(ctx, c, p, ds, nodes, away)
+}
+
+// awaitEnd waits until no pod of name is left. Those of a node that is away are let go
+// of: nobody there ends them, and everything else would wait.
+func (c *cluster) awaitEnd(ctx context.Context, p *progress, name string, away map[string]string) error {
+	return p.await(ctx, func(ctx context.Context) (string, error) {
+		pods, err := c.podsOf(ctx, name)
 		for _, pod := range pods {
-			if away[pod.Spec.NodeName] != "" { // nobody there ends it, and the namespace would wait
+			if away[pod.Spec.NodeName] != "" {
 				now := int64(0)
 				err = errors.Join(err, c.client.CoreV1().Pods(namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{GracePeriodSeconds: &now}))
 			}
@@ -171,13 +184,8 @@ func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1
 		if len(pods) == 0 {
 			return "", err
 		}
-		return fmt.Sprintf("the end of agents and proxies: %d left", len(pods)), err
+		return fmt.Sprintf("the end of %s: %d pods left", name, len(pods)), err
 	})
-	if err != nil {
-		return err
-	}
-	p.say("cleaning %d nodes", len(nodes))
-	return u.sweep(ctx, c, p, ds, nodes, away)
 }
 
 func (u *removal) sweep(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet, nodes []string, away map[string]string) error {
@@ -202,8 +210,15 @@ func (u *removal) sweep(ctx context.Context, c *cluster, p *progress, ds *appsv1
 	return nil
 }
 
-// removeRest removes what control has made by itself.
-func (u *removal) removeRest(ctx context.Context, c *cluster) error {
+// removeRest removes what control has made by itself, when it can make it no more.
+func (u *removal) removeRest(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet) error {
+	_, away, err := c.nodes(ctx, ds)
+	if err != nil {
+		return err
+	}
+	if err := c.awaitEnd(ctx, p, controlName, away); err != nil {
+		return err
+	}
 	core := c.client.CoreV1()
 	var errs []error
 	gone := func(err error) {
