@@ -2,6 +2,7 @@ package install
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,6 +126,48 @@ func (s subject) remains() string {
 	return b.String()
 }
 
+// inside is a script that runs a command in a pod's network namespace.
+func inside(p corev1.Pod, command string) string {
+	return fmt.Sprintf(`
+		for p in /proc/[0-9]*; do
+			grep -q %s $p/cgroup 2>/dev/null && exec nsenter --net=$p/ns/net bash -c '%s'
+		done; echo no process of the pod`, strings.ReplaceAll(string(p.UID), "-", "[-_]"), command)
+}
+
+// keepDialling has a pod make new connections to another one, some in a second, until
+// stop is called, which tells how many had an answer and how many had not.
+func (s subject) keepDialling(from, to corev1.Pod) (stop func() (answered, failed int)) {
+	s.t.Helper()
+	// To wait for input is also the pause; its end is the end.
+	script := inside(from, fmt.Sprintf(`ok=0; failed=0
+		while read -t 0.05; [ $? -gt 128 ]; do
+			if exec 3<>/dev/tcp/%s/8080 && read -t 10 -u 3 line; then ok=$((ok+1)); else failed=$((failed+1)); date +%%T.%%N; fi
+			exec 3>&-
+		done 2>&1
+		echo answered $ok failed $failed`, to.Status.PodIP))
+	in, end := io.Pipe()
+	var out bytes.Buffer
+	ended := make(chan error, 1)
+	ctx := context.WithoutCancel(s.t.Context())
+	go func() {
+		ended <- s.Enter(ctx, from.Spec.NodeName, cluster.Streams{In: in, Out: &out, Err: &out}, "bash", "-c", script)
+	}()
+	stop = sync.OnceValues(func() (answered, failed int) {
+		end.Close()
+		err := <-ended
+		said := out.String()
+		if _, serr := fmt.Sscanf(said[max(0, strings.LastIndex(said, "answered")):], "answered %d failed %d", &answered, &failed); serr != nil || err != nil {
+			s.t.Errorf("dialling: %v, %v: %s", err, serr, said)
+		}
+		if failed > 0 {
+			s.t.Logf("dialling: %s", said)
+		}
+		return answered, failed
+	})
+	s.t.Cleanup(func() { stop() })
+	return stop
+}
+
 // held is a connection from inside of a pod's network namespace.
 type held struct {
 	t    *testing.T
@@ -136,10 +180,7 @@ func (s subject) hold(from, to corev1.Pod) held {
 	s.t.Helper()
 	in, to2 := io.Pipe()
 	from2, out := io.Pipe()
-	script := fmt.Sprintf(`
-		for p in /proc/[0-9]*; do
-			grep -q %s $p/cgroup 2>/dev/null && exec nsenter --net=$p/ns/net bash -c 'exec 3<>/dev/tcp/%s/8080; cat <&3 & cat >&3; kill $!'
-		done; echo no process of the pod`, strings.ReplaceAll(string(from.UID), "-", "[-_]"), to.Status.PodIP)
+	script := inside(from, fmt.Sprintf("exec 3<>/dev/tcp/%s/8080; cat <&3 & cat >&3; kill $!", to.Status.PodIP))
 	ended := make(chan error, 1)
 	// The end of its input ends it. To be killed, as when the test's context ends first,
 	// would leave the reading half behind.
