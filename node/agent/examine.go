@@ -57,7 +57,11 @@ func examineRules(ctx context.Context, ns *netns.NS) finding.Finding {
 		return finding.Finding{What: "rules", Lacks: err.Error(),
 			Remedy: "the kernel needs nf_tables with nat, redirect, fib, connection tracking and its zones: load nf_tables, nft_redir, nft_fib_inet, nft_ct, nf_conntrack, or a newer kernel"}
 	}
-	return finding.Finding{What: "rules", Found: "nftables: redirect, fib, zones"}
+	found := "nftables: redirect, fib, zones, socket"
+	if !k.Waits() {
+		found = "nftables: redirect, fib, zones; no nft_socket, so connections are refused while agent and proxy are both away"
+	}
+	return finding.Finding{What: "rules", Found: found}
 }
 
 func examineSockets(ns *netns.NS) finding.Finding {

@@ -155,6 +155,10 @@ func (k *Kernel) expected(ctx context.Context, text string) (digest, error) {
 	return d, nil
 }
 
+// Waits reports whether a connection of a captured pod waits while nobody accepts it.
+// Otherwise it is refused: the kernel has no nft_socket.
+func (k *Kernel) Waits() bool { return !k.refuse() }
+
 // hasSocket reports whether the kernel has nft_socket, without which a connection
 // that nobody accepts is refused, and does not wait.
 func (k *Kernel) hasSocket() bool {
