@@ -1,0 +1,80 @@
+package kube
+
+import (
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+)
+
+// A pod's condition comes, changes and goes; the conditions of others stay. What was
+// written is not written again before it can have come back to us.
+func TestDisplayOfPods(t *testing.T) {
+	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a", UID: "ua"}}
+	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	client := fake.NewClientset(pod)
+	d := NewDisplay(Client{Interface: client}, nil)
+	is := Condition{}
+	show := func(want Condition) Condition {
+		t.Helper()
+		if err := d.Show(t.Context(), View{Pods: []PodView{{UID: "ua", Namespace: "shop", Name: "a", Is: is, Want: want}}}); err != nil {
+			t.Fatal(err)
+		}
+		p, err := client.CoreV1().Pods("shop").Get(t.Context(), "a", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !isReady(p) {
+			t.Errorf("conditions %+v: want Ready left alone", p.Status.Conditions)
+		}
+		is = shown(p)
+		return is
+	}
+	bad := Condition{Status: "False", Reason: NotCaptured, Message: "no nft"}
+	if got := show(bad); !got.Same(bad) || got.Since.IsZero() {
+		t.Errorf("%+v, want %+v since some time", got, bad)
+	}
+	events, err := client.CoreV1().Events("shop").List(t.Context(), metav1.ListOptions{})
+	if err != nil || len(events.Items) != 1 || events.Items[0].Message != "no nft" {
+		t.Errorf("events %+v, %v: want one with the reason", events, err)
+	}
+	since := is.Since
+	worse := Condition{Status: "False", Reason: NotCaptured, Message: "still no nft"}
+	if got := show(worse); !got.Same(worse) || !got.Since.Equal(since) {
+		t.Errorf("%+v, want %+v since %v", got, worse, since)
+	}
+	before := len(client.Actions())
+	show(worse) // the view of somebody who has not heard of it yet
+	if n := len(client.Actions()) - before; n != 1 {
+		t.Errorf("%d requests for what was written already, want only the test's own", n)
+	}
+	if got := show(Condition{}); got != (Condition{}) {
+		t.Errorf("%+v, want none", got)
+	}
+}
+
+// A status keeps the time of what stays as it is, and differs only if something does.
+func TestStatusOfMesh(t *testing.T) {
+	s := Summary{Facts: MeshFacts{Found: true, Generation: 2}, TrustDomain: "lab", Pods: PodCounts{Enrolled: 1, Protected: 1}}
+	first, differs := s.Status(time.Unix(1000, 0))
+	if !differs {
+		t.Fatal("an empty status is taken for this one")
+	}
+	s.Facts.Shown = first
+	if again, differs := s.Status(time.Unix(2000, 0)); differs {
+		t.Errorf("%+v differs from %+v", again, first)
+	}
+	s.Pods = PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1}
+	s.Facts.Faults = []string{"enrolment"}
+	next, differs := s.Status(time.Unix(3000, 0))
+	if !differs || len(next.Conditions) != 2 {
+		t.Fatalf("%+v, differs %v: want two other conditions", next, differs)
+	}
+	for _, c := range next.Conditions {
+		if c.Status != metav1.ConditionFalse || c.LastTransitionTime.Unix() != 3000 {
+			t.Errorf("%+v, want False from now on", c)
+		}
+	}
+}
