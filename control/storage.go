@@ -1,6 +1,7 @@
 package control
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,14 +14,16 @@ import (
 )
 
 // Storage keeps what control must not forget, and what nodes have to find. One process
-// writes it at a time; its methods are not called at once.
+// writes it at a time; its methods are not called at once, except for
+// PublishBundle.
 type Storage interface {
 	// Load returns what was saved last, nil if nothing was.
 	Load() ([]byte, error)
 	// Save keeps b, whole or not at all. The error wraps fs.ErrExist if another
 	// process has saved since Load or the last Save.
 	Save(b []byte) error
-	// PublishBundle puts the roots where nodes find them (PEM).
+	// PublishBundle puts the roots where nodes find them (PEM), and touches
+	// nothing if they are there.
 	PublishBundle(bundle []byte) error
 	// Close lets others write. What was saved stays.
 	Close() error
@@ -72,6 +75,9 @@ func (s *StorageFolder) Save(b []byte) error { return ca.WriteFile(s.path("captu
 
 // PublishBundle writes bundle.pem.
 func (s *StorageFolder) PublishBundle(b []byte) error {
+	if is, err := os.ReadFile(s.path("bundle.pem")); err == nil && bytes.Equal(is, b) {
+		return nil
+	}
 	return ca.WriteFile(s.path("bundle.pem"), b, 0o644)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -49,6 +50,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	g.Go(func() error { return t.reconciler.run(ctx) })
 	g.Go(func() error { return p.serve(ctx, t) })
 	g.Go(func() error { return t.painter.run(ctx) })
+	g.Go(func() error { return t.keepBundle(ctx) })
 	return g.Wait()
 }
 
@@ -85,6 +87,24 @@ func (t *term) openCA() (err error) {
 		return err
 	}
 	return t.cfg.Storage.PublishBundle(t.ca.Bundle())
+}
+
+// bundleEvery is how often the bundle is put back where nodes find it, should it have
+// gone from there: without it no new node proves control.
+const bundleEvery = 10 * time.Second
+
+func (t *term) keepBundle(ctx context.Context) error {
+	for {
+		if rest(ctx, bundleEvery); ctx.Err() != nil {
+			return nil
+		}
+		if !t.leads() {
+			continue
+		}
+		if err := t.cfg.Storage.PublishBundle(t.ca.Bundle()); err != nil {
+			t.log.Warn("bundle not published, will try again", "error", err, "after", bundleEvery)
+		}
+	}
 }
 
 // prepare makes what brings knowledge together.

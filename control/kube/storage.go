@@ -27,7 +27,7 @@ const (
 )
 
 // Storage keeps in ConfigMaps what control must not forget. One process may write it
-// at a time; its methods are not called at once.
+// at a time; its methods are not called at once, except for PublishBundle.
 type Storage struct {
 	client    kubernetes.Interface
 	namespace string

@@ -103,6 +103,7 @@ func TestControl(t *testing.T) {
 		{"jobs of the mesh complete", jobs},
 		{"a token of one node gets nothing of another", stolenToken},
 		{"the startup taint is removed", startupTaint},
+		{"the bundle is put back", bundleBack},
 	} {
 		t.Run(part.name, func(t *testing.T) { s.t = t; part.test(s) })
 	}
@@ -176,6 +177,13 @@ func jobs(s *shop) {
 		}
 	}
 	s.counts(2, 2)
+}
+
+func bundleBack(s *shop) {
+	args := []string{"get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`}
+	before := s.kubectl(args...)
+	s.kubectl("delete", "configmap", "-n", "tacit-system", "tacit-bundle")
+	s.await(before, args...)
 }
 
 func startupTaint(s *shop) {
