@@ -74,11 +74,20 @@ func (s *shop) spec(json string) {
 	s.kubectl("patch", "mesh", "default", "--type=merge", "-p", `{"spec":`+json+`}`)
 }
 
-// dials fails the test unless the client reaches the address.
+// dials waits until the client reaches the address: the cluster's DNS may know the pod
+// before for a while.
 func (s *shop) dials(address string) {
 	s.t.Helper()
-	if out := s.kubectl("exec", "-n", "shop", "client", "--", "/app", "dial", address, "hello there"); !strings.Contains(out, "hello there") {
-		s.t.Errorf("dial %s: %q", address, out)
+	ctx := s.patiently()
+	err := build.Poll(ctx, func() error {
+		out, err := s.Kubectl(ctx, "exec", "-n", "shop", "client", "--", "/app", "dial", address, "hello there")
+		if err == nil && !strings.Contains(out, "hello there") {
+			err = fmt.Errorf("it says %q", out)
+		}
+		return err
+	})
+	if err != nil {
+		s.t.Errorf("dial %s: %v", address, err)
 	}
 }
 
