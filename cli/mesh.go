@@ -56,10 +56,13 @@ func (c *cluster) enrolNobody(ctx context.Context, p *progress) (before *kube.Me
 	if err != nil {
 		return nil, err
 	}
-	if m == nil {
-		return nil, c.ensureMesh(ctx, p, map[string]any{"enrolment": kube.None})
+	if m != nil {
+		before = &m.Spec
+	} else if err := c.ensureMesh(ctx, p, map[string]any{"enrolment": kube.None}); err != nil {
+		return nil, err
 	}
-	return &m.Spec, c.setEnrolment(ctx, map[string]any{"enrolment": kube.None, "namespaces": nil})
+	// Said also of a Mesh that was not there: control may have made it in between.
+	return before, c.setEnrolment(ctx, map[string]any{"enrolment": kube.None, "namespaces": nil})
 }
 
 func (c *cluster) setEnrolment(ctx context.Context, spec any) error {
