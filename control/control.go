@@ -151,7 +151,7 @@ func (c *Control) Run(ctx context.Context) error {
 	defer p.close()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.cfg.Source.Run(ctx, p.latest.put) })
-	g.Go(func() error { return p.door.run(ctx) })
+	g.Go(func() error { return p.frontend.run(ctx) })
 	g.Go(func() error { return p.elect(ctx) })
 	if p.cfg.Admin != "" {
 		g.Go(func() error { return p.admin(ctx) })
@@ -161,11 +161,11 @@ func (c *Control) Run(ctx context.Context) error {
 
 // plane is a control plane that is open: it may lead, or not.
 type plane struct {
-	cfg     Config
-	log     *slog.Logger
-	door    *door
-	latest  *latest
-	metrics *metrics
+	cfg      Config
+	log      *slog.Logger
+	frontend *frontend
+	latest   *latest
+	metrics  *metrics
 	// names are what nodes may reach us by, advertised is how the others do.
 	names      []string
 	advertised string
@@ -183,7 +183,7 @@ func open(cfg Config) (*plane, error) {
 	if err != nil {
 		return nil, errors.Join(err, cfg.Storage.Close())
 	}
-	p.door = newDoor(l, cfg.Log, cfg.Registry)
+	p.frontend = newFrontend(l, cfg.Log, cfg.Registry)
 	p.metrics = newMetrics(cfg.Registry)
 	if p.names, err = serverNames(l.Addr(), cfg.Names); err == nil {
 		p.advertised, err = advertised(l.Addr(), cfg.Advertise)
@@ -192,12 +192,12 @@ func open(cfg Config) (*plane, error) {
 		p.close()
 		return nil, err
 	}
-	p.door.self = p.advertised
+	p.frontend.self = p.advertised
 	return p, nil
 }
 
 func (p *plane) close() {
-	p.door.close()
+	p.frontend.close()
 	if err := p.cfg.Storage.Close(); err != nil {
 		p.log.Warn("storage not closed", "error", err)
 	}
@@ -209,7 +209,7 @@ func (p *plane) elect(ctx context.Context) error {
 	if p.cfg.Election == nil {
 		return p.lead(ctx, func() bool { return true })
 	}
-	return p.cfg.Election.Run(ctx, p.advertised, p.lead, p.door.follow)
+	return p.cfg.Election.Run(ctx, p.advertised, p.lead, p.frontend.follow)
 }
 
 func (p *plane) admin(ctx context.Context) error {
@@ -232,14 +232,14 @@ func (p *plane) ready() error {
 	switch {
 	case t != nil && !t.reconciler.started():
 		return errors.New("nothing is published yet")
-	case t == nil && p.door.leader() == "":
+	case t == nil && p.frontend.leader() == "":
 		return errors.New("there is no leader")
 	}
 	return nil
 }
 
 func (p *plane) status() any {
-	s := &Status{TrustDomain: p.cfg.TrustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}, Leader: p.door.leader()}
+	s := &Status{TrustDomain: p.cfg.TrustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}, Leader: p.frontend.leader()}
 	t := p.term.Load()
 	if t == nil {
 		return s

@@ -30,7 +30,7 @@ type publisher interface {
 	Nodes() []xds.NodeStatus
 }
 
-// viewer is what the reconciler needs of painter.
+// viewer is what the reconciler needs of presenter.
 type viewer interface{ put(kube.View) }
 
 // saver is what the reconciler needs of store.
@@ -45,10 +45,10 @@ type reconciler struct {
 	server publisher
 	store  saver
 	// leads tells whether this process certainly leads; nil means always.
-	leads   func() bool
-	painter viewer
-	metrics *metrics
-	log     *slog.Logger
+	leads     func() bool
+	presenter viewer
+	metrics   *metrics
+	log       *slog.Logger
 
 	// dirty: the roster differs from what is published.
 	dirty bool
@@ -198,7 +198,7 @@ func (r *reconciler) wait(now time.Time) time.Duration {
 	case r.roster.unheard():
 		wait = enrollingAfter
 	}
-	if r.painter != nil && !r.roster.result.Mesh.Found {
+	if r.presenter != nil && !r.roster.result.Mesh.Found {
 		wait = min(wait, meshEvery)
 	}
 	if d := r.roster.deadline(); !d.IsZero() {
@@ -226,7 +226,7 @@ func (r *reconciler) observe(now time.Time) {
 	s := r.roster.status(r.build.TrustDomain)
 	r.status.Store(&s)
 	r.metrics.observe(s)
-	if r.painter != nil {
-		r.painter.put(r.roster.view(r.outlook(now), r.server.Nodes(), r.build.TrustDomain))
+	if r.presenter != nil {
+		r.presenter.put(r.roster.view(r.outlook(now), r.server.Nodes(), r.build.TrustDomain))
 	}
 }

@@ -29,7 +29,7 @@ type term struct {
 	ca         *ca.CA
 	server     *xds.Server
 	reconciler *reconciler
-	painter    *painter
+	presenter  *presenter
 }
 
 // errDeposed ends a term: somebody else may lead.
@@ -49,7 +49,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return t.reconciler.run(ctx) })
 	g.Go(func() error { return p.serve(ctx, t) })
-	g.Go(func() error { return t.painter.run(ctx) })
+	g.Go(func() error { return t.presenter.run(ctx) })
 	g.Go(func() error { return t.keepBundle(ctx) })
 	return g.Wait()
 }
@@ -119,7 +119,7 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		Log:          t.log,
 		Registry:     t.cfg.Registry,
 	})
-	t.painter = newPainter(t.cfg.Display, t.log)
+	t.presenter = newPresenter(t.cfg.Display, t.log)
 	t.reconciler = &reconciler{
 		build:     kube.BuildConfig{TrustDomain: t.cfg.TrustDomain, Cluster: t.cfg.Cluster, Namespace: t.cfg.Namespace},
 		inbox:     box,
@@ -127,7 +127,7 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		server:    t.server,
 		store:     memories,
 		leads:     t.leads,
-		painter:   t.painter,
+		presenter: t.presenter,
 		metrics:   m,
 		log:       t.log,
 		published: make(chan struct{}),
@@ -141,12 +141,12 @@ func (p *plane) serve(ctx context.Context, t *term) error {
 		return nil
 	case <-t.reconciler.published:
 	}
-	hall := p.door.open()
-	defer p.door.shut(hall)
-	t.log.Info("serving nodes", "address", hall.Addr().String(), "names", t.names, "trust_domain", t.cfg.TrustDomain)
+	local := p.frontend.open()
+	defer p.frontend.shut(local)
+	t.log.Info("serving nodes", "address", local.Addr().String(), "names", t.names, "trust_domain", t.cfg.TrustDomain)
 	cert := &serverCertificate{ca: t.ca, names: t.names}
 	signer := &csr.Server{Authenticate: t.cfg.Nodes.Authenticate, Sign: t.sign, Log: t.log}
-	cfg := xds.ServeConfig{Listener: hall, TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: cert.get}}
+	cfg := xds.ServeConfig{Listener: local, TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetCertificate: cert.get}}
 	cfg.Services = append(cfg.Services, t.server.Register, signer.Register)
 	return xds.Serve(ctx, cfg)
 }

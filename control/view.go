@@ -35,23 +35,23 @@ type noDisplay struct{}
 
 func (noDisplay) Show(context.Context, kube.View) error { return nil }
 
-// painter carries the latest view to a display, no faster than it can.
-type painter struct {
+// presenter carries the latest view to a display, no faster than it can.
+type presenter struct {
 	display Display
 	latest  atomic.Pointer[kube.View]
 	poke    chan struct{} // one slot
 	log     *slog.Logger
 }
 
-func newPainter(d Display, log *slog.Logger) *painter {
+func newPresenter(d Display, log *slog.Logger) *presenter {
 	if d == nil {
 		d = noDisplay{}
 	}
-	return &painter{display: d, poke: make(chan struct{}, 1), log: log}
+	return &presenter{display: d, poke: make(chan struct{}, 1), log: log}
 }
 
 // put replaces the view; one that was not shown yet was out of date.
-func (p *painter) put(v kube.View) {
+func (p *presenter) put(v kube.View) {
 	p.latest.Store(&v)
 	select {
 	case p.poke <- struct{}{}:
@@ -60,7 +60,7 @@ func (p *painter) put(v kube.View) {
 }
 
 // run shows until ctx ends. What fails is tried again with the view of then.
-func (p *painter) run(ctx context.Context) error {
+func (p *presenter) run(ctx context.Context) error {
 	last := ""
 	for {
 		select {

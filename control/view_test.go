@@ -109,7 +109,7 @@ func (d *failingDisplay) Show(_ context.Context, v kube.View) error {
 
 func TestWhatIsNotShownIsTriedAgain(t *testing.T) {
 	d := &failingDisplay{make(chan kube.View, 2)}
-	p := newPainter(d, slog.New(slog.DiscardHandler))
+	p := newPresenter(d, slog.New(slog.DiscardHandler))
 	p.put(kube.View{Untaint: []kube.Node{{Name: "n1"}}})
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
