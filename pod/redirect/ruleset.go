@@ -148,14 +148,14 @@ const inboundTail = `		tcp flags & (fin | syn | rst | ack) == syn redirect to :%
 // refused gives up. Any socket will do, also one in TIME_WAIT, which a client that uses
 // its port again meets; "transparent" is what nft can ask of all of them.
 const unheard = `
-	# While nobody listens, a connection waits instead of being refused.
+	# While nobody listens, a connection that was led here waits instead of being refused.
 	chain unheard {
 		type filter hook input priority 0; policy accept;
 		tcp flags & (fin | syn | rst | ack) != syn return
 		socket transparent 0 return
 		socket transparent 1 return
-		tcp dport %d drop
-		tcp dport %d drop
+		ct status dnat tcp dport %d drop
+		ct status dnat tcp dport %d drop
 	}
 `
 
