@@ -94,8 +94,8 @@ func (s *shop) load(change func()) []result {
 	return s.results()
 }
 
-// steady waits until requests have gone on for a while: until the servers' own
-// count of connections, as their proxies tell it, means nothing here.
+// steady lets requests go on for a while before and after a change, so that what it
+// does to them is among those that are counted.
 func (s *shop) steady() {
 	select {
 	case <-time.After(2 * time.Second): // the length of a load, not a wait for something
