@@ -19,7 +19,7 @@ help: ## list the jobs
 demo: build packages ## the main job: two pods, two nodes, plaintext first, then mutual TLS
 	@lab/demo.sh
 
-test: packages check race stories user-stories documented ## everything that must pass
+test: packages check race stories user-stories documented e2e ## everything that must pass
 
 build: ## the programs, into bin/
 	@mkdir -p bin
