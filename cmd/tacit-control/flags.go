@@ -100,7 +100,7 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 	}
 	cfg.Source = kube.NewAPI(kube.APIConfig{Client: client, Registerer: cfg.Registry, Log: cfg.Log})
 	cfg.Nodes = kube.NewReviewer(kube.ReviewerConfig{
-		Client: client, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
+		Client: client.Reviews, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
 	})
 	cfg.Storage, cfg.Keys = kube.NewStorage(client, o.namespace), kube.NewKeySecret(client, o.namespace, "tacit-ca")
 	cfg.Namespace, cfg.Display = o.namespace, kube.NewDisplay(client, cfg.Log)

@@ -25,7 +25,16 @@ const (
 	maxReviews = 10_000
 	// maxBearer bounds a token that is passed on to the API server, in bytes.
 	maxBearer = 16 << 10
+	// reviewRate is how many reviews a second the API server is asked for, and
+	// maxReviewing how many may wait for it, each for reviewTime at most. Anybody who
+	// reaches control can ask for one.
+	reviewRate   = 50
+	maxReviewing = 200
+	reviewTime   = 10 * time.Second
 )
+
+// errBusy is for whoever comes when too many wait.
+var errBusy = fmt.Errorf("more than %d tokens wait for their review by the API server", maxReviewing)
 
 // ReviewerConfig is what NewReviewer needs.
 type ReviewerConfig struct {
@@ -42,6 +51,8 @@ type ReviewerConfig struct {
 // whose a token is, and on which node its pod runs. It is safe for concurrent use.
 type Reviewer struct {
 	cfg ReviewerConfig
+	// reviewing has one for each call that waits for the API server.
+	reviewing chan struct{}
 
 	mu    sync.Mutex // guards what follows
 	known map[[sha256.Size]byte]review
@@ -56,7 +67,7 @@ type review struct {
 
 // NewReviewer starts nothing.
 func NewReviewer(cfg ReviewerConfig) *Reviewer {
-	return &Reviewer{cfg: cfg, known: make(map[[sha256.Size]byte]review)}
+	return &Reviewer{cfg: cfg, reviewing: make(chan struct{}, maxReviewing), known: make(map[[sha256.Size]byte]review)}
 }
 
 // Names names the nodes of the cluster.
@@ -72,7 +83,9 @@ func (r *Reviewer) Names(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Authenticate tells on which node the pod runs that the token was made for.
+// Authenticate tells on which node the pod runs that the token was made for. It
+// waits for the API server, for 10 seconds at most; when too many wait already it fails
+// at once.
 func (r *Reviewer) Authenticate(ctx context.Context, token string) (string, error) {
 	if token == "" || len(token) > maxBearer {
 		return "", fmt.Errorf("a token of %d bytes", len(token))
@@ -81,6 +94,14 @@ func (r *Reviewer) Authenticate(ctx context.Context, token string) (string, erro
 	if known, ok := r.remembered(key); ok {
 		return known.node, known.err
 	}
+	select {
+	case r.reviewing <- struct{}{}:
+		defer func() { <-r.reviewing }()
+	default:
+		return "", errBusy
+	}
+	ctx, cancel := context.WithTimeout(ctx, reviewTime)
+	defer cancel()
 	answer, err := r.cfg.Client.AuthenticationV1().TokenReviews().Create(ctx, &authv1.TokenReview{
 		Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{r.cfg.Audience}},
 	}, metav1.CreateOptions{})

@@ -3,6 +3,7 @@ package netns
 import (
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -85,8 +86,61 @@ func TestFind(t *testing.T) {
 	}
 }
 
+// The kernel's own /proc, with a process in a pod's cgroup of either layout.
 func TestFindReadsTheRealProc(t *testing.T) {
-	if _, err := Find(t.Context(), "/proc", func(string) bool { return true }); err != nil {
-		t.Error(err)
+	if ids, err := os.ReadFile("/proc/self/uid_map"); err != nil || !strings.Contains(string(ids), "4294967295") {
+		t.Skip("a user namespace may not make cgroups: run as root")
 	}
+	for name, c := range map[string]struct{ mount, cgroup string }{
+		"v2, systemd": {"-t cgroup2", "kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" +
+			strings.ReplaceAll(uidA, "-", "_") + ".slice/cri-containerd-" + sandboxID + ".scope"},
+		"v1, cgroupfs": {"-t cgroup -o none,name=tacit-test", "kubepods/burstable/pod" + uidA + "/" + sandboxID},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pid := inCgroup(t, c.mount, c.cgroup)
+			found, err := Find(t.Context(), "/proc", func(uid string) bool { return uid == uidA })
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]Found{uidA: {Path: fmt.Sprintf("/proc/%d/ns/net", pid), Container: sandboxID}}
+			if diff := cmp.Diff(want, found); diff != "" {
+				t.Errorf("(-want +found)\n%s", diff)
+			}
+		})
+	}
+}
+
+// inCgroup has a process in a network namespace of its own in a cgroup until the test
+// ends. The hierarchy is mounted where nobody else sees it. The process ends, and
+// removes its cgroup, at the end of its input, so also when this one is killed.
+func inCgroup(t *testing.T, mount, cgroup string) (pid int) {
+	t.Helper()
+	const script = `mount $1 none "$3" && cd "$3" && mkdir -p "$2" && echo $$ >"$2/cgroup.procs" || exit 1
+echo $$
+read -r end
+echo $$ >cgroup.procs
+rmdir -p "$2"`
+	cmd := exec.Command("unshare", "--mount", "--net", "sh", "-c", script, "sh", mount, cgroup, t.TempDir())
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("process in cgroup %s: %v", cgroup, err)
+		}
+	})
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatalf("process in cgroup %s: %v", cgroup, err)
+	}
+	return pid
 }
