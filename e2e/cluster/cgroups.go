@@ -139,6 +139,20 @@ func writeFile(folder, name, text string) error {
 	return os.WriteFile(filepath.Join(folder, name), []byte(text), 0o644)
 }
 
+// freeze stops a machine's processes where they are, or lets them go on.
+func (g cgroups) freeze(name string, frozen bool) error {
+	file, words := "cgroup.freeze", map[bool]string{true: "1", false: "0"}
+	if len(g.hierarchies) > 0 {
+		file, words = "freezer.state", map[bool]string{true: "FROZEN", false: "THAWED"}
+	}
+	for _, folder := range g.folders(name) {
+		if _, err := os.Stat(filepath.Join(folder, file)); err == nil {
+			return writeFile(folder, file, words[frozen])
+		}
+	}
+	return fmt.Errorf("no cgroup of %s has %s", name, file)
+}
+
 // remove kills what is left in these cgroups and removes them; none is no error.
 func (g cgroups) remove(ctx context.Context, below ...string) error {
 	var errs []error
@@ -160,6 +174,9 @@ func removeTree(folder string) error {
 		}
 		return err
 	})
+	for _, path := range all {
+		thaw(path) // before anything is killed: what is frozen does not die
+	}
 	slices.Reverse(all) // children first
 	for _, path := range all {
 		if text, err := os.ReadFile(filepath.Join(path, "cgroup.procs")); err == nil {
@@ -173,6 +190,13 @@ func removeTree(folder string) error {
 		}
 	}
 	return err
+}
+
+func thaw(folder string) {
+	file := filepath.Join(folder, "freezer.state")
+	if _, err := os.Stat(file); err == nil {
+		_ = os.WriteFile(file, []byte("THAWED"), 0o644) // gone already
+	}
 }
 
 // killOwn kills a process found in one of our cgroups. Pid 0 is a process of a

@@ -132,6 +132,13 @@ func (c *Cluster) Reboot(ctx context.Context, name string) error {
 	return errors.Join(err, c.waitReady(ctx, n))
 }
 
+// Freeze stops everything on a node where it is, as if its machine hung: nothing
+// answers, and nothing is closed. Thaw lets it go on.
+func (c *Cluster) Freeze(name string) error { return c.cgroups.freeze(name, true) }
+
+// Thaw ends what Freeze did. To thaw a node that is not frozen is no error.
+func (c *Cluster) Thaw(name string) error { return c.cgroups.freeze(name, false) }
+
 // RestartRuntime kills containerd on a node and returns when it answers again. The
 // pods go on: their shims are not its children.
 func (c *Cluster) RestartRuntime(ctx context.Context, name string) error {

@@ -30,7 +30,7 @@ type subject struct {
 
 func start(t *testing.T) subject {
 	t.Helper()
-	return subject{mesh.Start(t, mesh.Options{Options: cluster.Options{Nodes: 2}, Bare: true}), t}
+	return subject{mesh.Start(t, mesh.Options{Options: cluster.Options{Nodes: 2}, Bare: true, Next: true}), t}
 }
 
 // in is the subject for a subtest.

@@ -45,6 +45,7 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	t.Run("access", func(t *testing.T) { testAccess(s.in(t)) })
 	t.Run("ports", func(t *testing.T) { testPorts(s.in(t)) })
 	t.Run("keep", func(t *testing.T) { testKeep(s.in(t)) })
+	t.Run("upgrade", func(t *testing.T) { testUpgrade(s.in(t)) })
 
 	t.Log(s.tacit("uninstall"))
 	connection.echoes("and still")
@@ -59,6 +60,9 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	if out := s.tacit("status"); !strings.Contains(out, "not installed") {
 		t.Errorf("tacit status: %q", out)
 	}
+
+	t.Run("control is away", func(t *testing.T) { testControlAway(s.in(t), before) })
+	t.Run("a node is away", func(t *testing.T) { testNodeAway(s.in(t), before) })
 }
 
 func testCheck(s subject) {

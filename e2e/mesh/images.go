@@ -27,6 +27,9 @@ const (
 	// FortioImage has the program of e2e/load.
 	FortioImage = "tacit.test/load:1"
 
+	// NextVersion is the tag of a second version of Tacit, built from the same sources.
+	NextVersion = "next"
+
 	registry = "tacit.test"
 	version  = "e2e"
 )

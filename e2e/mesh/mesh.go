@@ -22,12 +22,14 @@ type Options struct {
 	Bare bool
 	// Programs has ProgramsImage, Load has FortioImage.
 	Programs, Load bool
+	// Next has Tacit's images a second time, as NextVersion.
+	Next bool
 }
 
 // Mesh is a cluster that has Tacit, or its images.
 type Mesh struct {
 	*cluster.Cluster
-	programs string
+	programs, next string
 }
 
 // Up makes a cluster and installs Tacit in it. Down must be called.
@@ -40,12 +42,19 @@ func Up(ctx context.Context, o Options) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
+	var next product.Images
+	if o.Next {
+		if next, err = product.Build(ctx, product.Options{Registry: registry, Version: NextVersion, Progress: o.Progress}); err != nil {
+			return nil, err
+		}
+		tars = append(tars, next.Node, next.Control)
+	}
 	o.Images = append(o.Images, tars...)
 	c, err := cluster.Up(ctx, o.Options)
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{Cluster: c, programs: made.Programs}
+	m := &Mesh{Cluster: c, programs: made.Programs, next: next.Programs}
 	if o.Bare {
 		return m, nil
 	}
@@ -93,6 +102,9 @@ func (m *Mesh) Tacit(ctx context.Context, args ...string) (string, error) {
 	}
 	return out.String(), nil
 }
+
+// Next is the same mesh for who has the program tacit of NextVersion.
+func (m *Mesh) Next() *Mesh { return &Mesh{Cluster: m.Cluster, programs: m.next} }
 
 // TacitPath is the program tacit.
 func (m *Mesh) TacitPath() string { return filepath.Join(m.programs, "tacit") }

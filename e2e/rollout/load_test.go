@@ -86,19 +86,22 @@ func (s *shop) load(change func()) []result {
 	s.t.Helper()
 	s.kubectl("scale", "-n", "shop", "deployment/client", "--replicas=2")
 	s.kubectl("rollout", "status", "-n", "shop", "deployment/client")
-	s.steady()
+	s.steady(aWhile)
 	change()
-	s.steady()
+	s.steady(aWhile)
 	s.kubectl("scale", "-n", "shop", "deployment/client", "--replicas=0")
 	s.kubectl("wait", "-n", "shop", "--for=delete", "pod", "-l", "app=client", "--timeout=60s")
 	return s.results()
 }
 
-// steady lets requests go on for a while before and after a change, so that what it
-// does to them is among those that are counted.
-func (s *shop) steady() {
+// aWhile is how long requests go on before and after a change, so that what it does
+// to them is among those that are counted.
+const aWhile = 2 * time.Second
+
+// steady lets requests go on while nothing is done.
+func (s *shop) steady(long time.Duration) {
 	select {
-	case <-time.After(2 * time.Second): // the length of a load, not a wait for something
+	case <-time.After(long): // the length of a load, not a wait for something
 	case <-s.t.Context().Done():
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -87,8 +88,11 @@ func killLeader(s *shop) {
 	s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
 }
 
-// apiAway stops the API server for longer than a lease lives, so that control has no
-// leader, and knows nothing new.
+// away is how long the API server is stopped: much longer than a lease lives, so that
+// control has no leader, and knows nothing new.
+const away = 5 * time.Minute
+
+// apiAway stops the API server for a while.
 func apiAway(s *shop) {
 	pid, err := s.Pid("control-plane", "kube-apiserver")
 	if err != nil {
@@ -97,9 +101,7 @@ func apiAway(s *shop) {
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
 		s.t.Fatal(err)
 	}
-	for range 10 { // 20 s of load
-		s.steady()
-	}
+	s.steady(away)
 	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
 		s.t.Fatal(err)
 	}
