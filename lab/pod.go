@@ -57,6 +57,8 @@ type podSpec struct {
 	annotations map[string]string
 	ports       []corev1.ContainerPort
 	grace       time.Duration
+	// host is the pod's number in its node's network; 0 for one that is free.
+	host int
 	// command is the application; none is a pod in which nothing runs but what
 	// exec starts.
 	command []string
@@ -125,7 +127,7 @@ func (c *Cluster) reservePod(nodeName string, spec podSpec) (*pod, error) {
 	if c.pods[spec.key()] != nil {
 		return nil, fmt.Errorf("pod %s exists already", spec.key())
 	}
-	host, err := c.freeHost(n)
+	host, err := c.hostFor(n, spec)
 	if err != nil {
 		return nil, err
 	}
@@ -139,12 +141,18 @@ func (c *Cluster) reservePod(nodeName string, spec podSpec) (*pod, error) {
 	return p, nil
 }
 
-// freeHost gives addresses in turn, so that one that was just another pod's comes
-// last.
-func (c *Cluster) freeHost(n *node) (int, error) {
+// hostFor gives addresses in turn, so that one that was just another pod's comes
+// last, unless the pod is to have that one.
+func (c *Cluster) hostFor(n *node, spec podSpec) (int, error) {
 	used := map[string]bool{}
 	for _, p := range c.pods {
 		used[p.address.v4.String()] = true
+	}
+	if h := spec.host; h != 0 {
+		if h < 2 || h > maxPods || used[podAddress(n.number, h).v4.String()] {
+			return 0, fmt.Errorf("pod %s: host=%d: want a number from 2 to %d that no pod of node %s has", spec.key(), h, maxPods, n.name)
+		}
+		return h, nil
 	}
 	for range maxPods {
 		h := n.nextHost

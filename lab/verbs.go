@@ -19,7 +19,7 @@ import (
 func verbs() []verb {
 	return []verb{
 		{name: "node", usage: "NAME... [bare=yes]", about: "add nodes; a bare one is a machine outside of the cluster", do: doNode},
-		{name: "pod", usage: "NODE/[NAMESPACE/]NAME [sa=NAME] [label=K=V]... [annotation=K=V]... [listen=PORT,...] [port=NAME:PORT]... [app=ARGS] [user=NAME] [grace=TIME] [ready=no] [copies=N] [-- COMMAND...]",
+		{name: "pod", usage: "NODE/[NAMESPACE/]NAME [sa=NAME] [label=K=V]... [annotation=K=V]... [listen=PORT,...] [port=NAME:PORT]... [app=ARGS] [user=NAME] [grace=TIME] [ready=no] [host=N] [copies=N] [-- COMMAND...]",
 			about: "start a pod; listen= runs an echo server, app= the test application, -- any program", do: doPod},
 		{name: "ready", usage: "POD yes|no", about: "say whether a pod takes connections of services", do: doReady},
 		{name: "service", usage: "[NAMESPACE/]NAME [PORTNAME@]PORT[:TARGET]... [select=K=V]... [address=none|v4|v6]", about: "put a service before pods (label app=NAME if nothing is selected)", do: doService},
@@ -100,6 +100,9 @@ func (c *Cluster) podSpec(call *verbCall) (node string, s podSpec, err error) {
 	s.labels = keyValues(append([]string{"app=" + s.name}, call.takeAll("label")...))
 	s.annotations = keyValues(call.takeAll("annotation"))
 	if s.grace, err = time.ParseDuration(call.take("grace", "5s")); err != nil {
+		return "", s, err
+	}
+	if s.host, err = strconv.Atoi(call.take("host", "0")); err != nil {
 		return "", s, err
 	}
 	listen := call.take("listen", "")

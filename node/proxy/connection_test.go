@@ -282,12 +282,19 @@ func TestServerFirstFromOutsideDoesNotWait(t *testing.T) {
 	stranger := c.pod("stranger")
 	c.publish()
 	server.serve(25, func(c *net.TCPConn) { c.Write([]byte("220")) })
-	start := time.Now()
-	if b, err := io.ReadAll(mustDial(t, stranger, server.at(false, 25))); err != nil || string(b) != "220" {
-		t.Errorf("read %q, %v", b, err)
+	// To look takes 200 ms at least, each time; a busy machine can take as long, but not
+	// always.
+	quickest := time.Hour
+	for range 10 {
+		conn := mustDial(t, stranger, server.at(false, 25))
+		start := time.Now()
+		if b, err := io.ReadAll(conn); err != nil || string(b) != "220" {
+			t.Errorf("read %q, %v", b, err)
+		}
+		quickest = min(quickest, time.Since(start))
 	}
-	if d := time.Since(start); d > 150*time.Millisecond {
-		t.Errorf("%v: it was looked at", d)
+	if quickest > 150*time.Millisecond {
+		t.Errorf("%v: it was looked at", quickest)
 	}
 }
 

@@ -154,8 +154,24 @@ func (c *cluster) pod(name string) *testPod {
 	p.space.do(c.t, func() error {
 		return sh(fmt.Sprintf("ip addr add %s/16 dev eth0; ip addr add %s/64 dev eth0 nodad; ip link set eth0 up; ip route add default via 10.77.0.254; ip -6 route add default via fd77::ffff", p.v4, p.v6))
 	})
+	c.hub.do(c.t, func() error { return plugged(link) })
+	p.space.do(c.t, func() error { return plugged("eth0") })
 	c.pods = append(c.pods, p)
 	return p
+}
+
+// plugged waits until the kernel has taken notice of a cable: until then it drops what
+// is sent, and a connection takes the second after which its SYN is sent again.
+func plugged(link string) error {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(limit); time.Now().Before(end); <-tick.C {
+		l, err := netlink.LinkByName(link)
+		if err != nil || l.Attrs().OperState == netlink.OperUp {
+			return err
+		}
+	}
+	return fmt.Errorf("%s is not up within %v", link, limit)
 }
 
 func idOf(name string) mesh.ID {

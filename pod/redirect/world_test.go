@@ -85,6 +85,8 @@ func (w *world) link() {
 	fs := families()
 	w.do(w.peer, func() error { return configure("toPod", fs[0].peer, fs[1].peer, fs[0].pod, fs[1].pod) })
 	w.do(w.pod, func() error { return configure("toPeer", fs[0].pod, fs[1].pod, fs[0].peer, fs[1].peer) })
+	w.plugged(w.peer, "toPod")
+	w.plugged(w.pod, "toPeer")
 	w.settle(w.peer, fs[1].peer)
 	w.settle(w.pod, fs[1].pod)
 	for _, dev := range []string{"all", "default", "lo", "toPeer"} { // as strict as it gets
@@ -111,6 +113,21 @@ func (w *world) settle(ns *netns.NS, own netip.Addr) {
 			}
 		}
 		return fmt.Errorf("no local route to %s within %v", own, limit)
+	})
+}
+
+// plugged waits until the kernel has taken notice of a cable: until then it drops what
+// is sent, and a connection takes the second after which its SYN is sent again.
+func (w *world) plugged(ns *netns.NS, name string) {
+	w.t.Helper()
+	w.do(ns, func() error {
+		for end := time.Now().Add(limit); time.Now().Before(end); runtime.Gosched() {
+			l, err := netlink.LinkByName(name)
+			if err != nil || l.Attrs().OperState == netlink.OperUp {
+				return err
+			}
+		}
+		return fmt.Errorf("%s is not up within %v", name, limit)
 	})
 }
 
