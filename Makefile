@@ -43,8 +43,9 @@ user-stories: build ## the stories that need no root, as an ordinary user
 documented: build packages ## every command of the documentation, the demo among them
 	.ci/documented
 
-soak: build ## stories that take long: ten minutes of silence, many rounds
+soak: build ## what takes long: ten minutes of silence, many rounds, five minutes without an API server
 	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -timeout 60m -v ./lab
+	$(subst CGO_ENABLED,TACIT_SOAK=1 CGO_ENABLED,$(E2E)) test -v -timeout 30m -run TestUnderLoad ./rollout
 
 lab: build ## a lab to play with: then try bin/tacit lab --help
 	bin/tacit lab up
@@ -60,6 +61,7 @@ kube-down: ## end it, leaving nothing
 	@$(E2E) run ./cmd/kube down
 
 e2e: packages ## tests on a real Kubernetes, as root; the first run builds it, which takes minutes
+	@lab/packages.sh kubernetes
 	@$(E2E) run ./cmd/kube build
 	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -p 1 -parallel 1 -timeout 30m ./...
 

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the Debian packages that demo, stories and benchmark use, without
-# starting any of their services. Without root it names what is missing.
+# starting any of their services; with the word kubernetes also those that e2e needs to
+# build Kubernetes. Without root it names what is missing.
 set -eu
 
 # program:package
@@ -13,6 +14,13 @@ missing=
 for n in $need; do
   command -v "${n%%:*}" >/dev/null 2>&1 || missing="$missing ${n#*:}"
 done
+if [ "${1:-}" = kubernetes ]; then
+  for n in gcc:gcc pkg-config:pkg-config; do
+    command -v "${n%%:*}" >/dev/null 2>&1 || missing="$missing ${n#*:}"
+  done
+  [ -e /usr/include/stdio.h ] || missing="$missing libc6-dev"
+  pkg-config --exists libseccomp 2>/dev/null || missing="$missing libseccomp-dev"
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" != 0 ]; then

@@ -1,6 +1,12 @@
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
+
+// formerFor is how long an address counts as a pod's after its pod is gone.
+const formerFor = 2 * time.Minute
 
 // World is what a node knows of the mesh at one moment. It is immutable:
 // readers load it through one atomic pointer, a writer builds another one and
@@ -10,6 +16,9 @@ type World struct {
 	services  map[netip.Addr]*Service
 	named     map[string]*Service
 	endpoints map[endpointKey][]Endpoint
+	// former has the addresses that were pods' and are nobody's now, with the time
+	// since when.
+	former map[netip.Addr]time.Time
 }
 
 type endpointKey struct {
@@ -57,6 +66,35 @@ func (w *World) addWorkload(wl *Workload) {
 			w.endpoints[k] = append(w.endpoints[k], Endpoint{wl, p.Target})
 		}
 	}
+}
+
+// After returns the World w as one that follows on before: it knows also which
+// addresses were pods' a while ago and are nobody's now. Neither is changed.
+func (w *World) After(before *World, now time.Time) *World {
+	former := make(map[netip.Addr]time.Time)
+	for a, since := range before.former {
+		if w.workloads[a] == nil && now.Sub(since) < formerFor {
+			former[a] = since
+		}
+	}
+	for a := range before.workloads {
+		if w.workloads[a] == nil {
+			former[a] = now
+		}
+	}
+	if len(former) == 0 {
+		return w
+	}
+	next := *w
+	next.former = former
+	return &next
+}
+
+// Former reports whether the address is nobody's now, but was a pod's some time before
+// now. The next pod that gets it may be there already, and not known yet.
+func (w *World) Former(a netip.Addr, now time.Time) bool {
+	since, ok := w.former[a.Unmap()]
+	return ok && now.Sub(since) < formerFor
 }
 
 // Workload returns the pod that has the address, or nil: unknown, or a node.

@@ -3,6 +3,7 @@ package mesh
 import (
 	"net/netip"
 	"testing"
+	"time"
 )
 
 var addr = netip.MustParseAddr
@@ -53,5 +54,39 @@ func TestReusedAddressBelongsToTheReadyPod(t *testing.T) {
 		if got := NewWorld(order, nil).Workload(addr("10.0.0.1")); got != live {
 			t.Errorf("got %v, want live", got)
 		}
+	}
+}
+
+func TestAddressesOfPodsThatAreGoneAreFormer(t *testing.T) {
+	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	world := func(addrs ...netip.Addr) *World { return NewWorld([]*Workload{{Addresses: addrs}}, nil) }
+	then := time.Now()
+	later := func(d time.Duration) time.Time { return then.Add(d) }
+	both := world(a, b)
+	one := world(a).After(both, then)
+	none := world().After(one, later(time.Minute))
+	again := world(b).After(none, later(time.Minute))
+	for _, row := range []struct {
+		name string
+		w    *World
+		at   time.Time
+		a, b bool
+	}{
+		{"both are there", both, then, false, false},
+		{"one has gone", one, then, false, true},
+		{"long ago", one, later(formerFor), false, false},
+		{"both have gone", none, later(time.Minute), true, true},
+		{"one of them longer ago", none, later(formerFor), true, false},
+		{"one is another pod's", again, later(time.Minute), true, false},
+	} {
+		if gotA, gotB := row.w.Former(a, row.at), row.w.Former(b, row.at); gotA != row.a || gotB != row.b {
+			t.Errorf("%s: %v, %v: want %v, %v", row.name, gotA, gotB, row.a, row.b)
+		}
+	}
+	if w := world(a, b); w.After(one, then) != w {
+		t.Error("nobody is gone, and the World was copied")
+	}
+	if forgot := world(a).After(none, later(formerFor)); len(forgot.former) != 0 {
+		t.Errorf("kept for ever: %v", forgot.former)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"tacit.dev/mesh"
 )
@@ -56,7 +57,8 @@ func newEpoch(w *mesh.World) *epoch {
 // under an older World is under way any more.
 func (k *knowledge) apply(w *mesh.World) <-chan struct{} {
 	k.mu.Lock()
-	had, e := k.current.Load(), newEpoch(w)
+	had := k.current.Load()
+	e := newEpoch(w.After(had.world, time.Now()))
 	k.older = append(k.older, e)
 	k.current.Store(e)
 	if !k.isKnown() {

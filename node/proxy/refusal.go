@@ -19,6 +19,7 @@ const (
 	reasonNotCaptured     = "not_captured"
 	reasonNoWorld         = "no_world"
 	reasonNoEndpoint      = "no_endpoint"
+	reasonFormerAddress   = "former_address"
 	reasonNoAddress       = "no_address"
 	reasonNoSocket        = "no_socket"
 	reasonConnectionLimit = "connection_limit"

@@ -47,7 +47,8 @@ type caller struct {
 
 // find decides where a connection to the address to leads. It is pure but for
 // the caller's pick. The order of its questions is the order of the issue: our own ports, the
-// pod itself, a service, a pod, and the rest of the world.
+// pod itself, a service, a pod, and the rest of the world. An address that was a pod's
+// just now is not the rest of the world: a pod of the mesh may have it already.
 func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 	if mesh.IsCapturePort(to.Port()) {
 		return route{}, refuse(reasonCapturePort, flagUpstreamFailure, "dial %s: that is a port of the mesh's own", to)
@@ -59,6 +60,9 @@ func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 		return c.findEndpoints(s, to, c.near(w, s, to))
 	}
 	t := c.target(to, w.Workload(to.Addr()))
+	if t.workload == nil && w.Former(to.Addr(), time.Now()) {
+		return route{inside: true}, refuse(reasonFormerAddress, flagNoEndpoint, "dial %s: the pod that had this address is gone, and no other is known yet", to)
+	}
 	return route{targets: []target{t}, inside: t.workload != nil}, nil
 }
 

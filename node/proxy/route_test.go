@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"tacit.dev/mesh"
 )
@@ -27,7 +28,9 @@ func TestFind(t *testing.T) {
 	peer := &mesh.Workload{Name: "peer", Direct: true, ExcludeInbound: []uint16{9100}, Ready: true, Addresses: addrs("10.1.0.2"), Services: serves(four)}
 	plain := &mesh.Workload{Name: "plain", Ready: true, Addresses: addrs("10.1.0.3", "fd01::3")}
 	gone := &mesh.Workload{Name: "gone", Direct: true, Addresses: addrs("10.1.0.4"), Services: serves(four)}
-	w := mesh.NewWorld([]*mesh.Workload{self, peer, plain, gone}, []*mesh.Service{svc, empty, four})
+	former := &mesh.Workload{Name: "former", Addresses: addrs("10.1.0.5")}
+	before := mesh.NewWorld([]*mesh.Workload{former, peer}, nil)
+	w := mesh.NewWorld([]*mesh.Workload{self, peer, plain, gone}, []*mesh.Service{svc, empty, four}).After(before, time.Now())
 	c := caller{addresses: self.Addresses, pick: rand.IntN}
 	for _, row := range []struct {
 		to     string
@@ -48,6 +51,7 @@ func TestFind(t *testing.T) {
 		{"10.96.0.3:81", "no_endpoint", false, true},
 		{"10.96.0.2:80", "no_endpoint", false, true},
 		{"10.96.0.9:80", "10.96.0.9:80", false, false},
+		{"10.1.0.5:80", "former_address", false, true},
 		{"10.1.0.2:15101", "capture_port", false, false},
 		{"192.0.2.1:15106", "capture_port", false, false},
 	} {
