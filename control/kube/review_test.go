@@ -1,11 +1,54 @@
 package kube
 
 import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 
 	authv1 "k8s.io/api/authentication/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 )
+
+// An API server that takes its time is waited for by so many, and by no more.
+func TestReviewsThatWaitAreBounded(t *testing.T) {
+	asked, answer := make(chan struct{}, maxReviewing+1), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1"}`)
+	}))
+	defer server.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewReviewer(ReviewerConfig{Client: client, Audience: "tacit"})
+	var strangers sync.WaitGroup
+	for i := range maxReviewing {
+		strangers.Go(func() {
+			if _, err := r.Authenticate(t.Context(), fmt.Sprint("token ", i)); err == nil {
+				t.Error("a token of nobody was good")
+			}
+		})
+	}
+	for range maxReviewing {
+		<-asked
+	}
+	if _, err := r.Authenticate(t.Context(), "one more"); !errors.Is(err, errBusy) {
+		t.Errorf("one more: %v, want %v", err, errBusy)
+	}
+	close(answer)
+	strangers.Wait()
+	if _, err := r.Authenticate(t.Context(), "later"); err == nil || errors.Is(err, errBusy) {
+		t.Errorf("later: %v, want that it was reviewed", err)
+	}
+}
 
 func TestJudgeOfTokens(t *testing.T) {
 	const audience, agent = "tacit", "system:serviceaccount:tacit-system:tacit-node"
