@@ -28,14 +28,14 @@ import (
 // stolenToken is what an attacker with a node's token can get: certificates of pods
 // that run there, and nothing else.
 func stolenToken(s *shop) {
-	agents := strings.Fields(s.kubectl("get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node",
+	agents := strings.Fields(s.Kubectl("get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node",
 		"--field-selector=spec.nodeName=n1", "-o", "jsonpath={.items[*].metadata.name}"))
 	if len(agents) != 1 {
-		s.t.Fatalf("agents of n1: %q, want one", agents)
+		s.T.Fatalf("agents of n1: %q, want one", agents)
 	}
 	bound := []string{"--bound-object-kind=Pod", "--bound-object-name=" + agents[0]}
 	token := func(account string, more ...string) string {
-		return s.kubectl(append([]string{"create", "token", "-n", "tacit-system", account}, more...)...)
+		return s.Kubectl(append([]string{"create", "token", "-n", "tacit-system", account}, more...)...)
 	}
 	node := token("tacit-node", append(bound, "--audience=tacit")...)
 	control := s.dialControl()
@@ -51,8 +51,8 @@ func stolenToken(s *shop) {
 		"another account of the system": {token("tacit-control", "--audience=tacit"), "one", codes.Unauthenticated},
 		"no token of anybody":           {"nonsense", "one", codes.Unauthenticated},
 	} {
-		s.t.Run(name, func(t *testing.T) {
-			if err := control.sign(s.patiently(), c.token, "spiffe://cluster.local/ns/shop/sa/"+c.account); status.Code(err) != c.want {
+		s.T.Run(name, func(t *testing.T) {
+			if err := control.sign(s.Patiently(), c.token, "spiffe://cluster.local/ns/shop/sa/"+c.account); status.Code(err) != c.want {
 				t.Errorf("%v, want %v", err, c.want)
 			}
 		})
@@ -79,18 +79,18 @@ var _ encoding.CodecV2 = raw{}
 type controlConn struct{ *grpc.ClientConn }
 
 func (s *shop) dialControl() controlConn {
-	s.t.Helper()
-	bundle := s.kubectl("get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`)
+	s.T.Helper()
+	bundle := s.Kubectl("get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`)
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM([]byte(bundle)) {
-		s.t.Fatalf("the bundle holds no certificate: %q", bundle)
+		s.T.Fatalf("the bundle holds no certificate: %q", bundle)
 	}
 	conn, err := grpc.NewClient("passthrough:///"+s.forward(), grpc.WithTransportCredentials(credentials.NewTLS(
 		&tls.Config{RootCAs: roots, ServerName: "tacit-control.tacit-system.svc", MinVersion: tls.VersionTLS13})))
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	s.t.Cleanup(func() { conn.Close() })
+	s.T.Cleanup(func() { conn.Close() })
 	return controlConn{conn}
 }
 
@@ -98,20 +98,20 @@ var forwarding = regexp.MustCompile(`127\.0\.0\.1:\d+`)
 
 // forward makes the Service reachable from here until the test ends.
 func (s *shop) forward() string {
-	s.t.Helper()
-	cmd := exec.Command(s.KubectlPath(), "port-forward", "-n", "tacit-system", "service/tacit-control", ":15010")
+	s.T.Helper()
+	cmd := exec.Command(s.Mesh.KubectlPath(), "port-forward", "-n", "tacit-system", "service/tacit-control", ":15010")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
 	}
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	s.t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
+	s.T.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait() })
 	line, err := bufio.NewReader(out).ReadString('\n')
 	address := forwarding.FindString(line)
 	if address == "" {
-		s.t.Fatalf("kubectl port-forward said %q: %v", line, err)
+		s.T.Fatalf("kubectl port-forward said %q: %v", line, err)
 	}
 	return address
 }

@@ -11,20 +11,15 @@ import (
 	"testing"
 	"time"
 
-	"tacit.dev/e2e/build"
 	"tacit.dev/e2e/mesh"
 )
 
 //go:embed testdata/app.yaml
 var app string
 
-// patience bounds whatever is waited for.
-const patience = 90 * time.Second
-
 // shop is the application: servers, and clients that load them.
 type shop struct {
-	t *testing.T
-	*mesh.Mesh
+	mesh.Case
 	// heard is how many lines of the collector were read.
 	heard int
 }
@@ -48,49 +43,24 @@ func (r result) requests() (all, failed int64) {
 }
 
 func openShop(t *testing.T, m *mesh.Mesh) *shop {
-	s := &shop{t: t, Mesh: m}
-	ctx := s.patiently()
-	if _, err := m.Apply(ctx, app); err != nil {
-		t.Fatal(err)
-	}
-	s.kubectl("rollout", "status", "-n", "shop", "deployment/server")
-	s.kubectl("wait", "-n", "outside", "--for=condition=Ready", "pod/collector")
+	s := &shop{Case: mesh.Case{T: t, Mesh: m}}
+	s.Apply(app)
+	s.Kubectl("rollout", "status", "-n", "shop", "deployment/server")
+	s.Kubectl("wait", "-n", "outside", "--for=condition=Ready", "pod/collector")
 	return s
-}
-
-func (s *shop) patiently() context.Context {
-	ctx, cancel := context.WithTimeout(s.t.Context(), patience)
-	s.t.Cleanup(cancel)
-	return ctx
-}
-
-func (s *shop) kubectl(args ...string) string {
-	s.t.Helper()
-	out, err := s.Kubectl(s.patiently(), args...)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	return out
-}
-
-func (s *shop) await(what string, is func(context.Context) error) {
-	s.t.Helper()
-	if err := build.Poll(s.patiently(), func() error { return is(s.patiently()) }); err != nil {
-		s.t.Fatalf("wait until %s: %v", what, err)
-	}
 }
 
 // load has two clients ask while change runs, and returns what became of it. Each of
 // them asks 50 times a second on kept connections, and 50 times on new ones.
 func (s *shop) load(change func()) []result {
-	s.t.Helper()
-	s.kubectl("scale", "-n", "shop", "deployment/client", "--replicas=2")
-	s.kubectl("rollout", "status", "-n", "shop", "deployment/client")
+	s.T.Helper()
+	s.Kubectl("scale", "-n", "shop", "deployment/client", "--replicas=2")
+	s.Kubectl("rollout", "status", "-n", "shop", "deployment/client")
 	s.steady(aWhile)
 	change()
 	s.steady(aWhile)
-	s.kubectl("scale", "-n", "shop", "deployment/client", "--replicas=0")
-	s.kubectl("wait", "-n", "shop", "--for=delete", "pod", "-l", "app=client", "--timeout=60s")
+	s.Kubectl("scale", "-n", "shop", "deployment/client", "--replicas=0")
+	s.Kubectl("wait", "-n", "shop", "--for=delete", "pod", "-l", "app=client", "--timeout=60s")
 	return s.results()
 }
 
@@ -102,14 +72,14 @@ const aWhile = 2 * time.Second
 func (s *shop) steady(long time.Duration) {
 	select {
 	case <-time.After(long): // the length of a load, not a wait for something
-	case <-s.t.Context().Done():
+	case <-s.T.Context().Done():
 	}
 }
 
 // results are those that have come since the last call, two of each client.
 func (s *shop) results() (list []result) {
-	s.t.Helper()
-	lines := bufio.NewScanner(strings.NewReader(s.kubectl("logs", "-n", "outside", "collector")))
+	s.T.Helper()
+	lines := bufio.NewScanner(strings.NewReader(s.Kubectl("logs", "-n", "outside", "collector")))
 	for n := 0; lines.Scan(); n++ {
 		if n < s.heard {
 			continue
@@ -117,7 +87,7 @@ func (s *shop) results() (list []result) {
 		s.heard++
 		var r result
 		if err := json.Unmarshal(lines.Bytes(), &r); err != nil {
-			s.t.Fatalf("the collector heard %q: %v", lines.Text(), err)
+			s.T.Fatalf("the collector heard %q: %v", lines.Text(), err)
 		}
 		list = append(list, r)
 	}
@@ -126,7 +96,7 @@ func (s *shop) results() (list []result) {
 
 // noneFailed fails the test if a request of these kinds did, and says how many there were.
 func (s *shop) noneFailed(list []result, kinds ...string) {
-	s.t.Helper()
+	s.T.Helper()
 	var all, failed int64
 	var slowest float64
 	for _, r := range list {
@@ -136,29 +106,29 @@ func (s *shop) noneFailed(list []result, kinds ...string) {
 		}
 		slowest = max(slowest, r.Slowest)
 		if bad > 0 {
-			s.t.Logf("%s, %s connections: %v", r.Pod, r.Kind, r.Codes)
+			s.T.Logf("%s, %s connections: %v", r.Pod, r.Kind, r.Codes)
 		}
 	}
-	s.t.Logf("%d requests of %d runs, %d failed, the slowest took %.2f s", all, len(list), failed, slowest)
+	s.T.Logf("%d requests of %d runs, %d failed, the slowest took %.2f s", all, len(list), failed, slowest)
 	if failed > 0 {
-		s.t.Errorf("%d of %d requests failed", failed, all)
+		s.T.Errorf("%d of %d requests failed", failed, all)
 	}
 	if len(list) < 4 || all < 200 {
-		s.t.Errorf("%d results with %d requests: want those of two clients at least", len(list), all)
+		s.T.Errorf("%d results with %d requests: want those of two clients at least", len(list), all)
 	}
 }
 
 // pods are the names of a namespace's pods with that label.
 func (s *shop) pods(namespace, label string) []string {
-	s.t.Helper()
-	return strings.Fields(s.kubectl("get", "pods", "-n", namespace, "-l", label, "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{end}`))
+	s.T.Helper()
+	return strings.Fields(s.Kubectl("get", "pods", "-n", namespace, "-l", label, "-o", `jsonpath={range .items[*]}{.metadata.name}{" "}{end}`))
 }
 
 // protected waits until every pod of the shop is, or none any more.
 func (s *shop) protected(want bool) {
-	s.t.Helper()
-	s.await(fmt.Sprintf("protected is %v", want), func(ctx context.Context) error {
-		out, err := s.Kubectl(ctx, "get", "pods", "-n", "shop", "-o",
+	s.T.Helper()
+	s.Await(fmt.Sprintf("protected is %v", want), func(ctx context.Context) error {
+		out, err := s.Mesh.Kubectl(ctx, "get", "pods", "-n", "shop", "-o",
 			`jsonpath={range .items[?(@.status.phase=="Running")]}{.metadata.name}={.status.conditions[?(@.type=="tacit.dev/Protected")].status}{"\n"}{end}`)
 		if err != nil {
 			return err

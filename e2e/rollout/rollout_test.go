@@ -35,15 +35,15 @@ func TestUnderLoad(t *testing.T) {
 		{"the nodes' pods are rolled out", rollNodes, []string{"new"}},
 	} {
 		t.Run(part.name, func(t *testing.T) {
-			s.t = t
+			s.T = t
 			s.noneFailed(s.load(func() { part.change(s) }), part.kinds...)
 		})
 	}
-	s.t = t
+	s.T = t
 	wire.Hidden("GET / HTTP", "this is server-")
 	wire.Clear(`"kind":"kept"`) // what the clients tell the collector: the wire was seen
 	t.Run("the namespace leaves and comes back", func(t *testing.T) {
-		s.t = t
+		s.T = t
 		s.noneFailed(s.load(s.leaveAndReturn), both...)
 	})
 }
@@ -52,41 +52,41 @@ func TestUnderLoad(t *testing.T) {
 var both = []string{"kept", "new"}
 
 func rollServers(s *shop) {
-	s.kubectl("rollout", "restart", "-n", "shop", "deployment/server")
-	s.kubectl("rollout", "status", "-n", "shop", "deployment/server")
+	s.Kubectl("rollout", "restart", "-n", "shop", "deployment/server")
+	s.Kubectl("rollout", "status", "-n", "shop", "deployment/server")
 }
 
 func rollClients(s *shop) {
-	s.kubectl("rollout", "restart", "-n", "shop", "deployment/client")
-	s.kubectl("rollout", "status", "-n", "shop", "deployment/client")
+	s.Kubectl("rollout", "restart", "-n", "shop", "deployment/client")
+	s.Kubectl("rollout", "status", "-n", "shop", "deployment/client")
 }
 
 func scaleServers(s *shop) {
 	for _, n := range []string{"1", "5", "2"} {
-		s.kubectl("scale", "-n", "shop", "deployment/server", "--replicas="+n)
-		s.kubectl("rollout", "status", "-n", "shop", "deployment/server")
+		s.Kubectl("scale", "-n", "shop", "deployment/server", "--replicas="+n)
+		s.Kubectl("rollout", "status", "-n", "shop", "deployment/server")
 	}
 }
 
 func (s *shop) leaveAndReturn() {
 	for _, to := range []string{"off", "on"} {
-		s.kubectl("label", "namespace", "shop", "--overwrite", "tacit.dev/mesh="+to)
+		s.Kubectl("label", "namespace", "shop", "--overwrite", "tacit.dev/mesh="+to)
 		s.protected(to == "on")
 	}
 }
 
 func replaceControl(s *shop) {
 	for _, pod := range s.pods("tacit-system", "app.kubernetes.io/name=tacit-control") {
-		s.kubectl("delete", "pod", "-n", "tacit-system", pod)
-		s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
+		s.Kubectl("delete", "pod", "-n", "tacit-system", pod)
+		s.Kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
 	}
 }
 
 func killLeader(s *shop) {
 	before := s.leader()
-	s.kubectl("delete", "pod", "-n", "tacit-system", before, "--grace-period=0", "--force")
-	s.await("somebody else leads", func(context.Context) error { return differs(s.leader(), before) })
-	s.kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
+	s.Kubectl("delete", "pod", "-n", "tacit-system", before, "--grace-period=0", "--force")
+	s.Await("somebody else leads", func(context.Context) error { return differs(s.leader(), before) })
+	s.Kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
 }
 
 // away is how long the API server is stopped: much longer than a lease lives, so that
@@ -101,32 +101,32 @@ func away() time.Duration {
 
 // apiAway stops the API server for a while.
 func apiAway(s *shop) {
-	pid, err := s.Pid("control-plane", "kube-apiserver")
+	pid, err := s.Mesh.Pid("control-plane", "kube-apiserver")
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	s.steady(away())
 	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
-	s.await("the API server answers and somebody leads", func(ctx context.Context) error {
-		_, err := s.Kubectl(ctx, "wait", "-n", "tacit-system", "--for=condition=Available", "deployment/tacit-control", "--timeout=5s")
+	s.Await("the API server answers and somebody leads", func(ctx context.Context) error {
+		_, err := s.Mesh.Kubectl(ctx, "wait", "-n", "tacit-system", "--for=condition=Available", "deployment/tacit-control", "--timeout=5s")
 		return err
 	})
 }
 
 func rollNodes(s *shop) {
-	s.kubectl("rollout", "restart", "-n", "tacit-system", "daemonset/tacit-node")
-	s.kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node")
+	s.Kubectl("rollout", "restart", "-n", "tacit-system", "daemonset/tacit-node")
+	s.Kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node")
 }
 
 // leader is the pod that holds the lease of control.
 func (s *shop) leader() string {
-	s.t.Helper()
-	holder := s.kubectl("get", "lease", "-n", "tacit-system", "tacit-control", "-o", "jsonpath={.spec.holderIdentity}")
+	s.T.Helper()
+	holder := s.Kubectl("get", "lease", "-n", "tacit-system", "tacit-control", "-o", "jsonpath={.spec.holderIdentity}")
 	name, _, _ := strings.Cut(holder, "@")
 	return name
 }
