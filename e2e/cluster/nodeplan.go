@@ -66,7 +66,8 @@ func nodeKernel() map[string]string {
 	}
 }
 
-// nodeSteps: containerd, its images, then what uses both.
+// nodeSteps: containerd, its images, then what uses both. Each node is a zone of its
+// own, from its first moment: kube-proxy does not bear a change.
 func (c *Cluster) nodeSteps(n *node) []machine.Step {
 	steps := []machine.Step{keep("containerd", "containerd", "--config", "/etc/containerd/config.toml", "--log-level", "info")}
 	for i, image := range c.images {
@@ -76,7 +77,7 @@ func (c *Cluster) nodeSteps(n *node) []machine.Step {
 	}
 	return append(steps,
 		keep("kubelet", "kubenode", "kubelet", "--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
-			"--hostname-override="+n.name, "--node-ip="+addresses(c.options.nodeAddresses(n.number)), "--v=2"),
+			"--hostname-override="+n.name, "--node-labels=topology.kubernetes.io/zone=zone-"+n.name, "--node-ip="+addresses(c.options.nodeAddresses(n.number)), "--v=2"),
 		keep("kube-proxy", "kubenode", "kube-proxy", "--config=/etc/kubernetes/kube-proxy.yaml", "--v=2"))
 }
 
