@@ -27,8 +27,17 @@ func (c *cluster) releases() (*releases, error) {
 	return &releases{cfg: cfg}, nil
 }
 
-// last is nil, and no error, if there is no release.
+// last is nil, and no error, if nothing is installed.
 func (r *releases) last() (*release.Release, error) {
+	last, err := r.record()
+	if last != nil && last.Info.Status == common.StatusUninstalled {
+		return nil, err
+	}
+	return last, err
+}
+
+// record is the last release, also if it is not installed any more, nil if there is none.
+func (r *releases) record() (*release.Release, error) {
 	found, err := r.cfg.Releases.Last(releaseName)
 	if errors.Is(err, driver.ErrReleaseNotFound) {
 		return nil, nil
@@ -54,7 +63,7 @@ func (r *releases) apply(ctx context.Context, c *chart.Chart, vals map[string]an
 	if last != nil && last.Info.Status.IsPending() {
 		return nil, fmt.Errorf("release %s is %s: another tacit is at work, or was interrupted: wait, or run tacit uninstall", releaseName, last.Info.Status)
 	}
-	if last == nil || last.Info.Status == common.StatusUninstalled {
+	if last == nil {
 		err = r.install(ctx, c, vals, limit)
 	} else {
 		err = r.upgrade(ctx, c, vals, limit)
@@ -69,6 +78,7 @@ func (r *releases) install(ctx context.Context, c *chart.Chart, vals map[string]
 	a := action.NewInstall(r.cfg)
 	a.ReleaseName, a.Namespace, a.Timeout = releaseName, namespace, limit
 	a.WaitStrategy, a.DisableOpenAPIValidation = kube.HookOnlyStrategy, true
+	a.Replace = true // the record of one that was uninstalled
 	if _, err := a.RunWithContext(ctx, c, vals); err != nil {
 		return fmt.Errorf("install release %s: %w", releaseName, err)
 	}
@@ -86,10 +96,13 @@ func (r *releases) upgrade(ctx context.Context, c *chart.Chart, vals map[string]
 	return nil
 }
 
-// remove deletes what the release made, and the record of it.
-func (r *releases) remove(limit time.Duration) error {
+// remove deletes what the release made, and, unless it is to stay, the record of it.
+func (r *releases) remove(limit time.Duration, keepRecord bool) error {
+	if last, err := r.last(); err != nil || last == nil && keepRecord {
+		return err
+	}
 	a := action.NewUninstall(r.cfg)
-	a.Timeout, a.IgnoreNotFound = limit, true
+	a.Timeout, a.IgnoreNotFound, a.KeepHistory = limit, true, keepRecord
 	a.WaitStrategy = kube.StatusWatcherStrategy
 	if _, err := a.Run(releaseName); err != nil {
 		return fmt.Errorf("uninstall release %s: %w", releaseName, err)

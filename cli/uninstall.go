@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,7 @@ import (
 type removal struct {
 	version         string
 	target          *target
+	values          valueFlags
 	keepCRD, keepCA bool
 	force           bool
 	drain, limit    time.Duration
@@ -34,11 +36,16 @@ place in the chain on every node, the release, the kind Mesh, the CA. Pods go on
 and those that began before a pod was enrolled were never touched. Connections that go through a proxy get --drain
 to end; after that they are reset.
 
-Exit codes: 0 nothing is left; 1 otherwise, and it may be run again.`,
+--values and --set say how it was installed, if there is no record of that any more; else they are not needed.
+
+A node that is away is not cleaned: that is said, and the next tacit uninstall does it.
+
+Exit codes: 0 nothing is left but that; 1 otherwise, and it may be run again.`,
 		Args: cobra.NoArgs,
 	}
 	u.target = newTarget(cmd.Flags())
 	f := cmd.Flags()
+	u.values.add(f)
 	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kind Mesh and its object")
 	f.BoolVar(&u.keepCA, "keep-ca", false, "keep the keys of the CA, and so the namespace: the next installation has the same roots")
 	f.BoolVar(&u.force, "force", false, "do not wait for control to release the pods, for when it is away")
@@ -67,7 +74,11 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 	if err != nil {
 		return err
 	}
-	ds, err := u.daemonSet(ctx, last)
+	record, err := r.record()
+	if err != nil {
+		return err
+	}
+	ds, err := u.daemonSet(ctx, record)
 	if err != nil {
 		return err
 	}
@@ -80,11 +91,12 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 	if err != nil {
 		return err
 	}
-	if err := u.clean(ctx, c, p, ds); err != nil {
+	away, err := u.clean(ctx, c, p, ds)
+	if err != nil {
 		return err
 	}
 	p.say("removing release %s", releaseName)
-	if err := r.remove(u.limit); err != nil {
+	if err := r.remove(u.limit, len(away) > 0); err != nil {
 		return err
 	}
 	if err := u.removeRest(ctx, c, p, ds); err != nil {
@@ -95,6 +107,10 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 			return err
 		}
 	}
+	if len(away) > 0 {
+		p.say("uninstalled, but for %s: namespace %s stays, with the record of the release, for the next tacit uninstall", strings.Join(away, ", "), namespace)
+		return nil
+	}
 	if !u.keepCA {
 		if err := c.removeNamespace(ctx, p); err != nil {
 			return err
@@ -104,17 +120,21 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 	return nil
 }
 
-// daemonSet is that of the release, or, if there is none any more, that of the chart.
-func (u *removal) daemonSet(ctx context.Context, last *release.Release) (*appsv1.DaemonSet, error) {
+// daemonSet is that of the release, or, if there is no record of one, that of the chart.
+func (u *removal) daemonSet(ctx context.Context, record *release.Release) (*appsv1.DaemonSet, error) {
 	manifest := ""
-	if last != nil {
-		manifest = last.Manifest
+	if record != nil {
+		manifest = record.Manifest
 	} else {
 		charted, err := openChart(u.version)
 		if err != nil {
 			return nil, err
 		}
-		if manifest, err = render(ctx, charted, nil); err != nil {
+		vals, err := u.values.merge()
+		if err != nil {
+			return nil, err
+		}
+		if manifest, err = render(ctx, charted, vals); err != nil {
 			return nil, err
 		}
 	}
@@ -152,22 +172,23 @@ func (u *removal) release(ctx context.Context, c *cluster, p *progress, installe
 	return before, nil
 }
 
-// clean ends agents and proxies, and then removes what they have left on nodes.
-func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet) error {
+// clean ends agents and proxies, and then removes what they have left on nodes, but for
+// those that are away.
+func (u *removal) clean(ctx context.Context, c *cluster, p *progress, ds *appsv1.DaemonSet) (away []string, err error) {
 	sets := c.client.AppsV1().DaemonSets(namespace)
 	policy := metav1.DeletePropagationBackground // a node that is away would hold up the other one
 	if err := sets.Delete(ctx, nodesName, metav1.DeleteOptions{PropagationPolicy: &policy}); err != nil && !apierrors.IsNotFound(err) {
-		return fmt.Errorf("remove DaemonSet %s: %w", nodesName, err)
+		return nil, fmt.Errorf("remove DaemonSet %s: %w", nodesName, err)
 	}
-	nodes, away, err := c.nodes(ctx, ds)
+	nodes, gone, err := c.nodes(ctx, ds)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := c.awaitEnd(ctx, p, nodesName, away); err != nil {
-		return err
+	if err := c.awaitEnd(ctx, p, nodesName, gone); err != nil {
+		return nil, err
 	}
 	p.say("cleaning %d nodes", len(nodes))
-	return u.sweep(ctx, c, p, ds, nodes, away)
+	return sortedNodes(gone), u.sweep(ctx, c, p, ds, nodes, gone)
 }
 
 // awaitEnd waits until no pod of name is left. Those of a node that is away are let go
