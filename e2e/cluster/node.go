@@ -20,6 +20,7 @@ import (
 type node struct {
 	host
 	number int
+	taints []string // with which it registers
 }
 
 // Nodes are the names of the nodes, in the order in which they were added.
@@ -31,9 +32,10 @@ func (c *Cluster) Nodes() []string {
 	return names
 }
 
-// AddNode adds a node and returns its name when it is Ready.
-func (c *Cluster) AddNode(ctx context.Context) (string, error) {
-	n, err := c.newNode()
+// AddNode adds a node, which registers with these taints (KEY=VALUE:EFFECT), and returns
+// its name when it is Ready.
+func (c *Cluster) AddNode(ctx context.Context, taints ...string) (string, error) {
+	n, err := c.newNode(taints...)
 	if err != nil {
 		return "", err
 	}
@@ -41,7 +43,7 @@ func (c *Cluster) AddNode(ctx context.Context) (string, error) {
 }
 
 // newNode starts a node with the lowest number that is free.
-func (c *Cluster) newNode() (*node, error) {
+func (c *Cluster) newNode(taints ...string) (*node, error) {
 	number := 1
 	for slices.ContainsFunc(c.nodes, func(n *node) bool { return n.number == number }) {
 		number++
@@ -50,7 +52,7 @@ func (c *Cluster) newNode() (*node, error) {
 		return nil, fmt.Errorf("a cluster has at most %d nodes", maxNodes)
 	}
 	name := fmt.Sprintf("n%d", number)
-	n := &node{host: *c.newHost(name), number: number}
+	n := &node{host: *c.newHost(name), number: number, taints: taints}
 	if err := c.pki.node(name, strings.Split(addresses(c.options.nodeAddresses(number)), ",")...); err != nil {
 		return nil, err
 	}

@@ -77,7 +77,8 @@ func (c *Cluster) nodeSteps(n *node) []machine.Step {
 	}
 	return append(steps,
 		keep("kubelet", "kubenode", "kubelet", "--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
-			"--hostname-override="+n.name, "--node-labels=topology.kubernetes.io/zone=zone-"+n.name, "--node-ip="+addresses(c.options.nodeAddresses(n.number)), "--v=2"),
+			"--hostname-override="+n.name, "--node-labels=topology.kubernetes.io/zone=zone-"+n.name,
+			"--register-with-taints="+strings.Join(n.taints, ","), "--node-ip="+addresses(c.options.nodeAddresses(n.number)), "--v=2"),
 		keep("kube-proxy", "kubenode", "kube-proxy", "--config=/etc/kubernetes/kube-proxy.yaml", "--v=2"))
 }
 

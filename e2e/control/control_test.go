@@ -10,8 +10,12 @@ import (
 	"tacit.dev/e2e/mesh"
 )
 
-//go:embed testdata/app.yaml
-var app string
+var (
+	//go:embed testdata/app.yaml
+	app string
+	//go:embed testdata/joining.yaml
+	joining string
+)
 
 // shop is a namespace with an application.
 type shop struct{ mesh.Case }
@@ -60,6 +64,7 @@ func TestControl(t *testing.T) {
 		{"jobs of the mesh complete", jobs},
 		{"a token of one node gets nothing of another", stolenToken},
 		{"the startup taint is removed", startupTaint},
+		{"a node joins", nodeJoins},
 		{"the bundle is put back", bundleBack},
 	} {
 		t.Run(part.name, func(t *testing.T) { s.T = t; part.test(s) })
@@ -147,4 +152,26 @@ func startupTaint(s *shop) {
 	s.Kubectl("taint", "node", "n2", "tacit.dev/agent-not-ready=true:NoSchedule", "example.com/other=true:PreferNoSchedule")
 	s.KubectlPrints("example.com/other", "get", "node", "n2", "-o", "jsonpath={.spec.taints[*].key}")
 	s.Kubectl("taint", "node", "n2", "example.com/other-")
+}
+
+// nodeJoins adds a node that has the startup taint. The first pod that the scheduler has
+// for it begins when there is an agent: already its first words are hidden.
+func nodeJoins(s *shop) {
+	wire := s.Mesh.Record(s.T)
+	s.Apply(joining)
+	node, err := s.Mesh.AddNode(s.Patiently(), "tacit.dev/agent-not-ready=true:NoSchedule")
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/joining", "--timeout=90s")
+	s.Protected("shop", "joining")
+	address := func(pod string) string {
+		return s.Kubectl("get", "pod", "-n", "shop", pod, "-o", "jsonpath={.status.podIP}")
+	}
+	wire.TLS(address("joining"), address("db-0"), 8080)
+	wire.Hidden("MARKER")
+	s.Kubectl("delete", "pod", "-n", "shop", "joining")
+	if err := s.Mesh.RemoveNode(s.Patiently(), node); err != nil {
+		s.T.Error(err)
+	}
 }

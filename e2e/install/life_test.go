@@ -3,6 +3,8 @@ package install
 import (
 	"fmt"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -24,6 +26,7 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	connection := s.hold(client, server)
 	dialling := s.keepDialling(client, server)
 	before := s.remains()
+	t.Run("dry run", func(t *testing.T) { testDryRun(s.in(t), before) })
 
 	s.kubectl("label", "namespace", "shop", "tacit.dev/mesh=on")
 	began := time.Now()
@@ -39,6 +42,7 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	}
 
 	t.Run("check", func(t *testing.T) { testCheck(s.in(t)) })
+	t.Run("values", func(t *testing.T) { testValues(s.in(t)) })
 	t.Run("again", func(t *testing.T) { testAgain(s.in(t)) })
 	t.Run("helm", func(t *testing.T) { testHelm(s.in(t)) })
 	t.Run("privileges", func(t *testing.T) { testPrivileges(s.in(t)) })
@@ -71,6 +75,38 @@ func testCheck(s subject) {
 		s.t.Log(out)
 		if !strings.Contains(out, "6 of 6 enrolled pods") {
 			s.t.Errorf("tacit %s: no 6 protected pods", args)
+		}
+	}
+}
+
+// testDryRun has the API server read the manifests; nothing is there afterwards.
+func testDryRun(s subject, before string) {
+	manifests := filepath.Join(s.t.TempDir(), "manifests.yaml")
+	if err := os.WriteFile(manifests, []byte(s.tacit(flags("install", "--dry-run")...)), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	kinds := s.kubectl("create", "--dry-run=client", "-f", manifests, "-o", "name")
+	for _, want := range []string{"daemonset.apps/tacit-node", "deployment.apps/tacit-control", "customresourcedefinition.apiextensions.k8s.io/meshes.tacit.dev"} {
+		if !strings.Contains(kinds, want) {
+			s.t.Errorf("tacit install --dry-run printed no %s, only\n%s", want, kinds)
+		}
+	}
+	if diff := cmp.Diff(before, s.remains()); diff != "" {
+		s.t.Errorf("cluster and nodes (-before +after tacit install --dry-run):\n%s", diff)
+	}
+}
+
+// testValues upgrades with a file of values, as Helm has it; the earlier ones stay.
+func testValues(s subject) {
+	file := filepath.Join(s.t.TempDir(), "values.yaml")
+	if err := os.WriteFile(file, []byte("control: {logLevel: debug}\n"), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.tacit("upgrade", "--values", file)
+	container := s.kubectl("get", "deployment", "-n", "tacit-system", "tacit-control", "-o", "jsonpath={.spec.template.spec.containers[0]}")
+	for _, want := range []string{"--log-level=debug", `"image":"tacit.test/tacit-control:e2e"`} {
+		if !strings.Contains(container, want) {
+			s.t.Errorf("after tacit upgrade --values control is %s: want %s", container, want)
 		}
 	}
 }
