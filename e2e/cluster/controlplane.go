@@ -56,7 +56,11 @@ func (c *Cluster) controllerFlags() []string {
 	return append(c.authFlags("kube-controller-manager"),
 		"--service-account-private-key-file="+p("sa.key"), "--root-ca-file="+p("ca.crt"),
 		"--cluster-signing-cert-file="+p("ca.crt"), "--cluster-signing-key-file="+p("ca.key"),
-		"--use-service-account-credentials=true", "--leader-elect=false",
+		"--use-service-account-credentials=true",
+		// Who has lost the API server for a while begins anew, as in every cluster: one
+		// that goes on takes all nodes for lost when it is back. Asked often, for the
+		// first time it waits for the API server only.
+		"--leader-elect=true", "--leader-elect-retry-period=200ms",
 		// The default rate delays the first pods by four seconds.
 		"--kube-api-qps=1000", "--kube-api-burst=2000",
 		// It may come before the API server has its roles.

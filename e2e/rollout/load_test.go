@@ -6,6 +6,7 @@ import (
 	_ "embed"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -111,12 +112,30 @@ func (s *shop) noneFailed(list []result, kinds ...string) {
 	}
 	s.T.Logf("%d requests of %d runs, %d failed, the slowest took %.2f s", all, len(list), failed, slowest)
 	if failed > 0 {
-		s.T.Errorf("%d of %d requests failed", failed, all)
+		s.T.Errorf("%d of %d requests failed. Agents and proxies:\n%s", failed, all, s.trouble())
 	}
 	if len(list) < 4 || all < 200 {
 		s.T.Errorf("%d results with %d requests: want those of two clients at least", len(list), all)
 	}
 }
+
+// trouble is what agents and proxies say beside connections that went well and quickly.
+func (s *shop) trouble() string {
+	s.T.Helper()
+	var lines strings.Builder
+	for _, pod := range s.pods("tacit-system", "app.kubernetes.io/name=tacit-node") {
+		for line := range strings.Lines(s.Kubectl("logs", "-n", "tacit-system", pod, "--all-containers", "--prefix", "--timestamps")) {
+			if !wentWell.MatchString(line) {
+				lines.WriteString(line)
+			}
+		}
+	}
+	return lines.String()
+}
+
+// wentWell is the access log's line of a connection that was as it should be, and took
+// less than a second.
+var wentWell = regexp.MustCompile(`"connection closed".*"duration":[0-9]{1,9}}\s*$`)
 
 // pods are the names of a namespace's pods with that label.
 func (s *shop) pods(namespace, label string) []string {
