@@ -131,6 +131,8 @@ func (e *enrolment) condition(o outlook) kube.Condition {
 		return kube.Condition{Status: "False", Reason: kube.Leaving, Message: "it is being released: its connections go on in plaintext"}
 	case e.word == free && e.reason != "":
 		return kube.Condition{Status: "False", Reason: kube.NotCaptured, Message: e.reason}
+	case e.over():
+		return e.pod.Shown
 	case e.word == free && e.state == Announced:
 		return kube.Condition{Status: "False", Reason: kube.NotCaptured, Message: "its agent does not hold it any more"}
 	case e.state == Announced && e.word != silent:
@@ -143,12 +145,16 @@ func (e *enrolment) condition(o outlook) kube.Condition {
 	return kube.Condition{Status: "False", Reason: kube.Enrolling, Message: fmt.Sprintf("the agent of node %s has not captured it yet", e.pod.Node)}
 }
 
+// over: the pod is being deleted, and its agent has let go of it when its sandbox was
+// taken down. Only its object is left.
+func (e *enrolment) over() bool { return e.pod.Ending && e.word == free && e.reason == "" }
+
 // count adds the pod to s.
 func (e *enrolment) count(c kube.Condition, s *kube.Summary) {
 	switch {
 	case e.state == Withdrawing, e.state == Releasing:
 		s.Pods.Leaving++
-	case e.state == Outside:
+	case e.state == Outside, e.over():
 	case c.Status == "True":
 		s.Pods.Enrolled++
 		s.Pods.Protected++

@@ -28,6 +28,8 @@ func TestConditionOfPods(t *testing.T) {
 		"cannot be captured":     {e: enrolment{state: Enrolling, word: free, reason: "no nft", since: now}, status: "False", reason: kube.NotCaptured},
 		"announced":              {e: enrolment{state: Announced, word: captured}, status: "True", reason: kube.Captured},
 		"announced and lost":     {e: enrolment{state: Announced, word: free}, status: "False", reason: kube.NotCaptured},
+		"deleted, taken down":    {e: enrolment{state: Announced, word: free, pod: kube.Pod{Shown: before, Ending: true}}, status: "True", reason: kube.Captured},
+		"deleted, rules lost":    {e: enrolment{state: Announced, word: free, reason: "no rules", pod: kube.Pod{Ending: true}}, status: "False", reason: kube.NotCaptured},
 		"not heard yet":          {e: enrolment{state: Announced, word: silent, since: now, pod: kube.Pod{Shown: before}}, away: true, status: "True", reason: kube.Captured},
 		"not heard for long":     {e: enrolment{state: Announced, word: silent, since: now.Add(-awayAfter), pod: kube.Pod{Shown: before}}, away: true, status: "Unknown", reason: kube.AgentAway},
 		"withdrawing":            {e: enrolment{state: Withdrawing, word: captured}, status: "False", reason: kube.Leaving},
@@ -44,6 +46,11 @@ func TestConditionOfPods(t *testing.T) {
 	}
 }
 
+func ending(p kube.Pod) kube.Pod {
+	p.Ending = true
+	return p
+}
+
 // The status of the Mesh counts pods and nodes, and names what is not protected.
 func TestViewOfMesh(t *testing.T) {
 	r := newRoster(nil, slog.New(slog.DiscardHandler))
@@ -51,6 +58,7 @@ func TestViewOfMesh(t *testing.T) {
 	for _, e := range []enrolment{
 		{pod: testPod("a"), state: Announced, word: captured}, {pod: testPod("b"), state: Enrolling, word: free, reason: "no nft"},
 		{pod: testPod("c"), state: Withdrawing, word: captured}, {pod: testPod("d"), state: Outside, word: silent},
+		{pod: ending(testPod("e")), state: Announced, word: free},
 	} {
 		r.pods[e.pod.UID] = &e
 		r.result.Pods = append(r.result.Pods, e.pod)

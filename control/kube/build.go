@@ -55,6 +55,8 @@ type Pod struct {
 	Workload *mesh.Workload
 	// Shown is its condition as it is.
 	Shown Condition
+	// Ending: somebody has deleted it.
+	Ending bool
 }
 
 // Problem is something in an object that was not understood. It never makes a

@@ -41,7 +41,7 @@ func (b *builder) pod(p *corev1.Pod) {
 	if w != nil {
 		w.ExcludeInbound = m.ExcludeInbound
 	}
-	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p)})
+	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil})
 }
 
 func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {

@@ -40,6 +40,9 @@ func TestUnderLoad(t *testing.T) {
 		})
 	}
 	s.T = t
+	if events := s.Kubectl("get", "events", "-n", "shop", "--field-selector=reason=NotProtected", "-o", "jsonpath={.items[*].message}"); events != "" {
+		t.Errorf("pods were said to be unprotected: %s", events)
+	}
 	wire.Hidden("GET / HTTP", "this is server-")
 	wire.Clear(`"kind":"kept"`) // what the clients tell the collector: the wire was seen
 	t.Run("the namespace leaves and comes back", func(t *testing.T) {
