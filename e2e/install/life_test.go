@@ -103,6 +103,13 @@ func testValues(s subject) {
 		s.t.Fatal(err)
 	}
 	s.tacit("upgrade", "--values", file)
+	s.eventually(func() error { // the pods with the earlier values end
+		pods := s.kubectl("get", "pods", "-n", "tacit-system", "-o", "name")
+		if n := strings.Count(pods, "\n"); n != 4 {
+			return fmt.Errorf("%d pods of Tacit, want 4:\n%s", n, pods)
+		}
+		return nil
+	})
 	container := s.kubectl("get", "deployment", "-n", "tacit-system", "tacit-control", "-o", "jsonpath={.spec.template.spec.containers[0]}")
 	for _, want := range []string{"--log-level=debug", `"image":"tacit.test/tacit-control:e2e"`} {
 		if !strings.Contains(container, want) {
