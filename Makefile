@@ -35,7 +35,7 @@ race: ## the quick tests again, with the race detector
 	.ci/noskip $(GO) test -v -race $(QUICK)
 
 stories: build ## the whole mesh, as stories in a lab
-	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -v -parallel 1 -timeout 30m ./lab
+	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -v -count=1 -parallel 1 -timeout 30m ./lab
 
 user-stories: build ## the stories that need no root, as an ordinary user
 	lab/as-user.sh
@@ -63,7 +63,7 @@ kube-down: ## end it, leaving nothing
 e2e: packages ## tests on a real Kubernetes, as root; the first run builds it, which takes minutes
 	@lab/packages.sh kubernetes
 	@$(E2E) run ./cmd/kube build
-	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -p 1 -parallel 1 -timeout 30m ./...
+	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -count=1 -p 1 -parallel 1 -timeout 30m ./...
 
 image: ## the images of tacit-node and tacit-control, as OCI tars in bin/
 	@$(E2E) run ./cmd/image --to $(CURDIR)/bin --registry '$(REGISTRY)' --version '$(VERSION)' --revision '$(REVISION)'
