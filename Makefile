@@ -44,8 +44,8 @@ documented: build packages ## every command of the documentation, the demo among
 	.ci/documented
 
 soak: build ## what takes long: ten minutes of silence, many rounds, five minutes without an API server
-	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -timeout 60m -v ./lab
-	$(subst CGO_ENABLED,TACIT_SOAK=1 CGO_ENABLED,$(E2E)) test -v -timeout 30m -run TestUnderLoad ./rollout
+	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -v ./lab
+	$(subst CGO_ENABLED,TACIT_SOAK=1 CGO_ENABLED,$(E2E)) test -v -count=1 -timeout 30m -run TestUnderLoad ./rollout
 
 lab: build ## a lab to play with: then try bin/tacit lab --help
 	bin/tacit lab up

@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 stories=${1:-basic|plain|receiver|services|plugin|privilege|enrol|killed}
 
 if [ "$(id -u)" != 0 ]; then
-  TACIT_BIN=$PWD/bin exec .ci/noskip go test -v -parallel 1 -timeout 10m ./lab -run "TestStories/^($stories)\$"
+  TACIT_BIN=$PWD/bin exec .ci/noskip go test -v -count=1 -parallel 1 -timeout 10m ./lab -run "TestStories/^($stories)\$"
 fi
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -102,8 +102,9 @@ func (c *Cluster) podSpec(call *verbCall) (node string, s podSpec, err error) {
 	if s.grace, err = time.ParseDuration(call.take("grace", "5s")); err != nil {
 		return "", s, err
 	}
-	if s.host, err = strconv.Atoi(call.take("host", "0")); err != nil {
-		return "", s, err
+	host := call.take("host", "0")
+	if s.host, err = strconv.Atoi(host); err != nil {
+		return "", s, usageError(fmt.Sprintf("host=%s: want a number", host))
 	}
 	listen := call.take("listen", "")
 	app := call.take("app", "")

@@ -27,9 +27,9 @@ const (
 	maxBearer = 16 << 10
 	// reviewRate is how many reviews a second the API server is asked for, and
 	// maxReviewing how many may wait for it, each for reviewTime at most. Anybody who
-	// reaches control can ask for one.
-	reviewRate   = 50
-	maxReviewing = 200
+	// reaches control can ask for one; a new leader asks for two per node at once.
+	reviewRate   = 200
+	maxReviewing = 1000
 	reviewTime   = 10 * time.Second
 )
 

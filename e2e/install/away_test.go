@@ -63,6 +63,8 @@ func testNodeAway(s subject, before string) {
 	if out := s.tacit("status"); !strings.Contains(out, "not installed") {
 		s.t.Errorf("tacit status, when one node has not been cleaned: %q", out)
 	}
+	s.tacit(flags("install", "--wait=false")...) // the record is no hindrance
+	s.tacit("uninstall", "--drain=5s")
 	thaw()
 	s.kubectl("wait", "--for=condition=Ready", "node/n2", "--timeout=1m")
 	s.tacit("uninstall")

@@ -45,10 +45,10 @@ type caller struct {
 	affinity *affinity
 }
 
-// find decides where a connection to the address to leads. It is pure but for
-// the caller's pick. The order of its questions is the order of the issue: our own ports, the
-// pod itself, a service, a pod, and the rest of the world. An address that was a pod's
-// just now is not the rest of the world: a pod of the mesh may have it already.
+// find decides where a connection to the address to leads. It is pure but for the clock
+// and the caller's pick. It asks in this order: our own ports, the pod itself, a service,
+// a pod, and the rest of the world. An address that was a pod's just now is not the rest
+// of the world: a pod of the mesh may have it already.
 func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 	if mesh.IsCapturePort(to.Port()) {
 		return route{}, refuse(reasonCapturePort, flagUpstreamFailure, "dial %s: that is a port of the mesh's own", to)

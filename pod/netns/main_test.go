@@ -26,7 +26,8 @@ func TestMain(m *testing.M) {
 }
 
 func inUserNamespace() int {
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	// Cgroups can be made only by who is root of the machine.
+	cmd := exec.Command("/proc/self/exe", append(os.Args[1:], "-test.skip=^TestFindInRealCgroups$")...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags:  syscall.CLONE_NEWUSER | syscall.CLONE_NEWNET | syscall.CLONE_NEWNS,
