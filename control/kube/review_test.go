@@ -1,10 +1,13 @@
 package kube
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -17,14 +20,27 @@ import (
 // An API server that takes its time is waited for by so many, and by no more.
 func TestReviewsThatWaitAreBounded(t *testing.T) {
 	asked, answer := make(chan struct{}, maxReviewing+1), make(chan struct{})
-	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	// Over a unix socket: so many connections of TCP would leave their ports to nobody
+	// for a minute.
+	path := filepath.Join(t.TempDir(), "api")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		asked <- struct{}{}
 		<-answer
 		w.Header().Set("Content-Type", "application/json")
 		fmt.Fprint(w, `{"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1"}`)
 	}))
+	server.Listener.Close()
+	server.Listener = l
+	server.Start()
 	defer server.Close()
-	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: "http://api", Dial: dial, QPS: -1})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,12 +5,15 @@ import (
 	"context"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"net"
+	"os"
 	"runtime"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -252,36 +255,46 @@ func TestTimeWaitIsTheAcceptors(t *testing.T) {
 		if first == "server" {
 			a, b = s, c
 		}
-		local := c.Raw().LocalAddr().(*net.TCPAddr)
+		local, remote := c.Raw().LocalAddr().(*net.TCPAddr), c.Raw().RemoteAddr().(*net.TCPAddr)
 		must(t, a.CloseWrite())
 		_, _ = b.Read(make([]byte, 1))
 		must(t, b.CloseWrite())
 		_, _ = a.Read(make([]byte, 1))
 		must(t, c.Close())
 		must(t, s.Close())
-		// With TIME_WAIT at this end, which lasts a minute, the address could not be
-		// bound again; LAST_ACK may last a moment on a busy machine.
-		var again net.Listener
-		var err error
-		for end := time.Now().Add(5 * time.Second); time.Now().Before(end); runtime.Gosched() {
-			if again, err = listenWithoutReuse(local.String()); err == nil {
-				again.Close()
-				break
-			}
+		// TIME_WAIT at this end would last a minute; LAST_ACK may last a moment on a
+		// busy machine.
+		left := socketBetween(t, local, remote)
+		for end := time.Now().Add(5 * time.Second); left != "" && time.Now().Before(end); runtime.Gosched() {
+			left = socketBetween(t, local, remote)
 		}
-		if err != nil {
-			t.Errorf("%s ended first: the client's address is not free: %v", first, err)
+		if left != "" {
+			t.Errorf("%s ended first: the client is left with %s", first, left)
+		}
+		if socketBetween(t, remote, local) == "" {
+			t.Errorf("%s ended first: nothing is left with the server either: want TIME_WAIT", first)
 		}
 	}
 }
 
-func listenWithoutReuse(addr string) (net.Listener, error) {
-	lc := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		return raw.Control(func(fd uintptr) {
-			_ = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 0)
-		})
-	}}
-	return lc.Listen(context.Background(), "tcp", addr)
+// socketBetween is the line of proc_net_tcp(5) of the socket with these two addresses of
+// IPv4, "" if there is none. Its fourth field is the state: 06 is TIME_WAIT.
+func socketBetween(t *testing.T, local, remote *net.TCPAddr) string {
+	t.Helper()
+	table, err := os.ReadFile("/proc/net/tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	hex := func(a *net.TCPAddr) string {
+		return fmt.Sprintf("%08X:%04X", binary.NativeEndian.Uint32(a.IP.To4()), a.Port)
+	}
+	pair := hex(local) + " " + hex(remote)
+	for line := range strings.Lines(string(table)) {
+		if strings.Contains(line, pair) {
+			return strings.TrimSpace(line)
+		}
+	}
+	return ""
 }
 
 // KeyUpdates go both ways, between both layers, while bytes flow.
