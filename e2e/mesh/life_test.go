@@ -21,6 +21,10 @@ func TestLife(t *testing.T) {
 	s.apply("cron.yaml")
 	s.ready("server", "client")
 	s.captured("server", "client")
+	s.eventually("the first request", func() error { // a pod is ready before it is an endpoint everywhere
+		_, err := s.try("exec", "client", "--", "/app", "get", "http://server/")
+		return err
+	})
 	for _, part := range []struct {
 		name string
 		run  func(space)

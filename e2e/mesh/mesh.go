@@ -59,7 +59,7 @@ func Up(ctx context.Context, o Options) (*Mesh, error) {
 		return m, nil
 	}
 	if err := m.Install(ctx); err != nil {
-		return nil, errors.Join(err, m.state(ctx), c.Down(context.WithoutCancel(ctx)))
+		return nil, errors.Join(err, m.State(ctx), c.Down(context.WithoutCancel(ctx)))
 	}
 	return m, nil
 }
@@ -76,7 +76,7 @@ func Start(t testing.TB, o Options) *Mesh {
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Log(m.state(context.Background()))
+			t.Log(m.State(context.Background()))
 		}
 		if err := m.Down(context.Background()); err != nil { // t.Context has ended
 			t.Error(err)
@@ -109,8 +109,8 @@ func (m *Mesh) Next() *Mesh { return &Mesh{Cluster: m.Cluster, programs: m.next}
 // TacitPath is the program tacit.
 func (m *Mesh) TacitPath() string { return filepath.Join(m.programs, "tacit") }
 
-// state is what one wants to see when something went wrong.
-func (m *Mesh) state(ctx context.Context) error {
+// State is what one wants to see when something went wrong.
+func (m *Mesh) State(ctx context.Context) error {
 	var text strings.Builder
 	for _, args := range [][]string{
 		{"get", "pods", "-A", "-o", "wide"},

@@ -86,7 +86,7 @@ func (s space) end() {
 	}
 	if s.t.Failed() {
 		out, _ := s.Kubectl(ctx, "get", "pods,endpointslices,events", "-n", s.name, "-o", "wide")
-		s.t.Log(out)
+		s.t.Log(out, s.State(ctx))
 	}
 	if _, err := s.Kubectl(ctx, "delete", "namespace", s.name, "--wait=false"); err != nil {
 		s.t.Error(err)
