@@ -40,6 +40,8 @@ type Flow struct {
 	Security        Security
 	// Resumed says that the TLS session was.
 	Resumed bool
+	// Kept says that it went over a TLS connection that had carried another one before.
+	Kept bool
 
 	Opened, Closed time.Time
 	// Sent went from source to destination, Received came back; bytes of the application.

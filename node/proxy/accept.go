@@ -71,6 +71,10 @@ func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *ne
 		all.Go(func() {
 			j.join(ctx, far, sent)
 			d.finished()
+			if pc, ok := far.(*peerConn); ok {
+				d.idle.put(pc)
+			}
+			d.carryOn(ctx, j)
 		})
 	})
 }

@@ -97,13 +97,18 @@ func prepare(fd int, g dialling, try int) error {
 // choose returns the source port of the nth try; 0 is the kernel's choice, at connect.
 func (g dialling) choose(fd, try int) (uint16, error) {
 	if g.ports == directPorts && try < maxMarked {
-		return mesh.DirectPortFirst + uint16(rand.N(mesh.DirectPortLast-mesh.DirectPortFirst+1)), nil
+		return markedPort(), nil
 	}
 	if g.ports == samePort && try == 0 && g.port != 0 {
 		return g.port, nil
 	}
 	err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
 	return 0, os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+}
+
+// markedPort is one of those that hint at TLS, and that the client's kernel gives to nobody.
+func markedPort() uint16 {
+	return mesh.DirectPortFirst + uint16(rand.N(mesh.DirectPortLast-mesh.DirectPortFirst+1))
 }
 
 func sockaddr(a netip.AddrPort) unix.Sockaddr {

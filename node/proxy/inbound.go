@@ -169,19 +169,25 @@ func (d *pod) admitPlaintext(ctx context.Context, j *journey) (relay.Conn, error
 // admitDirect proves who the peer is, dials the application, and tells the peer.
 func (d *pod) admitDirect(ctx context.Context, j *journey, w *mesh.World) (relay.Conn, error) {
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
-	c, hello, err := d.answer(ctx, j)
+	pc, hello, err := d.answer(ctx, j)
 	if err != nil {
 		return nil, err
 	}
-	j.near, j.flow.Resumed = c, c.Peer().Resumed
-	app, err := d.admitPeer(ctx, j, w, c.Peer().ID, hello)
+	return d.admit(ctx, j, w, pc, hello)
+}
+
+// admit dials the application for what came over pc, and tells the peer.
+func (d *pod) admit(ctx context.Context, j *journey, w *mesh.World, pc *peerConn, hello direct.Hello) (relay.Conn, error) {
+	j.kind, j.flow.Security = mutual, mesh.MutualTLS
+	j.near, j.flow.Resumed = pc, pc.Peer().Resumed
+	app, err := d.admitPeer(ctx, j, w, pc.Peer().ID, hello)
 	if err != nil {
-		if c.Reply(replyOf(refusalOf(err))) == nil && c.CloseWrite() == nil {
-			c.Close()
+		if pc.Reply(replyOf(refusalOf(err))) == nil && pc.Conn.CloseWrite() == nil {
+			pc.Conn.Close()
 		}
 		return nil, err
 	}
-	if err := c.Reply(direct.Reply{Status: direct.StatusOK}); err != nil {
+	if err := pc.Reply(direct.Reply{Status: direct.StatusOK}); err != nil {
 		app.Abort()
 		return nil, &refusal{reasonReset, flagDownstreamReset, err}
 	}
@@ -198,7 +204,7 @@ func (d *pod) admitPeer(ctx context.Context, j *journey, w *mesh.World, id mesh.
 }
 
 // answer runs the handshake as the pod's identity.
-func (d *pod) answer(ctx context.Context, j *journey) (*direct.Conn, direct.Hello, error) {
+func (d *pod) answer(ctx context.Context, j *journey) (*peerConn, direct.Hello, error) {
 	leaf, err := d.leaf()
 	if err != nil {
 		return nil, direct.Hello{}, err
@@ -210,7 +216,11 @@ func (d *pod) answer(ctx context.Context, j *journey) (*direct.Conn, direct.Hell
 	defer d.p.answering.give(peer)
 	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
 	defer cancel()
-	return direct.Server(ctx, j.conn, d.p.cfg.TLS.Server(leaf))
+	c, hello, err := direct.Server(ctx, j.conn, d.p.cfg.TLS.Server(leaf))
+	if err != nil {
+		return nil, hello, err
+	}
+	return d.newPeerConn(c, leaf), hello, nil
 }
 
 // identify compares the identity that the peer proved with that of the
@@ -235,8 +245,11 @@ func (d *pod) dialApplication(ctx context.Context, j *journey) (relay.Conn, erro
 	defer cancel()
 	j.place.await(ctx)
 	defer j.place.leave()
-	from := j.flow.SourceAddr
-	c, err := d.dial(ctx, dialling{from: from.Addr(), port: from.Port(), ports: samePort, to: j.flow.Dialled})
+	port := j.flow.SourceAddr.Port()
+	if j.flow.Kept { // its port has served the connection before
+		port = markedPort()
+	}
+	c, err := d.dial(ctx, dialling{from: j.flow.SourceAddr.Addr(), port: port, ports: samePort, to: j.flow.Dialled})
 	if err != nil {
 		return nil, err
 	}

@@ -48,11 +48,15 @@ func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int6
 	left := d.p.cfg.DialTimeout
 	for i, t := range r.targets {
 		j.towards(t, r.inside)
-		if err := d.awaitTurn(ctx, t); err != nil {
-			return nil, 0, err
+		began, share := time.Now(), left/time.Duration(len(r.targets)-i)
+		far, err := d.tryKept(ctx, share, t, j, &first)
+		if far == nil && err == nil {
+			if err := d.awaitTurn(ctx, t); err != nil {
+				return nil, 0, err
+			}
+			began = time.Now()
+			far, err = d.try(ctx, share, t, j, &first)
 		}
-		began := time.Now()
-		far, err := d.try(ctx, left/time.Duration(len(r.targets)-i), t, j, &first)
 		if err == nil {
 			return far, int64(first.n), nil
 		}
@@ -110,11 +114,46 @@ type finalError struct{ error }
 
 func (e *finalError) Unwrap() error { return e.error }
 
+// tryKept goes to a pod of the mesh over a connection that is there already. It returns
+// nil if there is none that the peer has kept too: as long as that has not replied, nothing of
+// the application was sent, so whatever is wrong with a kept connection, another one will do.
+func (d *pod) tryKept(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	if !t.direct {
+		return nil, nil
+	}
+	own, err := d.leaf()
+	if err != nil {
+		return nil, nil // to dial tells why
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for {
+		pc := d.idle.take(destinationOf(t), own)
+		if pc == nil {
+			return nil, nil
+		}
+		reply, err := pc.Next(ctx, d.hello(j))
+		if err == nil {
+			j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
+		}
+		if err == nil && reply.Status == direct.StatusOK {
+			return pc, first.follow(ctx, pc)
+		}
+		pc.Conn.Abort()
+		switch {
+		case err == nil:
+			return nil, refusalOfReply(reply)
+		case isTimeout(err), ctx.Err() != nil:
+			return nil, err
+		}
+	}
+}
+
 // tryDirect dials a pod of the mesh: TLS to exactly the identity that the World
 // names, or nothing.
 func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstBytes) (relay.Conn, error) {
 	said := false // something of the application may be on its way
-	c, err := d.handshake(ctx, t, j, func() ([]byte, error) {
+	pc, err := d.handshake(ctx, t, j, func() ([]byte, error) {
 		p, err := first.bytes()
 		said = len(p) > 0 || err != nil
 		return p, err
@@ -125,12 +164,12 @@ func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstB
 	if err != nil {
 		return nil, err
 	}
-	j.flow.Resumed = c.Peer().Resumed
-	reply, err := c.AwaitReply(ctx)
+	j.flow.Resumed = pc.Peer().Resumed
+	reply, err := pc.AwaitReply(ctx)
 	if err == nil && reply.Status == direct.StatusOK {
-		return c, nil
+		return pc, nil
 	}
-	c.Abort()
+	pc.Conn.Abort()
 	if err == nil {
 		return nil, refusalOfReply(reply)
 	}
@@ -155,8 +194,10 @@ func (d *pod) leaf() (*identity.Leaf, error) {
 
 // handshake dials t from the pod's own address, with a source port that hints at
 // TLS, and proves identities. It gives the slot back that awaitTurn took.
-func (d *pod) handshake(ctx context.Context, t target, j *journey, first direct.First) (*direct.Conn, error) {
+func (d *pod) handshake(ctx context.Context, t target, j *journey, first direct.First) (*peerConn, error) {
 	defer d.p.dialling.give(t.addr.Addr())
+	to := destinationOf(t)
+	defer d.idle.handshakes(to)()
 	leaf, err := d.leaf()
 	if err != nil {
 		return nil, &finalError{err}
@@ -171,7 +212,18 @@ func (d *pod) handshake(ctx context.Context, t target, j *journey, first direct.
 		return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
-	return direct.Dial(ctx, dial, cfg, direct.Hello{Service: serviceOf(j), SourcePod: f.pod}, first)
+	c, err := direct.Dial(ctx, dial, cfg, d.hello(j), first)
+	if err != nil {
+		return nil, err
+	}
+	pc := d.newPeerConn(c, leaf)
+	pc.to = to
+	return pc, nil
+}
+
+// hello is what the preamble tells.
+func (d *pod) hello(j *journey) direct.Hello {
+	return direct.Hello{Service: serviceOf(j), SourcePod: d.facts.Load().pod}
 }
 
 // serviceOf is how the preamble names what was dialled.
@@ -203,6 +255,23 @@ func (b *firstBytes) bytes() ([]byte, error) {
 		}
 	}
 	return b.buf[:b.n], nil
+}
+
+// follow sends what was read for an endpoint before.
+func (b *firstBytes) follow(ctx context.Context, pc *peerConn) error {
+	if b.n == 0 {
+		return nil
+	}
+	deadline, _ := ctx.Deadline()
+	err := pc.SetWriteDeadline(deadline) // relay lifts it
+	if err == nil {
+		_, err = pc.Write(b.buf[:b.n])
+	}
+	if err != nil {
+		pc.Conn.Abort()
+		return &finalError{err}
+	}
+	return nil
 }
 
 // read takes what is there, without waiting. The end of the stream is left to

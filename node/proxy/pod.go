@@ -55,6 +55,8 @@ type pod struct {
 	lines *lines
 	// affinity outlives facts.
 	affinity *affinity
+	// idle are the connections that are kept for the next one.
+	idle *idlePeers
 	// accepted counts all connections ever accepted.
 	accepted atomic.Uint64
 	counts   podCounts
@@ -116,6 +118,7 @@ func (p *Proxy) serve(ctx context.Context, m handle.Message, files []int) {
 	d.facts.Store(d.factsOf(m.Pod))
 	d.adopt(m.Roles, files)
 	d.drains.Store(false)
+	d.idle.open()
 	d.order()
 	begin()
 }
@@ -127,7 +130,7 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
-		woken: make(chan struct{}, 1), affinity: newAffinity(),
+		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(),
 	}
 	d.sockets4 = newSockets(&p.starved, d.need(4))
 	d.sockets6 = newSockets(&p.starved, d.need(6))
@@ -249,9 +252,11 @@ func newListener(role handle.Role, fd int) (*listener, error) {
 	return &listener{TCPListener: l, role: role}, nil
 }
 
-// drain is the agent's wish to release the pod.
+// drain is the agent's wish to release the pod. Without its rules, what is kept could
+// not even be closed: its packets are translated by them.
 func (d *pod) drain() {
 	d.drains.Store(true)
+	d.idle.close()
 	d.order()
 }
 
@@ -281,8 +286,10 @@ func (d *pod) remove() {
 }
 
 // yield leaves the listeners to another proxy, which accepts from the same sockets:
-// what waits in their backlog is its own now. What was accepted here stays here.
+// what waits in their backlog is its own now. What was accepted here stays here, and ends
+// here: nothing is kept for another one.
 func (d *pod) yield() {
+	d.idle.close()
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, l := range d.listeners {
@@ -309,6 +316,7 @@ func (d *pod) sockets(v6 bool) *sockets {
 // run serves the pod until ctx ends, and returns when its last connection is gone.
 func (d *pod) run(ctx context.Context) {
 	defer d.p.cfg.Leaves.Hold(d.id)()
+	defer d.idle.abort()
 	var all sync.WaitGroup
 	defer all.Wait()
 	ready := make(chan struct{})
@@ -425,7 +433,7 @@ type quietness struct {
 // the timer, or the end of the last connection, wakes who asks.
 func (q *quietness) isQuiet() bool {
 	now, n := time.Now(), q.d.accepted.Load()
-	if q.since.IsZero() || n != q.accepted || q.d.quota.open.Load() > 0 || q.d.hasBacklog() {
+	if q.since.IsZero() || n != q.accepted || q.d.quota.open.Load() > 0 || q.d.idle.isAwaiting() || q.d.hasBacklog() {
 		q.since, q.accepted = now, n
 	}
 	rest := q.d.p.cfg.DrainQuiet - now.Sub(q.since)

@@ -8,7 +8,8 @@
 // and sockets), pod.go (listeners of one pod), accept.go, origin.go (what was
 // dialled), outbound.go, route.go (where that leads), dial.go with sockets.go
 // (from inside the pod's namespace); then, on the other node, inbound.go;
-// finish.go tells of it at the end. knowledge.go holds the World, limits.go the bounds.
+// journey.go tells of it at the end, and keep.go keeps what crossed the network for the
+// next one. knowledge.go holds the World, limits.go the bounds.
 //
 // It refuses to enter a namespace, to make a socket, to change a rule, or to
 // hold a privilege. It fails closed: a pod of the mesh is reached by mutual TLS
@@ -150,6 +151,8 @@ type Proxy struct {
 	// mu guards pods.
 	mu   sync.Mutex
 	pods map[string]*pod
+	// kept counts the connections that are kept, of all pods.
+	kept atomic.Int64
 	// starved counts the dials that had to wait for a socket.
 	starved atomic.Uint64
 	// running are the pods' goroutines; Run waits for them.
@@ -203,6 +206,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.link.run(ctx) })
 	g.Go(func() error { return p.trimSockets(ctx) })
+	g.Go(func() error { return p.tendIdle(ctx) })
 	err := g.Wait()
 	p.running.Wait()
 	return err

@@ -202,7 +202,7 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 	if !t.log.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 18)
+	attrs := make([]slog.Attr, 0, 19)
 	attrs = append(attrs, slog.String("reporter", string(f.Reporter)), slog.String("security", string(f.Security)))
 	attrs = appendParty(attrs, [3]string{"src", "src_pod", "src_addr"}, f.Source, f.SourceAddr)
 	attrs = appendParty(attrs, [3]string{"dst", "dst_pod", "dst_addr"}, f.Destination, f.DestinationAddr)
@@ -214,6 +214,7 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 	}
 	attrs = append(attrs,
 		slog.Bool("resumed", f.Resumed),
+		slog.Bool("kept", f.Kept),
 		slog.Int64("sent", f.Sent),
 		slog.Int64("received", f.Received),
 		slog.Duration("duration", f.Closed.Sub(f.Opened)))

@@ -144,9 +144,9 @@ func TestTelemetryAccessLog(t *testing.T) {
 	want := `level=INFO msg="connection closed" reporter=source security=mutual_tls` +
 		` src=spiffe://lab/ns/default/sa/client src_pod=default/client-1 src_addr=10.30.1.2:40000` +
 		` dst=spiffe://lab/ns/shop/sa/web dst_pod=shop/web-1 dst_addr=10.30.2.2:8080` +
-		` service=shop/web.shop.svc.cluster.local dialled=10.31.0.9:80 resumed=false sent=3 received=7` +
+		` service=shop/web.shop.svc.cluster.local dialled=10.31.0.9:80 resumed=false kept=false sent=3 received=7` +
 		` duration=1.5s flags=UC reason="reset by the destination"` + "\n" +
-		`level=INFO msg="connection closed" reporter=destination security=plaintext resumed=false sent=0 received=0 duration=0s` + "\n"
+		`level=INFO msg="connection closed" reporter=destination security=plaintext resumed=false kept=false sent=0 received=0 duration=0s` + "\n"
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("access log (-want +got):\n%s", diff)
 	}

@@ -26,6 +26,8 @@ var errNoReply = errors.New("direct: Read before AwaitReply")
 // Peer is what the handshake proved of the other side.
 type Peer struct {
 	ID mesh.ID
+	// NotAfter is when the peer's certificate ends.
+	NotAfter time.Time
 	// Resumed says that a session was resumed; certificate and bundle were checked again.
 	Resumed     bool
 	CipherSuite uint16
@@ -48,17 +50,21 @@ type Peer struct {
 //	CloseWrite ─── close_notify ──────────►  io.EOF
 //	io.EOF ◄────── close_notify, FIN ─────── CloseWrite
 //	Close ──────── FIN ───────────────────►  Close: TIME_WAIT is here
+//
+// If it Keeps, both may say Finish instead of CloseWrite, and go on: see keep.go.
 type Conn struct {
 	c      *net.TCPConn
 	in     inbox
 	s      stream
+	keep   *records // s, if the connection can be kept; else nil
 	peer   Peer
 	client bool
 
-	replied bool        // the reading side's: AwaitReply was successful
-	ended   atomic.Bool // Read gave io.EOF
-	finSent atomic.Bool
-	release sync.Once
+	replied  bool        // the reading side's: AwaitReply was successful
+	ended    atomic.Bool // Read gave io.EOF
+	finished atomic.Bool // Finish was successful
+	finSent  atomic.Bool
+	release  sync.Once
 }
 
 // Client runs the handshake as the side that dialled, and sends the preamble.
@@ -177,7 +183,11 @@ func start(ctx context.Context, c *net.TCPConn, cfg *tls.Config, o side, greet f
 	}
 	conn.peer = hs.peer
 	if hs.keys != nil {
-		conn.s, err = newRecords(hs, o.client)
+		var s *records
+		s, err = newRecords(hs, o.client)
+		if conn.s = s; hs.keeps {
+			conn.keep = s
+		}
 	} else {
 		conn.s, err = newCryptoTLS(hs)
 	}

@@ -347,16 +347,28 @@ func echo(t testing.TB, a, b io.ReadWriter) {
 
 func TestUselessRecords(t *testing.T) {
 	w := newWorld(t)
-	c, s := w.connect(t, true, true)
-	r := c.s.(*records)
-	var b []byte
-	for range maxUseless + 1 {
-		b = append(b, r.seal.seal(make([]byte, 0, 100), typeApplication, nil)...)
+	rows := map[string]struct {
+		typ   byte
+		plain []byte
+	}{
+		"empty":         {typeApplication, nil},
+		"user_canceled": {typeAlert, []byte{1, alertUserCanceled}},
 	}
-	_, err := r.c.Write(b)
-	must(t, err)
-	if _, err := s.Read(make([]byte, 10)); !errors.Is(err, errUseless) {
-		t.Errorf("%v: want %v", err, errUseless)
+	for name, row := range rows {
+		t.Run(name, func(t *testing.T) {
+			c, s := w.connect(t, true, true)
+			s.keep.keeps = false // else an empty record is an end
+			r := c.s.(*records)
+			var b []byte
+			for range maxUseless + 1 {
+				b = append(b, r.seal.seal(make([]byte, 0, 100), row.typ, row.plain)...)
+			}
+			_, err := r.c.Write(b)
+			must(t, err)
+			if _, err := s.Read(make([]byte, 10)); !errors.Is(err, errUseless) {
+				t.Errorf("%v: want %v", err, errUseless)
+			}
+		})
 	}
 }
 

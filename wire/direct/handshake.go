@@ -177,6 +177,9 @@ type handshake struct {
 	tls  *tls.Conn
 	keys *secrets // nil if crypto/tls carries the records too
 	peer Peer
+	// keeps: an empty record is the end of a direction. Both sides come to the same
+	// answer, since they see the same protocol and suite.
+	keeps bool
 }
 
 // shake runs the handshake. The alert that tells the peer of a failure has been sent
@@ -190,6 +193,7 @@ func (o side) shake(ctx context.Context, in *inbox, c *net.TCPConn, cfg *tls.Con
 	cfg = cfg.Clone()
 	cfg.NextProtos = []string{ALPN}
 	if o.own {
+		cfg.NextProtos = []string{ALPNKeep, ALPN}
 		hs.keys = new(secrets)
 		cfg.KeyLogWriter = hs.keys
 	}
@@ -291,7 +295,7 @@ const alertTimeout = 100 * time.Millisecond
 // check takes from the handshake what the connection needs to know.
 func (hs *handshake) check() error {
 	cs := hs.tls.ConnectionState()
-	if cs.NegotiatedProtocol != ALPN {
+	if cs.NegotiatedProtocol != ALPN && cs.NegotiatedProtocol != ALPNKeep {
 		return &identity.VerifyError{
 			Reason: identity.ReasonNotOurProtocol,
 			Err:    fmt.Errorf("the peer agreed on protocol %q: want %q", cs.NegotiatedProtocol, ALPN),
@@ -301,10 +305,14 @@ func (hs *handshake) check() error {
 	if err != nil {
 		return err
 	}
-	hs.peer = Peer{ID: id, Resumed: cs.DidResume, CipherSuite: cs.CipherSuite, Curve: cs.CurveID}
+	hs.peer = Peer{
+		ID: id, NotAfter: cs.PeerCertificates[0].NotAfter,
+		Resumed: cs.DidResume, CipherSuite: cs.CipherSuite, Curve: cs.CurveID,
+	}
 	if suiteOf(cs.CipherSuite) == nil {
 		hs.keys = nil
 	}
+	hs.keeps = hs.keys != nil && cs.NegotiatedProtocol == ALPNKeep
 	if hs.keys != nil && (hs.keys.client == nil || hs.keys.server == nil) {
 		return errors.New("tls: crypto/tls told no traffic secrets")
 	}

@@ -11,6 +11,11 @@ import (
 // ALPN names this protocol in the TLS handshake (RFC 7301).
 const ALPN = "tacit/1"
 
+// ALPNKeep names it where both sides can keep the connection: an empty record is
+// the end of a direction, and when both have ended another preamble may follow.
+// close_notify ends the connection, as with ALPN.
+const ALPNKeep = "tacit-keep/1"
+
 // The preambles, integers big-endian:
 //
 //	client: version 1 | length 2 | length bytes of TLVs: type 1, length 2, value

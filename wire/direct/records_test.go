@@ -109,15 +109,16 @@ func TestSealedBy(t *testing.T) {
 // FuzzRecords feeds bytes, as ciphertext and as content of good records, to
 // the reading side.
 func FuzzRecords(f *testing.F) {
-	f.Add([]byte("hello"), byte(23), false)
-	f.Add([]byte{24, 0, 0, 1, 1}, byte(22), false)
-	f.Add([]byte{4, 0, 0, 2, 1, 1}, byte(22), false)
-	f.Add([]byte{1, 0}, byte(21), false)
-	f.Add([]byte{23, 3, 3, 0, 20, 1, 2, 3}, byte(0), true)
+	f.Add([]byte("hello"), byte(23), false, false)
+	f.Add([]byte{}, byte(23), false, true)
+	f.Add([]byte{24, 0, 0, 1, 1}, byte(22), false, true)
+	f.Add([]byte{4, 0, 0, 2, 1, 1}, byte(22), false, false)
+	f.Add([]byte{1, 0}, byte(21), false, true)
+	f.Add([]byte{23, 3, 3, 0, 20, 1, 2, 3}, byte(0), true, false)
 	l, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	must(f, err)
 	f.Cleanup(func() { l.Close() })
-	f.Fuzz(func(t *testing.T, b []byte, typ byte, raw bool) {
+	f.Fuzz(func(t *testing.T, b []byte, typ byte, raw, keeps bool) {
 		c, err := net.DialTCP("tcp", nil, l.Addr().(*net.TCPAddr))
 		must(t, err)
 		defer c.Close()
@@ -128,7 +129,7 @@ func FuzzRecords(f *testing.F) {
 		must(t, err)
 		var in inbox
 		in.bind(rc)
-		r := &records{c: s, raw: rc, in: &in, rekey: rekeyAfter, answer: new(atomic.Bool)}
+		r := &records{c: s, raw: rc, in: &in, keeps: keeps, rekey: rekeyAfter, answer: new(atomic.Bool)}
 		must(t, r.open.start(&aes128, bytes.Repeat([]byte{1}, 32)))
 		var k keys
 		must(t, k.start(&aes128, bytes.Repeat([]byte{1}, 32)))
@@ -136,11 +137,13 @@ func FuzzRecords(f *testing.F) {
 		if !raw {
 			b = b[:min(len(b), maxPlain)]
 			sent = k.seal(make([]byte, 0, recordHeader+maxSealed), typ, b)
+			b, typ = content(b, typ)
 		}
 		must(t, c.SetWriteBuffer(1<<20))
 		go func() { _, _ = c.Write(sent); _ = c.CloseWrite() }()
 		got, err := io.ReadAll(struct{ io.Reader }{streamReader{r}})
-		if err == nil && (raw || typ != typeAlert) {
+		ended := typ == typeAlert || keeps && typ == typeApplication && len(b) == 0
+		if err == nil && (raw || !ended) {
 			t.Errorf("an orderly end after type %d, %x", typ, b)
 		}
 		if !raw && typ == typeApplication && !bytes.Equal(got, b) {
@@ -150,4 +153,17 @@ func FuzzRecords(f *testing.F) {
 			t.Errorf("type %d gave %x", typ, got)
 		}
 	})
+}
+
+// content is what RFC 8446 §5.2 makes of b, type typ: zeros at the end are padding, also
+// where they stand for the type.
+func content(b []byte, typ byte) ([]byte, byte) {
+	if typ != 0 {
+		return b, typ
+	}
+	b = bytes.TrimRight(b, "\x00")
+	if len(b) == 0 {
+		return nil, 0
+	}
+	return b[:len(b)-1], b[len(b)-1]
 }

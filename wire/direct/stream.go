@@ -53,6 +53,8 @@ type records struct {
 	plain   []byte // opened, not yet read, in the memory of the first record of in
 	useless int
 	readErr error        // what read says from now on
+	keeps   bool         // an empty record ends what is carried now, and the connection goes on
+	over    bool         // close_notify has come
 	tickets *ticketTaker // nil when no more tickets are wanted
 	answer  *atomic.Bool // the peer asked for a KeyUpdate of ours; the writing side sends it
 
@@ -68,7 +70,7 @@ type records struct {
 func newRecords(hs *handshake, client bool) (*records, error) {
 	s := &records{
 		c: hs.h.TCPConn, raw: hs.h.in.raw, in: hs.h.in,
-		rekey: rekeyAfter, answer: new(atomic.Bool),
+		keeps: hs.keeps, rekey: rekeyAfter, answer: new(atomic.Bool),
 		lead: hs.h.out[hs.h.sent:], leadBuf: hs.h.buf,
 	}
 	hs.h.sealed = true
@@ -235,6 +237,9 @@ func (s *records) openOne(p, record []byte) (int, error) {
 // control handles a record without bytes of the application. sealed is the record
 // as it came, if tickets are wanted.
 func (s *records) control(typ byte, plain, sealed []byte) error {
+	if typ == typeApplication && s.keeps {
+		return io.EOF
+	}
 	if s.useless++; s.useless > maxUseless {
 		return errUseless
 	}
@@ -242,7 +247,9 @@ func (s *records) control(typ byte, plain, sealed []byte) error {
 	case typeApplication:
 		return nil
 	case typeAlert:
-		return alert(plain)
+		err := alert(plain)
+		s.over = err == io.EOF
+		return err
 	case typeHandshake:
 		return s.handshake(plain, sealed)
 	}
@@ -384,7 +391,7 @@ func (s *records) freshKey(b []byte) ([]byte, error) {
 }
 
 func (s *records) end(fin bool) error {
-	if s.writeErr != nil {
+	if s.writeErr != nil && s.writeErr != errFinished {
 		return s.writeErr
 	}
 	if err := s.flushLead(smallSize); err != nil {
@@ -398,6 +405,24 @@ func (s *records) end(fin bool) error {
 	}
 	return endWith(s.c, s.raw, b)
 }
+
+// finish sends an empty record: the end of what is carried now, and not of the connection.
+func (s *records) finish() error {
+	if s.writeErr != nil {
+		return s.writeErr
+	}
+	if err := s.flushLead(smallSize); err != nil {
+		return err
+	}
+	s.writeErr = errFinished
+	_, err := s.c.Write(s.seal.seal(make([]byte, 0, overhead), typeApplication, nil))
+	return err
+}
+
+var errFinished = errors.New("direct: written to after Finish")
+
+// again begins anew after finish of both sides.
+func (s *records) again() { s.readErr, s.writeErr = nil, nil }
 
 // endWith sends b and FIN in one packet: MSG_MORE holds b back until the FIN is there.
 func endWith(c *net.TCPConn, raw syscall.RawConn, b []byte) error {

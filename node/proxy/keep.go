@@ -1,0 +1,396 @@
+package proxy
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"tacit.dev/identity"
+	"tacit.dev/mesh"
+	"tacit.dev/wire/direct"
+)
+
+const (
+	// keepIdle is how long a connection to a peer is kept without use. The peer waits for
+	// keepWait, which is longer: closing is left to the side that dialled.
+	keepIdle = 5 * time.Second
+	keepWait = 15 * time.Second
+	// keepAge is how old one may be and still be kept. A network policy that is new
+	// does not end what is connected: it is asked at the next dial.
+	keepAge = 10 * time.Second
+	// keepMost bounds how many a process keeps, coming and going, and keepMostTo how many
+	// a pod keeps to one destination.
+	keepMost   = 4096
+	keepMostTo = 64
+	// keepTick is how often is looked which ones are kept no longer.
+	keepTick = time.Second
+)
+
+// peerConn is a direct connection as relay sees it. What it carries ends, and it
+// itself may be kept for the next one.
+type peerConn struct {
+	*direct.Conn
+	d *pod
+	// leaf is our own, with which the handshake was made.
+	leaf *identity.Leaf
+	born time.Time
+	// to is where it leads, on the side that dialled.
+	to destination
+	// reserved says that it has one of keepMost places.
+	reserved bool
+	// since is when it was kept.
+	since time.Time
+}
+
+// destination is what a kept connection may be used for: the same address and port of
+// the same pod, with the same identity. The pod that dials is the one that keeps it.
+type destination struct {
+	addr netip.AddrPort
+	uid  string
+	id   mesh.ID
+}
+
+func destinationOf(t target) destination {
+	return destination{t.addr, t.workload.UID, t.workload.ID}
+}
+
+func (d *pod) newPeerConn(c *direct.Conn, leaf *identity.Leaf) *peerConn {
+	return &peerConn{Conn: c, d: d, leaf: leaf, born: time.Now()}
+}
+
+// CloseWrite ends what is carried, and the connection too unless it may be kept.
+func (pc *peerConn) CloseWrite() error {
+	if !pc.Keeps() || !pc.isYoung() || !pc.d.idle.isOpen() || !pc.reserve() {
+		return pc.Conn.CloseWrite()
+	}
+	return pc.Finish()
+}
+
+func (pc *peerConn) isYoung() bool {
+	return time.Since(pc.born) < keepAge
+}
+
+// isGood reports whether the identities that the handshake proved are still proved.
+func (pc *peerConn) isGood(own *identity.Leaf) bool {
+	return pc.leaf == own && time.Now().Before(pc.Peer().NotAfter)
+}
+
+// Close ends it unless it can be kept; then only those who still watch it stop.
+func (pc *peerConn) Close() error { return pc.endBy(pc.Conn.Close) }
+
+// Abort is the same: after both directions have ended there is nothing to reset.
+func (pc *peerConn) Abort() error { return pc.endBy(pc.Conn.Abort) }
+
+func (pc *peerConn) endBy(end func() error) error {
+	if pc.Finished() {
+		return pc.SetReadDeadline(time.Unix(1, 0))
+	}
+	return end()
+}
+
+// AwaitReset implements relay.ResetWatcher.
+func (pc *peerConn) AwaitReset() error {
+	err := pc.Conn.AwaitReset()
+	if pc.Finished() {
+		return net.ErrClosed
+	}
+	return err
+}
+
+// reserve takes one of the places, if there is one.
+func (pc *peerConn) reserve() bool {
+	pc.reserved = pc.d.p.kept.Add(1) <= keepMost
+	if !pc.reserved {
+		pc.d.p.kept.Add(-1)
+	}
+	return pc.reserved
+}
+
+// release gives the place back.
+func (pc *peerConn) release() {
+	if pc.reserved {
+		pc.d.p.kept.Add(-1)
+		pc.reserved = false
+	}
+}
+
+// idlePeers holds the connections of a pod to and from its peers that carry nothing now.
+// It is safe for concurrent use.
+//
+//	put ──► idle ──take──► carries the next one
+//	          │ old, idle for keepIdle, or the peer has closed
+//	          ▼
+//	       leaving: close_notify is sent; closed at the next tick, so that the peer's FIN comes first
+type idlePeers struct {
+	mu sync.Mutex
+	// idle are those that the pod dialled. The one used last is at the end.
+	idle    map[destination][]*peerConn
+	leaving []*peerConn
+	// fresh counts the handshakes that are under way.
+	fresh map[destination]int
+	// waiting are those that the pod accepted. The function ends the wait.
+	waiting map[*peerConn]context.CancelFunc
+	// shut: nothing is kept now.
+	shut bool
+}
+
+func newIdlePeers() *idlePeers {
+	return &idlePeers{
+		idle: make(map[destination][]*peerConn), fresh: make(map[destination]int),
+		waiting: make(map[*peerConn]context.CancelFunc),
+	}
+}
+
+// open begins to keep connections, again after close.
+func (s *idlePeers) open() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = false
+}
+
+func (s *idlePeers) isOpen() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.shut
+}
+
+// close keeps nothing until open. What waits ends now, and what is idle at the next tick.
+func (s *idlePeers) close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shut = true
+	for _, end := range s.waiting {
+		end()
+	}
+}
+
+// await notes that pc waits for its client, until done. end is called if nothing is
+// kept any more.
+func (s *idlePeers) await(pc *peerConn, end context.CancelFunc) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut {
+		end()
+	}
+	s.waiting[pc] = end
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		delete(s.waiting, pc)
+	}
+}
+
+// isAwaiting reports whether a connection waits for its client.
+func (s *idlePeers) isAwaiting() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.waiting) > 0
+}
+
+// handshakes notes that a handshake with to is under way, until done. Nothing is
+// taken meanwhile: a preamble would overtake it, and connections lose their order.
+func (s *idlePeers) handshakes(to destination) (done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fresh[to]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.fresh[to]--; s.fresh[to] == 0 {
+			delete(s.fresh, to)
+		}
+	}
+}
+
+// put keeps pc, which has carried something to its end, or ends it.
+func (s *idlePeers) put(pc *peerConn) {
+	if !pc.Finished() { // then relay has closed it
+		pc.release()
+		return
+	}
+	pc.since = time.Now()
+	s.mu.Lock()
+	keep := !s.shut && len(s.idle[pc.to]) < keepMostTo && pc.isYoung()
+	if keep {
+		s.idle[pc.to] = append(s.idle[pc.to], pc)
+	}
+	s.mu.Unlock()
+	if !keep {
+		s.leave(pc)
+	}
+}
+
+// take returns a connection to that destination that can carry another one now, nil if
+// there is none. own is the leaf of now.
+func (s *idlePeers) take(to destination, own *identity.Leaf) *peerConn {
+	for {
+		pc := s.pop(to)
+		if pc == nil {
+			return nil
+		}
+		if pc.isGood(own) && pc.isYoung() && pc.IsQuiet() {
+			pc.release()
+			return pc
+		}
+		s.leave(pc)
+	}
+}
+
+func (s *idlePeers) pop(to destination) *peerConn {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := s.idle[to]
+	if len(all) == 0 || s.fresh[to] > 0 {
+		return nil
+	}
+	last := len(all) - 1
+	pc := all[last]
+	all[last] = nil
+	if s.idle[to] = all[:last]; last == 0 {
+		delete(s.idle, to)
+	}
+	return pc
+}
+
+// leave says that pc is kept no longer.
+func (s *idlePeers) leave(pc *peerConn) {
+	_ = pc.SetWriteDeadline(time.Now().Add(keepTick))
+	_ = pc.Conn.CloseWrite()
+	s.mu.Lock()
+	s.leaving = append(s.leaving, pc)
+	s.mu.Unlock()
+}
+
+// tick ends what has been idle for too long. It is called at intervals.
+func (s *idlePeers) tick(now time.Time) {
+	s.mu.Lock()
+	gone := s.leaving
+	s.leaving = nil
+	var old []*peerConn
+	for to, all := range s.idle {
+		s.idle[to] = slices.DeleteFunc(all, func(pc *peerConn) bool {
+			keep := !s.shut && now.Sub(pc.since) < keepIdle && pc.IsQuiet()
+			if !keep {
+				old = append(old, pc)
+			}
+			return !keep
+		})
+		if len(s.idle[to]) == 0 {
+			delete(s.idle, to)
+		}
+	}
+	s.mu.Unlock()
+	for _, pc := range gone {
+		if pc.IsQuiet() { // the peer has not answered
+			pc.Conn.Abort()
+		}
+		pc.Conn.Close()
+		pc.release()
+	}
+	for _, pc := range old {
+		s.leave(pc)
+	}
+}
+
+// abort ends everything at once.
+func (s *idlePeers) abort() {
+	s.close()
+	s.mu.Lock()
+	all := s.leaving
+	for _, idle := range s.idle {
+		all = append(all, idle...)
+	}
+	clear(s.idle)
+	s.leaving = nil
+	s.mu.Unlock()
+	for _, pc := range all {
+		pc.Conn.Abort()
+		pc.release()
+	}
+}
+
+// tendIdle ends, at intervals, what pods have kept for too long.
+func (p *Proxy) tendIdle(ctx context.Context) error {
+	tick := time.NewTicker(keepTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-tick.C:
+			for _, d := range p.list() {
+				d.idle.tick(now)
+			}
+		}
+	}
+}
+
+// carryOn takes over a connection from a peer what comes next, after j, one after the
+// other, for as long as both sides keep it.
+func (d *pod) carryOn(ctx context.Context, j *journey) {
+	pc, ok := j.near.(*peerConn)
+	if !ok {
+		return
+	}
+	defer pc.release()
+	for pc.Finished() {
+		hello, ok := d.awaitNext(ctx, pc)
+		if !ok {
+			return
+		}
+		pc.release()
+		d.accepted.Add(1)
+		j = j.next()
+		d.carryNext(ctx, j, pc, hello)
+		d.finished()
+	}
+}
+
+// awaitNext waits for the client's next preamble, and takes a place of the quota for it.
+// If there is none, pc is closed.
+func (d *pod) awaitNext(ctx context.Context, pc *peerConn) (direct.Hello, bool) {
+	wait, cancel := context.WithTimeout(ctx, keepWait)
+	defer cancel()
+	done := d.idle.await(pc, cancel)
+	defer func() {
+		done()
+		if d.drains.Load() {
+			d.wake()
+		}
+	}()
+	hello, err := pc.AwaitNext(wait)
+	own, noLeaf := d.leaf()
+	if err == nil && noLeaf == nil && pc.isGood(own) && d.quota.take() {
+		return hello, true
+	}
+	pc.Conn.CloseWrite() // a client that has sent its preamble meanwhile will dial
+	pc.Conn.Close()
+	return hello, false
+}
+
+// carryNext takes what came over a kept connection to the application.
+func (d *pod) carryNext(ctx context.Context, j *journey, pc *peerConn, hello direct.Hello) {
+	w := d.p.know.world()
+	j.flow.Source, j.flow.Destination = w.Workload(j.flow.SourceAddr.Addr()), d.self(w)
+	j.place = d.lines.join(j.line())
+	far, err := d.admit(ctx, j, w, pc, hello)
+	j.place.leave()
+	if err != nil {
+		j.refuse(refusalOf(err))
+		return
+	}
+	j.join(ctx, far, 0)
+}
+
+// next is the journey after j over the same connection.
+func (j *journey) next() *journey {
+	n := &journey{d: j.d, inbound: j.inbound, near: j.near, conn: j.conn}
+	n.flow.Opened = time.Now()
+	n.flow.Reporter = j.flow.Reporter
+	n.flow.SourceAddr, n.flow.Dialled, n.flow.DestinationAddr = j.flow.SourceAddr, j.flow.Dialled, j.flow.DestinationAddr
+	n.flow.Kept = true
+	return n
+}
