@@ -71,11 +71,9 @@ func TestAddWaitsUntilCaptured(t *testing.T) {
 		t.Fatal(err)
 	}
 	isCaptured(t, ns)
-	p.mu.Lock()
-	if len(p.pods["a"].files) != 4 {
-		t.Errorf("the proxy got %d listeners, want 4", len(p.pods["a"].files))
+	if !p.is(func() bool { return len(p.pods["a"].files) == 4 }) {
+		t.Error("the proxy did not get 4 listeners")
 	}
-	p.mu.Unlock()
 	n.reports.until(t, "a", xds.Captured)
 	check := addOf("a", path)
 	check.Command = cni.Check
@@ -117,10 +115,9 @@ func TestAddFailsClosed(t *testing.T) {
 	wants("control has not told")
 	n.agent.Apply([]mesh.Pod{word("a", true)})
 	wants("no proxy is connected")
-	p := dialProxy(t, n.dir, nil)
-	p.mu.Lock()
+	p := newProxy()
 	p.refuse = true
-	p.mu.Unlock()
+	p.dial(t, filepath.Join(n.dir, "handle.sock"), nil)
 	wants("no certificate")
 	add.Netns = path + "-nowhere"
 	wants("gone")

@@ -49,7 +49,15 @@ func dialProxy(t testing.TB, dir string, before *fakeProxy) *fakeProxy {
 
 func dialProxyAt(t testing.TB, path string, before *fakeProxy) *fakeProxy {
 	t.Helper()
-	f := &fakeProxy{done: make(chan struct{}), changed: make(chan struct{}), pods: map[string]*fakePod{}, sockets: map[string]int{}}
+	return newProxy().dial(t, path, before)
+}
+
+func newProxy() *fakeProxy {
+	return &fakeProxy{done: make(chan struct{}), changed: make(chan struct{}), pods: map[string]*fakePod{}, sockets: map[string]int{}}
+}
+
+func (f *fakeProxy) dial(t testing.TB, path string, before *fakeProxy) *fakeProxy {
+	t.Helper()
 	var held []handle.HeldPod
 	if before != nil {
 		f.pods = before.pods
@@ -136,6 +144,13 @@ func (f *fakeProxy) kill() {
 	for uid := range f.pods {
 		f.drop(uid)
 	}
+}
+
+// is tells whether something is so now.
+func (f *fakeProxy) is(so func() bool) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return so()
 }
 
 // until waits for something to be so, with a bound.

@@ -41,7 +41,9 @@ func (a *Agent) job(ctx context.Context, p *pod, work func(context.Context) erro
 		done(err)
 		if p.recovering {
 			p.recovering = false
-			a.report(p, time.Now())
+			if ctx.Err() == nil { // what the agent's end cut short says nothing of the pod
+				a.report(p, time.Now())
+			}
 			if a.recovering--; a.recovering == 0 {
 				a.looked()
 			}
@@ -322,7 +324,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		}
 		return a.kernel.Repair(ctx, ns, want)
 	}, func(err error) {
-		if wrong != nil && !p.gone {
+		if wrong != nil && !p.gone && ctx.Err() == nil {
 			a.metrics.repairs.Inc()
 			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err)...)
 		}

@@ -104,15 +104,14 @@ func (n *node) cookies(uid string) (all string) {
 func TestNoTakeOverWithoutCertificates(t *testing.T) {
 	n, p, _ := inPlace(t)
 	second, at := another(t, n)
-	q := dialProxyAt(t, at, nil)
-	q.mu.Lock()
+	q := newProxy()
 	q.refuse = true
-	q.mu.Unlock()
+	q.dial(t, at, nil)
 	second.eventually("it says what it waits for", func() bool {
 		err := second.agent.Ready()
 		return err != nil && strings.Contains(err.Error(), "no certificate for you")
 	})
-	if len(q.pods["a"].files) > 0 || p.yielded > 0 {
+	if q.is(func() bool { return len(q.pods["a"].files) > 0 }) || p.is(func() bool { return p.yielded > 0 }) {
 		t.Error("the listeners are handed over")
 	}
 	check := addOf("a", "/run/netns/a")
@@ -153,7 +152,7 @@ func TestSuccessorDies(t *testing.T) {
 		}
 	}
 	isCaptured(t, ns)
-	if p.yielded > 0 {
+	if p.is(func() bool { return p.yielded > 0 }) {
 		t.Error("the proxy was told to yield")
 	}
 }
