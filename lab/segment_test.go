@@ -71,3 +71,13 @@ func FuzzParseSegment(f *testing.F) {
 		}
 	})
 }
+
+// A short text is found in ciphertext now and then, and the story would say plaintext.
+func TestGrepWantsMoreThanChance(t *testing.T) {
+	for text, ok := range map[string]bool{"key:": false, "12345": false, "123456": true} {
+		_, err := newCaptureCheck("grep", []string{text}, nil)
+		if (err == nil) != ok {
+			t.Errorf("%q: %v", text, err)
+		}
+	}
+}

@@ -86,7 +86,7 @@ func TestPrograms(t *testing.T) {
 		t.Errorf("with the mesh:\n%s\nwithout:\n%s", got, want)
 	}
 	wire.Hidden(secrets...)
-	wire.Hidden("nginx", "rand_int", "pgbench_accounts")
+	wire.Hidden("Server: nginx", "rand_int", "pgbench_accounts")
 	for pod, port := range map[string]int{"web": 80, "cache": 6379, "db": 5432} {
 		wire.TLS(with.address("client"), with.address(pod), port)
 	}

@@ -181,6 +181,7 @@ func (d *pod) admit(ctx context.Context, j *journey, w *mesh.World, pc *peerConn
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
 	j.near, j.flow.Resumed = pc, pc.Peer().Resumed
 	app, err := d.admitPeer(ctx, j, w, pc.Peer().ID, hello)
+	pc.SetWriteDeadline(time.Now().Add(d.p.cfg.HandshakeTimeout)) // relay lifts it
 	if err != nil {
 		if pc.Reply(replyOf(refusalOf(err))) == nil && pc.Conn.CloseWrite() == nil {
 			pc.Conn.Close()

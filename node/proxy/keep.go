@@ -21,12 +21,15 @@ const (
 	// keepAge is how old one may be and still be kept. A network policy that is new
 	// does not end what is connected: it is asked at the next dial.
 	keepAge = 10 * time.Second
-	// keepMost bounds how many a process keeps, coming and going, and keepMostTo how many
-	// a pod keeps to one destination.
+	// keepMost bounds how many a process keeps, coming and going, keepMostOf how many a
+	// pod, and keepMostTo how many of those lead to one destination.
 	keepMost   = 4096
+	keepMostOf = 512
 	keepMostTo = 64
 	// keepTick is how often is looked which ones are kept no longer.
 	keepTick = time.Second
+	// endLimit is how long it may take to say the end of one, which should go at once.
+	endLimit = time.Second
 )
 
 // peerConn is a direct connection as relay sees it. What it carries ends, and it
@@ -39,7 +42,7 @@ type peerConn struct {
 	born time.Time
 	// to is where it leads, on the side that dialled.
 	to destination
-	// reserved says that it has one of keepMost places.
+	// reserved says that it has a place among those that are kept.
 	reserved bool
 	// since is when it was kept.
 	since time.Time
@@ -63,7 +66,7 @@ func (d *pod) newPeerConn(c *direct.Conn, leaf *identity.Leaf) *peerConn {
 
 // CloseWrite ends what is carried, and the connection too unless it may be kept.
 func (pc *peerConn) CloseWrite() error {
-	if !pc.Keeps() || !pc.isYoung() || !pc.d.idle.isOpen() || !pc.reserve() {
+	if !pc.Keeps() || !pc.isYoung() || !pc.d.idle.isOpen() {
 		return pc.Conn.CloseWrite()
 	}
 	return pc.Finish()
@@ -100,11 +103,13 @@ func (pc *peerConn) AwaitReset() error {
 	return err
 }
 
-// reserve takes one of the places, if there is one.
+// reserve takes a place among those that are kept, if there is one.
 func (pc *peerConn) reserve() bool {
-	pc.reserved = pc.d.p.kept.Add(1) <= keepMost
-	if !pc.reserved {
-		pc.d.p.kept.Add(-1)
+	if !pc.d.keeps.take() {
+		return false
+	}
+	if pc.reserved = pc.d.p.keeps.take(); !pc.reserved {
+		pc.d.keeps.give()
 	}
 	return pc.reserved
 }
@@ -112,9 +117,42 @@ func (pc *peerConn) reserve() bool {
 // release gives the place back.
 func (pc *peerConn) release() {
 	if pc.reserved {
-		pc.d.p.kept.Add(-1)
 		pc.reserved = false
+		pc.d.p.keeps.give()
+		pc.d.keeps.give()
 	}
+}
+
+// end says close_notify and closes it. It is never a reset: the peer may still be
+// reading what was carried last.
+func (pc *peerConn) end() {
+	pc.sayEnd()
+	pc.letGo()
+}
+
+func (pc *peerConn) sayEnd() {
+	_ = pc.SetWriteDeadline(time.Now().Add(endLimit))
+	_ = pc.Conn.CloseWrite()
+}
+
+func (pc *peerConn) letGo() {
+	_ = pc.Conn.Close()
+	pc.release()
+}
+
+// leave has some of a pod ended beside, since that may wait for the peers' FIN.
+func leave(all ...*peerConn) {
+	if len(all) == 0 {
+		return
+	}
+	all[0].d.p.running.Go(func() {
+		for _, pc := range all {
+			pc.sayEnd()
+		}
+		for _, pc := range all {
+			pc.letGo()
+		}
+	})
 }
 
 // idlePeers holds the connections of a pod to and from its peers that carry nothing now.
@@ -123,12 +161,11 @@ func (pc *peerConn) release() {
 //	put ──► idle ──take──► carries the next one
 //	          │ old, idle for keepIdle, or the peer has closed
 //	          ▼
-//	       leaving: close_notify is sent; closed at the next tick, so that the peer's FIN comes first
+//	        leave
 type idlePeers struct {
 	mu sync.Mutex
 	// idle are those that the pod dialled. The one used last is at the end.
-	idle    map[destination][]*peerConn
-	leaving []*peerConn
+	idle map[destination][]*peerConn
 	// fresh counts the handshakes that are under way.
 	fresh map[destination]int
 	// waiting are those that the pod accepted. The function ends the wait.
@@ -157,11 +194,12 @@ func (s *idlePeers) isOpen() bool {
 	return !s.shut
 }
 
-// close keeps nothing until open. What waits ends now, and what is idle at the next tick.
+// close keeps nothing until open, and ends what is kept.
 func (s *idlePeers) close() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.shut = true
+	s.endIdleLocked(func(*peerConn) bool { return true })
 	for _, end := range s.waiting {
 		end()
 	}
@@ -208,19 +246,23 @@ func (s *idlePeers) handshakes(to destination) (done func()) {
 // put keeps pc, which has carried something to its end, or ends it.
 func (s *idlePeers) put(pc *peerConn) {
 	if !pc.Finished() { // then relay has closed it
-		pc.release()
 		return
 	}
+	if !pc.isYoung() || !pc.Delivered() || !pc.reserve() || !s.hold(pc) {
+		leave(pc)
+	}
+}
+
+// hold notes that pc is idle, and reports false if it may not be kept.
+func (s *idlePeers) hold(pc *peerConn) bool {
 	pc.since = time.Now()
 	s.mu.Lock()
-	keep := !s.shut && len(s.idle[pc.to]) < keepMostTo && pc.isYoung()
-	if keep {
-		s.idle[pc.to] = append(s.idle[pc.to], pc)
+	defer s.mu.Unlock()
+	if s.shut || len(s.idle[pc.to]) >= keepMostTo {
+		return false
 	}
-	s.mu.Unlock()
-	if !keep {
-		s.leave(pc)
-	}
+	s.idle[pc.to] = append(s.idle[pc.to], pc)
+	return true
 }
 
 // take returns a connection to that destination that can carry another one now, nil if
@@ -235,7 +277,7 @@ func (s *idlePeers) take(to destination, own *identity.Leaf) *peerConn {
 			pc.release()
 			return pc
 		}
-		s.leave(pc)
+		leave(pc)
 	}
 }
 
@@ -243,7 +285,7 @@ func (s *idlePeers) pop(to destination) *peerConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	all := s.idle[to]
-	if len(all) == 0 || s.fresh[to] > 0 {
+	if s.shut || len(all) == 0 || s.fresh[to] > 0 {
 		return nil
 	}
 	last := len(all) - 1
@@ -255,61 +297,31 @@ func (s *idlePeers) pop(to destination) *peerConn {
 	return pc
 }
 
-// leave says that pc is kept no longer.
-func (s *idlePeers) leave(pc *peerConn) {
-	_ = pc.SetWriteDeadline(time.Now().Add(keepTick))
-	_ = pc.Conn.CloseWrite()
-	s.mu.Lock()
-	s.leaving = append(s.leaving, pc)
-	s.mu.Unlock()
-}
-
 // tick ends what has been idle for too long. It is called at intervals.
 func (s *idlePeers) tick(now time.Time) {
 	s.mu.Lock()
-	gone := s.leaving
-	s.leaving = nil
-	var old []*peerConn
+	defer s.mu.Unlock()
+	s.endIdleLocked(func(pc *peerConn) bool {
+		return s.shut || now.Sub(pc.since) >= keepIdle || !pc.IsQuiet()
+	})
+}
+
+// endIdleLocked ends those that are idle and for which noLonger is true.
+func (s *idlePeers) endIdleLocked(noLonger func(*peerConn) bool) {
+	var ended []*peerConn
 	for to, all := range s.idle {
 		s.idle[to] = slices.DeleteFunc(all, func(pc *peerConn) bool {
-			keep := !s.shut && now.Sub(pc.since) < keepIdle && pc.IsQuiet()
-			if !keep {
-				old = append(old, pc)
+			no := noLonger(pc)
+			if no {
+				ended = append(ended, pc)
 			}
-			return !keep
+			return no
 		})
 		if len(s.idle[to]) == 0 {
 			delete(s.idle, to)
 		}
 	}
-	s.mu.Unlock()
-	for _, pc := range gone {
-		if pc.IsQuiet() { // the peer has not answered
-			pc.Conn.Abort()
-		}
-		pc.Conn.Close()
-		pc.release()
-	}
-	for _, pc := range old {
-		s.leave(pc)
-	}
-}
-
-// abort ends everything at once.
-func (s *idlePeers) abort() {
-	s.close()
-	s.mu.Lock()
-	all := s.leaving
-	for _, idle := range s.idle {
-		all = append(all, idle...)
-	}
-	clear(s.idle)
-	s.leaving = nil
-	s.mu.Unlock()
-	for _, pc := range all {
-		pc.Conn.Abort()
-		pc.release()
-	}
+	leave(ended...)
 }
 
 // tendIdle ends, at intervals, what pods have kept for too long.
@@ -335,13 +347,11 @@ func (d *pod) carryOn(ctx context.Context, j *journey) {
 	if !ok {
 		return
 	}
-	defer pc.release()
 	for pc.Finished() {
 		hello, ok := d.awaitNext(ctx, pc)
 		if !ok {
 			return
 		}
-		pc.release()
 		d.accepted.Add(1)
 		j = j.next()
 		d.carryNext(ctx, j, pc, hello)
@@ -352,6 +362,10 @@ func (d *pod) carryOn(ctx context.Context, j *journey) {
 // awaitNext waits for the client's next preamble, and takes a place of the quota for it.
 // If there is none, pc is closed.
 func (d *pod) awaitNext(ctx context.Context, pc *peerConn) (direct.Hello, bool) {
+	if !pc.reserve() {
+		pc.end()
+		return direct.Hello{}, false
+	}
 	wait, cancel := context.WithTimeout(ctx, keepWait)
 	defer cancel()
 	done := d.idle.await(pc, cancel)
@@ -364,10 +378,10 @@ func (d *pod) awaitNext(ctx context.Context, pc *peerConn) (direct.Hello, bool) 
 	hello, err := pc.AwaitNext(wait)
 	own, noLeaf := d.leaf()
 	if err == nil && noLeaf == nil && pc.isGood(own) && d.quota.take() {
+		pc.release()
 		return hello, true
 	}
-	pc.Conn.CloseWrite() // a client that has sent its preamble meanwhile will dial
-	pc.Conn.Close()
+	pc.end() // a client that has sent its preamble meanwhile will dial
 	return hello, false
 }
 

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -87,6 +88,105 @@ func TestKeptConnectionLeadsToOneDestination(t *testing.T) {
 	}
 	if len(other.seen) != 1 {
 		t.Errorf("the other port had %d connections: want 1", len(other.seen))
+	}
+}
+
+// The server ends its direction first and takes its time with what the client has said. By
+// then the connection is over for the client, its pod too, and all of it still arrives.
+func TestWhatAFinishedConnectionHasSaidArrives(t *testing.T) {
+	ends := map[string]func(client *testPod){
+		"kept no longer": func(client *testPod) {
+			d := client.node.proxy.pod(client.name)
+			d.idle.tick(time.Now().Add(keepIdle))
+			d.idle.tick(time.Now().Add(keepIdle + keepTick))
+		},
+		"removed":     func(client *testPod) { client.node.agent.send(handle.Remove, client.name) },
+		"proxy stops": func(client *testPod) { client.node.stop() },
+	}
+	for name, end := range ends {
+		t.Run(name, func(t *testing.T) {
+			c, client, server := pair(t)
+			client.buffers(4 << 20)
+			server.buffers(16 << 10)
+			read := make(chan struct{})
+			said := make(chan error, 1)
+			const size = 1 << 20
+			server.serve(1, func(c *net.TCPConn) {
+				c.CloseWrite()
+				<-read
+				n, err := io.Copy(io.Discard, c)
+				if err == nil && n != size {
+					err = io.ErrShortWrite
+				}
+				said <- err
+			})
+			conn := mustDial(t, client, server.at(false, 1))
+			if n, err := conn.Read(make([]byte, 1)); err != io.EOF {
+				t.Fatalf("read %d, %v: want the end", n, err)
+			}
+			if _, err := conn.Write(make([]byte, size)); err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			await(t, "the client's proxy has all of it", func() bool {
+				return strings.Contains(c.log.text(), "reporter=source")
+			})
+			end(client)
+			close(read)
+			if err := <-said; err != nil {
+				t.Errorf("the application: %v, want all %d bytes and the end", err, size)
+			}
+		})
+	}
+}
+
+// What is on the way may forget a connection and tell nobody. Then the client dials.
+func TestKeptConnectionThatIsForgottenOnTheWay(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	askKept(t, c, client, server.at(false, 1))
+	lost := client.node.proxy.pod(client.name).ready()[0]
+	c.hub.do(t, func() error {
+		return sh(fmt.Sprintf("nft 'table bridge lossy { chain forward { type filter hook forward priority 0; tcp sport %d drop; tcp dport %[1]d drop; }; }'",
+			lost.Raw().LocalAddr().(*net.TCPAddr).Port))
+	})
+	if err := askOnce(client, server.at(false, 1)); err != nil {
+		t.Error(err)
+	}
+	if n := c.used(0); n != 0 {
+		t.Errorf("%d went over the kept connection", n)
+	}
+}
+
+// A bound on what was carried before is none on what comes next.
+func TestKeptConnectionForgetsBounds(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	askKept(t, c, client, server.at(false, 1))
+	d := server.node.proxy.pod(server.name)
+	d.idle.mu.Lock()
+	for pc := range d.idle.waiting {
+		pc.SetWriteDeadline(time.Unix(1, 0))
+	}
+	d.idle.mu.Unlock()
+	if err := askOnce(client, server.at(false, 1)); err != nil {
+		t.Error(err)
+	}
+	await(t, "it went over the kept connection", func() bool { return c.used(0) == 1 })
+}
+
+// Half of a connection takes no place of those that are kept.
+func TestHalfClosedIsNotKept(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	server.serve(2, func(c *net.TCPConn) { io.Copy(io.Discard, c); c.Write([]byte("x")); <-t.Context().Done() })
+	conn := mustDial(t, client, server.at(false, 2))
+	conn.CloseWrite()
+	if _, err := io.ReadFull(conn, make([]byte, 1)); err != nil {
+		t.Fatal(err)
+	}
+	if n := c.keeps(); n != 0 {
+		t.Errorf("%v are kept: want none", n)
 	}
 }
 
@@ -252,16 +352,18 @@ func TestKeptConnectionsAreBounded(t *testing.T) {
 	c, client, server := pair(t)
 	server.serve(1, echo)
 	p := client.node.proxy
-	p.kept.Store(keepMost)
+	full := &p.pod(client.name).keeps
+	full.open.Store(keepMostOf)
 	for range 3 {
 		if err := askOnce(client, server.at(false, 1)); err != nil {
 			t.Error(err)
 		}
 	}
 	await(t, "all is over", func() bool { return c.nodes[1].count("tacit_connections_open") == 0 })
-	if n := len(p.pod(client.name).ready()); n != 0 || p.kept.Load() != keepMost {
-		t.Errorf("%d kept, and %d counted: want none, and %d", n, p.kept.Load(), keepMost)
+	if n := len(p.pod(client.name).ready()); n != 0 || full.open.Load() != keepMostOf {
+		t.Errorf("%d kept, and %d counted: want none, and %d", n, full.open.Load(), keepMostOf)
 	}
+	await(t, "the server keeps none that the client has not kept", func() bool { return c.keeps() == 0 })
 }
 
 // Who yields its listeners keeps nothing: the next connection is the other proxy's.

@@ -107,7 +107,7 @@ func (s *slots) acquire(ctx context.Context, free chan<- struct{}) bool {
 	return false
 }
 
-// quota bounds the connections of one pod, those going out and those coming in
+// quota bounds how many connections there are, those going out and those coming in
 // together. Who finds it used up is refused at once.
 type quota struct {
 	max  int64

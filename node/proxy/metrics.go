@@ -96,7 +96,7 @@ func registerGauges(reg *prometheus.Registry, p *Proxy) {
 	gauge("tacit_inbound_handshakes", "TLS handshakes under way as server.",
 		func() float64 { return float64(p.answering.used.Load()) })
 	gauge("tacit_kept_connections", "Connections to and from peers that are kept for the next connection of an application.",
-		func() float64 { return float64(p.kept.Load()) })
+		func() float64 { return float64(p.keeps.open.Load()) })
 	gauge("tacit_agent_connected", "Whether the agent's socket is connected.", func() float64 {
 		if p.link.up.Load() {
 			return 1

@@ -48,14 +48,16 @@ func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int6
 	left := d.p.cfg.DialTimeout
 	for i, t := range r.targets {
 		j.towards(t, r.inside)
-		began, share := time.Now(), left/time.Duration(len(r.targets)-i)
-		far, err := d.tryKept(ctx, share, t, j, &first)
+		remaining := time.Duration(len(r.targets) - i)
+		began := time.Now()
+		far, err := d.tryKept(ctx, left/remaining, t, j, &first)
 		if far == nil && err == nil {
+			left -= time.Since(began)
 			if err := d.awaitTurn(ctx, t); err != nil {
 				return nil, 0, err
 			}
 			began = time.Now()
-			far, err = d.try(ctx, share, t, j, &first)
+			far, err = d.try(ctx, left/remaining, t, j, &first)
 		}
 		if err == nil {
 			return far, int64(first.n), nil
@@ -84,6 +86,7 @@ func (d *pod) awaitTurn(ctx context.Context, t target) error {
 func (j *journey) towards(t target, inside bool) {
 	j.flow.Destination, j.flow.DestinationAddr = t.workload, t.addr
 	j.flow.Security, j.kind = mesh.Plaintext, outside
+	j.flow.Kept, j.flow.Resumed = false, false
 	switch {
 	case t.direct:
 		j.flow.Security, j.kind = mesh.MutualTLS, mutual
@@ -114,6 +117,9 @@ type finalError struct{ error }
 
 func (e *finalError) Unwrap() error { return e.error }
 
+// keptShare is the part of a target's time that a kept connection has to answer in.
+const keptShare = 4
+
 // tryKept goes to a pod of the mesh over a connection that is there already. It returns
 // nil if there is none that the peer has kept too: as long as that has not replied, nothing of
 // the application was sent, so whatever is wrong with a kept connection, another one will do.
@@ -125,26 +131,27 @@ func (d *pod) tryKept(ctx context.Context, within time.Duration, t target, j *jo
 	if err != nil {
 		return nil, nil // to dial tells why
 	}
-	ctx, cancel := context.WithTimeout(ctx, within)
+	answer, cancel := context.WithTimeout(ctx, within/keptShare)
 	defer cancel()
 	for {
 		pc := d.idle.take(destinationOf(t), own)
 		if pc == nil {
 			return nil, nil
 		}
-		reply, err := pc.Next(ctx, d.hello(j))
-		if err == nil {
-			j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
-		}
+		reply, err := pc.Next(answer, d.hello(j))
 		if err == nil && reply.Status == direct.StatusOK {
-			return pc, first.follow(ctx, pc)
+			j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
+			return pc, first.follow(pc, time.Now().Add(within))
 		}
-		pc.Conn.Abort()
+		leave(pc)
 		switch {
 		case err == nil:
+			j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
 			return nil, refusalOfReply(reply)
-		case isTimeout(err), ctx.Err() != nil:
-			return nil, err
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case answer.Err() != nil: // it is forgotten on the way, or its last bytes are still being read
+			return nil, nil
 		}
 	}
 }
@@ -258,11 +265,10 @@ func (b *firstBytes) bytes() ([]byte, error) {
 }
 
 // follow sends what was read for an endpoint before.
-func (b *firstBytes) follow(ctx context.Context, pc *peerConn) error {
+func (b *firstBytes) follow(pc *peerConn, deadline time.Time) error {
 	if b.n == 0 {
 		return nil
 	}
-	deadline, _ := ctx.Deadline()
 	err := pc.SetWriteDeadline(deadline) // relay lifts it
 	if err == nil {
 		_, err = pc.Write(b.buf[:b.n])

@@ -55,8 +55,9 @@ type pod struct {
 	lines *lines
 	// affinity outlives facts.
 	affinity *affinity
-	// idle are the connections that are kept for the next one.
-	idle *idlePeers
+	// idle are the connections that are kept for the next one, and keeps counts them.
+	idle  *idlePeers
+	keeps quota
 	// accepted counts all connections ever accepted.
 	accepted atomic.Uint64
 	counts   podCounts
@@ -130,7 +131,7 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
-		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(),
+		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(), keeps: quota{max: keepMostOf},
 	}
 	d.sockets4 = newSockets(&p.starved, d.need(4))
 	d.sockets6 = newSockets(&p.starved, d.need(6))
@@ -316,7 +317,7 @@ func (d *pod) sockets(v6 bool) *sockets {
 // run serves the pod until ctx ends, and returns when its last connection is gone.
 func (d *pod) run(ctx context.Context) {
 	defer d.p.cfg.Leaves.Hold(d.id)()
-	defer d.idle.abort()
+	defer d.idle.close()
 	var all sync.WaitGroup
 	defer all.Wait()
 	ready := make(chan struct{})

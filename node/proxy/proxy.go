@@ -151,8 +151,8 @@ type Proxy struct {
 	// mu guards pods.
 	mu   sync.Mutex
 	pods map[string]*pod
-	// kept counts the connections that are kept, of all pods.
-	kept atomic.Int64
+	// keeps counts the connections that are kept, of all pods.
+	keeps quota
 	// starved counts the dials that had to wait for a socket.
 	starved atomic.Uint64
 	// running are the pods' goroutines; Run waits for them.
@@ -171,6 +171,7 @@ func New(cfg Config) (*Proxy, error) {
 		know:      newKnowledge(),
 		tell:      newTelemetry(cfg.Registry, cfg.Log),
 		relay:     relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
+		keeps:     quota{max: keepMost},
 		dialling:  newSlots(cfg.MaxHandshakes, cfg.DialTimeout),
 		answering: newSlots(cfg.MaxHandshakes, cfg.HandshakeTimeout),
 		chunks:    sync.Pool{New: func() any { return new([chunkSize]byte) }},

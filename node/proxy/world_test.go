@@ -267,6 +267,14 @@ func (n *node) enrol(p *testPod) {
 	n.c.publish()
 }
 
+// buffers bounds what the sockets that the pod makes from now on hold, in bytes each way.
+func (p *testPod) buffers(n int) {
+	p.c.t.Helper()
+	p.space.do(p.c.t, func() error {
+		return sh(fmt.Sprintf("for f in rmem wmem; do echo 4096 %d %[1]d >/proc/sys/net/ipv4/tcp_$f; done", n))
+	})
+}
+
 // listen opens the listeners of the capture.
 func (p *testPod) listen() {
 	p.space.do(p.c.t, func() error {

@@ -2,6 +2,7 @@ package direct
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"golang.org/x/sys/unix"
@@ -19,7 +20,9 @@ import (
 //	     ◄──────────────────────────────────  Reply
 //
 // Nothing of the application goes before the Reply: if the connection turns out to be
-// dead, or to be closed by the server just now, the client can dial instead.
+// dead, or to be closed by the server just now, the client can dial instead. That the
+// client is Finished does not say that the server has read all of it: it may have ended
+// its direction before. Who ends the connection then uses Close, never Abort.
 //
 // Who does not want to keep it says CloseWrite instead of Finish, or later.
 
@@ -43,6 +46,14 @@ func (c *Conn) Finish() error {
 // under way any more, and the connection may be kept.
 func (c *Conn) Finished() bool {
 	return c.keep != nil && c.finished.Load() && c.ended.Load() && !c.keep.over
+}
+
+// Delivered reports whether the peer's host has acknowledged all that was written, but for
+// the record of Finish. The peer may not have read it yet.
+func (c *Conn) Delivered() bool {
+	unacknowledged, err := -1, error(nil)
+	rerr := c.in.raw.Control(func(fd uintptr) { unacknowledged, err = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return errors.Join(rerr, err) == nil && unacknowledged <= overhead
 }
 
 // restart makes a connection that is Finished ready to carry the next one. Nobody
