@@ -53,6 +53,8 @@ type NodeStatus struct {
 	// Proxy and Agent tell whether each is connected.
 	Proxy bool `json:"proxy"`
 	Agent bool `json:"agent"`
+	// Behind: the proxy has not acknowledged the last publication yet.
+	Behind bool `json:"behind"`
 	// Rejected is the last refusal of something that it was told, "" if none stands.
 	Rejected string `json:"rejected,omitempty"`
 }
@@ -95,7 +97,7 @@ func (s Status) complete(server *xds.Server) Status {
 	}
 	s.Pods, s.Nodes = pods, []NodeStatus{}
 	for _, n := range server.Nodes() {
-		s.Nodes = append(s.Nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Rejected: n.Rejected})
+		s.Nodes = append(s.Nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Behind: n.Behind, Rejected: n.Rejected})
 	}
 	return s
 }

@@ -292,6 +292,9 @@ type controlStatus struct {
 		State     string `json:"state"`
 		Reason    string `json:"reason"`
 	} `json:"pods"`
+	Nodes []struct {
+		Behind bool `json:"behind"`
+	} `json:"nodes"`
 }
 
 // proxyPod is what a proxy tells of a pod; the words are those of /dump/pods.
@@ -311,14 +314,16 @@ type proxyPod struct {
 type podState struct {
 	key, node, identity, reason string
 	enrolled, captured, direct  bool
+	// told says that the proxies of all nodes know what control has published last.
+	told bool
 	// settled says that control knows the pod and its state is what labels ask for.
 	settled bool
 	proxy   *proxyPod
 }
 
-// protected: enrolled, captured, announced, and with a valid certificate.
+// protected: enrolled, captured, announced to all nodes, and with a valid certificate.
 func (s podState) protected() bool {
-	return s.enrolled && s.captured && s.direct && s.proxy != nil && time.Now().Before(s.proxy.Expiry)
+	return s.enrolled && s.captured && s.direct && s.told && s.proxy != nil && time.Now().Before(s.proxy.Expiry)
 }
 
 func (c *Cluster) states(ctx context.Context) (map[string]podState, error) {
@@ -338,9 +343,14 @@ func (c *Cluster) states(ctx context.Context) (map[string]podState, error) {
 	if err = cmp.Or(err, json.Unmarshal(orNull(text), &status)); err != nil {
 		return out, err
 	}
+	told := true
+	for _, n := range status.Nodes {
+		told = told && !n.Behind
+	}
 	for _, p := range status.Pods {
 		key := p.Namespace + "/" + p.Name
 		if s, ok := out[key]; ok {
+			s.told = told
 			s.identity, s.reason, s.enrolled, s.captured, s.direct = p.Identity, p.Reason, p.Enrolled, p.Captured, p.Direct
 			s.settled = p.Wanted == p.Direct && p.Wanted == p.Captured
 			out[key] = s

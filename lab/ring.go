@@ -34,7 +34,7 @@ const (
 	blockCount = 256
 	frameSize  = 2048 // of no meaning in version 3, but it has to divide a block
 	// retireAfter is how many milliseconds a block may stay half full.
-	retireAfter = 10
+	retireAfter = 50
 
 	// Offsets in a block's head and a packet's head, of linux/if_packet.h.
 	blockStatus, blockPackets, blockFirst = 8, 12, 16

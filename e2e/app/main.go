@@ -92,13 +92,16 @@ func answer(conn net.Conn) {
 	_, _ = io.Copy(conn, conn) // a client that hangs up is no error
 }
 
+// patience is longer than that of the proxies, which is 10 s.
+const patience = 20 * time.Second
+
 func dial(ctx context.Context, address, words string) error {
-	conn, err := (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", address)
+	conn, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, "tcp", address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(patience)); err != nil {
 		return err
 	}
 	if _, err := fmt.Fprintln(conn, words); err != nil {

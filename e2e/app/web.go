@@ -121,7 +121,7 @@ func serveHTTP(ctx context.Context, address string, h http.Handler, cert, key st
 
 // request asks once and prints the answer; any status but 200 is an error.
 func request(ctx context.Context, method, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	r, err := http.NewRequestWithContext(ctx, method, url, nil)
 	if err != nil {

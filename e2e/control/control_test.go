@@ -51,7 +51,7 @@ func TestControl(t *testing.T) {
 	s := &shop{mesh.Case{T: t, Mesh: mesh.Start(t, mesh.Options{})}}
 	s.Apply(app)
 	s.Kubectl("rollout", "status", "-n", "shop", "statefulset/db")
-	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/client")
+	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=110s")
 	for _, part := range []struct {
 		name string
 		test func(*shop)
@@ -76,10 +76,8 @@ func nobodyEnrolled(s *shop) {
 	s.KubectlPrints("labelled", "get", "mesh", "default", "-o", "jsonpath={.spec.enrolment}") // control has made it
 	s.counts(0, 0)
 	s.NotEnrolled("shop", "client")
-	reasons := s.Kubectl("get", "mesh", "default", "-o", "jsonpath={.status.exceptions[*].reason} {.status.nodes.ready}/{.status.nodes.total}")
-	if reasons != "SystemNamespace 2/2" {
-		s.T.Errorf("exceptions and nodes %q, want kube-system and Tacit's own, and two ready nodes", reasons)
-	}
+	// kube-system and Tacit's own, and two ready nodes
+	s.KubectlPrints("SystemNamespace 2/2", "get", "mesh", "default", "-o", "jsonpath={.status.exceptions[*].reason} {.status.nodes.ready}/{.status.nodes.total}")
 }
 
 func byLabel(s *shop) {
@@ -101,7 +99,7 @@ func byLabel(s *shop) {
 func byMesh(s *shop) {
 	s.spec(`{"enrolment":"all"}`)
 	s.counts(2, 2)
-	s.Kubectl("wait", "--for=condition=Protected", "mesh/default", "--timeout=30s")
+	s.Kubectl("wait", "--for=condition=Protected", "mesh/default", "--timeout=110s")
 	s.spec(`{"enrolment":"none"}`)
 	s.counts(0, 0)
 	s.NotEnrolled("shop", "db-0")
@@ -118,7 +116,7 @@ func badSpec(s *shop) {
 	s.KubectlPrints("False NotUnderstood", "get", "mesh", "default", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].reason}`)
 	s.counts(2, 2)
 	s.spec(`{"trustDomain":null}`)
-	s.Kubectl("wait", "--for=condition=Ready", "mesh/default", "--timeout=30s")
+	s.Kubectl("wait", "--for=condition=Ready", "mesh/default", "--timeout=110s")
 }
 
 func stableName(s *shop) {
@@ -133,8 +131,8 @@ func jobs(s *shop) {
 	for i := range 3 {
 		name := fmt.Sprintf("job-%d", i)
 		s.Kubectl("create", "job", "-n", "shop", name, "--image=tacit.test/app:1", "--", "/app", "dial", "db-0.db.shop:8080", "hello", "from", name)
-		s.Kubectl("wait", "-n", "shop", "--for=condition=Complete", "job/"+name, "--timeout=60s")
-		if out := s.Kubectl("logs", "-n", "shop", "job/"+name); !strings.Contains(out, "hello from "+name) {
+		s.Kubectl("wait", "-n", "shop", "--for=condition=Complete", "job/"+name, "--timeout=110s")
+		if out := s.Kubectl("logs", "-n", "shop", "-l", "job-name="+name, "--tail=-1"); !strings.Contains(out, "hello from "+name) {
 			s.T.Errorf("%s: %q", name, out)
 		}
 	}
@@ -163,7 +161,7 @@ func nodeJoins(s *shop) {
 	if err != nil {
 		s.T.Fatal(err)
 	}
-	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/joining", "--timeout=90s")
+	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/joining", "--timeout=110s")
 	s.Protected("shop", "joining")
 	address := func(pod string) string {
 		return s.Kubectl("get", "pod", "-n", "shop", pod, "-o", "jsonpath={.status.podIP}")

@@ -132,7 +132,7 @@ func (c controlConn) sign(ctx context.Context, token, identity string) error {
 	request = text(request, 4, string(text(nil, 1, string(entry))))
 	ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	var answer []byte
-	err = c.Invoke(ctx, "/istio.v1.auth.IstioCertificateService/CreateCertificate", request, &answer, grpc.ForceCodecV2(raw{}))
+	err = c.Invoke(ctx, "/istio.v1.auth.IstioCertificateService/CreateCertificate", request, &answer, grpc.ForceCodecV2(raw{}), grpc.WaitForReady(true))
 	if err == nil && !strings.Contains(string(answer), "BEGIN CERTIFICATE") {
 		return fmt.Errorf("no certificate in the answer %q", answer)
 	}

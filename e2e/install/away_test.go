@@ -31,7 +31,7 @@ func testUpgrade(s subject) {
 func testControlAway(s subject, before string) {
 	s.tacit(flags("install")...)
 	s.kubectl("scale", "-n", "tacit-system", "deployment/tacit-control", "--replicas=0")
-	s.kubectl("wait", "-n", "tacit-system", "--for=delete", "pod", "-l", "app.kubernetes.io/name=tacit-control", "--timeout=1m")
+	s.kubectl("wait", "-n", "tacit-system", "--for=delete", "pod", "-l", "app.kubernetes.io/name=tacit-control", "--timeout=2m")
 	out, err := s.Tacit(s.t.Context(), "uninstall", "--drain=3s")
 	if err == nil || !strings.Contains(err.Error(), "--force") {
 		s.t.Errorf("tacit uninstall without control: %v, want that it names --force\n%s", err, out)
@@ -64,9 +64,9 @@ func testNodeAway(s subject, before string) {
 		s.t.Errorf("tacit status, when one node has not been cleaned: %q", out)
 	}
 	s.tacit(flags("install", "--wait=false")...) // the record is no hindrance
-	s.tacit("uninstall", "--drain=5s")
+	s.tacit("uninstall", "--drain=30s")
 	thaw()
-	s.kubectl("wait", "--for=condition=Ready", "node/n2", "--timeout=1m")
+	s.kubectl("wait", "--for=condition=Ready", "node/n2", "--timeout=2m")
 	s.tacit("uninstall")
 	s.eventually(func() error {
 		if diff := cmp.Diff(before, s.remains()); diff != "" {

@@ -141,7 +141,7 @@ func (s subject) keepDialling(from, to corev1.Pod) (stop func() (answered, faile
 	// To wait for input is also the pause; its end is the end.
 	script := inside(from, fmt.Sprintf(`ok=0; failed=0
 		while read -t 0.05; [ $? -gt 128 ]; do
-			if exec 3<>/dev/tcp/%s/8080 && read -t 10 -u 3 line; then ok=$((ok+1)); else failed=$((failed+1)); date +%%T.%%N; fi
+			if exec 3<>/dev/tcp/%s/8080 && read -t 30 -u 3 line; then ok=$((ok+1)); else failed=$((failed+1)); date +%%T.%%N; fi
 			exec 3>&-
 		done 2>&1
 		echo answered $ok failed $failed`, to.Status.PodIP))
@@ -243,7 +243,7 @@ func (s subject) dial(from, to corev1.Pod) error {
 // eventually polls: what Kubernetes does takes a moment.
 func (s subject) eventually(ask func() error) {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 2*time.Minute)
 	defer cancel()
 	if err := build.Poll(ctx, ask); err != nil {
 		s.t.Fatal(err)

@@ -44,6 +44,9 @@ type Result struct {
 	Slowest float64 `json:"slowest"`
 }
 
+// patience is that of whoever asks: longer than that of the proxies.
+const patience = 30 * time.Second
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -89,7 +92,7 @@ func askKind(ctx context.Context, kind, url string, qps float64) (Result, error)
 	o := fhttp.HTTPRunnerOptions{AllowInitialErrors: true}
 	o.QPS, o.NumThreads, o.Duration, o.Stop, o.Out = qps, threads, -1, stop, io.Discard
 	o.Uniform, o.NoCatchUp = true, true
-	o.HTTPOptions = fhttp.HTTPOptions{DisableKeepAlive: kind == "new", LogErrors: true, HTTPReqTimeOut: 5 * time.Second}
+	o.HTTPOptions = fhttp.HTTPOptions{DisableKeepAlive: kind == "new", LogErrors: true, HTTPReqTimeOut: patience}
 	o.HTTPOptions.InitHeaders()
 	o.HTTPOptions.Init(url)
 	defer context.AfterFunc(ctx, func() { stop.Abort(true) })()
@@ -112,7 +115,7 @@ func tell(r Result, report string) error {
 	if report == "" {
 		return nil
 	}
-	c := http.Client{Timeout: 5 * time.Second}
+	c := http.Client{Timeout: patience}
 	answer, err := c.Post(report, "application/json", bytes.NewReader(line))
 	if err != nil {
 		return err

@@ -43,11 +43,21 @@ func (c Case) Kubectl(args ...string) string {
 }
 
 // Apply creates or changes the objects of a YAML text; it does not wait until they are
-// ready. It fails the test if one of them is refused.
+// ready. It fails the test if one of them is refused; a pod whose namespace is so young
+// that it has no service account yet is waited for.
 func (c Case) Apply(yaml string) {
 	c.T.Helper()
-	if _, err := c.Mesh.Apply(c.Patiently(), yaml); err != nil {
-		c.T.Fatal(err)
+	var refused error
+	c.Await("the namespace has a service account", func(ctx context.Context) error {
+		_, err := c.Mesh.Apply(ctx, yaml)
+		if err != nil && strings.Contains(err.Error(), "error looking up service account") {
+			return err
+		}
+		refused = err
+		return nil
+	})
+	if refused != nil {
+		c.T.Fatal(refused)
 	}
 }
 

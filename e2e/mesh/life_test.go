@@ -130,7 +130,7 @@ func fromOutside(s space) {
 	}
 	for node, want := range map[string]string{"172.30.0.12": "200", "172.30.0.11": "503"} {
 		s.eventually("health of the load balancer's target "+node, func() error {
-			got, err := s.Run(s.t.Context(), gateway, "curl", "-sS", "-o", "/dev/null", "-w", "%{http_code}", "http://"+node+":30090/")
+			got, err := s.Run(s.t.Context(), gateway, "curl", "-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}", "http://"+node+":30090/")
 			if err == nil && got != want {
 				err = fmt.Errorf("it is %s, want %s", got, want)
 			}
@@ -191,7 +191,7 @@ func rollingUpdate(s space) {
 // and returns all of it.
 func (s space) follow(pod string) func() string {
 	s.t.Helper()
-	ctx, cancel := context.WithTimeout(s.t.Context(), 3*time.Minute)
+	ctx, cancel := context.WithTimeout(s.t.Context(), 6*time.Minute)
 	logs := s.KubectlCommand(ctx, "logs", "-n", s.name, "-f", pod)
 	var said bytes.Buffer
 	logs.Stdout, logs.Stderr = &said, &said

@@ -80,7 +80,14 @@ func (s space) refused() {
 func (s space) replaced() {
 	node := s.pod("http").Spec.NodeName
 	s.kubectl("delete", "pod", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node", "--field-selector=spec.nodeName="+node)
-	s.kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node", "--timeout=2m")
+	s.eventually("the node has its pod again", func() error {
+		ready, err := s.Kubectl(s.t.Context(), "get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node", "--field-selector=spec.nodeName="+node,
+			"-o", `jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if err == nil && ready != "True" {
+			err = fmt.Errorf("ready: %q", ready)
+		}
+		return err
+	})
 	for _, name := range []string{"http", "tcp", "grpc", "exec"} {
 		if n := restarts(s.pod(name)); n != 0 {
 			s.t.Errorf("pod %s was started again %d times", name, n)
@@ -92,7 +99,7 @@ func (s space) replaced() {
 func (s space) failing() {
 	failing := []string{"http", "grpc", "exec"}
 	for _, name := range failing {
-		s.exec(name, "/app", "post", "http://127.0.0.1:8080/fail")
+		_, _ = s.try("exec", name, "--", "/app", "post", "http://127.0.0.1:8080/fail") // may end with its container
 	}
 	for _, name := range failing {
 		s.eventually("restart of "+name, func() error {

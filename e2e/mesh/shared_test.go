@@ -73,6 +73,7 @@ func newSpace(t *testing.T, enrolment string) space {
 	s := space{cluster(t), t, strings.Join(words[len(words)-1:], "-") + "-" + enrolment}
 	s.applyText(fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {tacit.dev/mesh: %q}}\n", s.name, enrolment))
 	t.Cleanup(s.end)
+	s.eventually("the namespace has a service account", func() error { _, err := s.try("get", "serviceaccount", "default"); return err })
 	return s
 }
 
@@ -201,14 +202,24 @@ done
 echo "no process of pod $1"
 exit 1`
 
-// captured fails the test unless the pods have Tacit's rules.
+// captured waits until the pods have Tacit's rules and everybody is told of them.
 func (s space) captured(pods ...string) {
 	s.t.Helper()
 	for _, name := range pods {
-		p := s.pod(name)
-		tables, err := s.Run(s.t.Context(), p.Spec.NodeName, "sh", "-c", inNetns, "sh", string(p.UID), "nft", "list", "tables")
-		if err != nil || !strings.Contains(tables, "inet tacit") {
-			s.t.Errorf("pod %s on %s has the tables %q, %v: it is not captured", name, p.Spec.NodeName, tables, err)
-		}
+		s.eventually("pod "+name+" is captured", func() error {
+			p := s.pod(name)
+			tables, err := s.Run(s.t.Context(), p.Spec.NodeName, "sh", "-c", inNetns, "sh", string(p.UID), "nft", "list", "tables")
+			if err == nil && !strings.Contains(tables, "inet tacit") {
+				err = fmt.Errorf("on %s it has the tables %q", p.Spec.NodeName, tables)
+			}
+			return err
+		})
+		s.eventually("pod "+name+" is protected", func() error {
+			is, err := s.try("get", "pod", name, "-o", `jsonpath={.status.conditions[?(@.type=="tacit.dev/Protected")].status}`)
+			if err == nil && is != "True" {
+				err = fmt.Errorf("its condition is %q", is)
+			}
+			return err
+		})
 	}
 }

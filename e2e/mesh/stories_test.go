@@ -1,6 +1,8 @@
 package mesh_test
 
 import (
+	"fmt"
+	"net"
 	"strings"
 	"testing"
 )
@@ -53,9 +55,10 @@ func compatPorts() []int {
 // compatibility runs the checks over one family, which is the pods' i-th.
 func (s space) compatibility(i int, family string) string {
 	s.t.Helper()
-	for _, service := range []string{"server:80", "own:80"} { // rules of a new service may come late
+	for _, service := range []string{"server", "own"} { // rules of a new service may come late
+		address := net.JoinHostPort(s.kubectl("get", "service", service, "-o", fmt.Sprintf("jsonpath={.spec.clusterIPs[%d]}", i)), "80")
 		s.eventually("the first connection to "+service, func() error {
-			_, err := s.try("exec", "client", "--", "/tacit", "lab", "app", "connect", "--timeout=2s", service)
+			_, err := s.try("exec", "client", "--", "/tacit", "lab", "app", "connect", "--timeout=2s", address)
 			return err
 		})
 	}
@@ -97,6 +100,11 @@ var secrets = []string{"4111-1111-1111-1111", "salary of Ada", "pension of Ada"}
 
 func (s space) work() string {
 	s.t.Helper()
+	for _, first := range []string{ // rules of a new service may come late
+		"curl -sS --fail --max-time 5 -o /dev/null http://web/customer.json", "timeout 5 redis-cli -h cache ping", "PGCONNECT_TIMEOUT=5 psql -h db -U app -d postgres -qAtc 'select 1'",
+	} {
+		s.eventually(first, func() error { _, err := s.try("exec", "client", "--", "sh", "-c", first); return err })
+	}
 	script, err := testdata.ReadFile("testdata/work.sh")
 	if err != nil {
 		s.t.Fatal(err)

@@ -47,7 +47,8 @@ func openShop(t *testing.T, m *mesh.Mesh) *shop {
 	s := &shop{Case: mesh.Case{T: t, Mesh: m}}
 	s.Apply(app)
 	s.Kubectl("rollout", "status", "-n", "shop", "deployment/server")
-	s.Kubectl("wait", "-n", "outside", "--for=condition=Ready", "pod/collector")
+	s.Kubectl("wait", "-n", "outside", "--for=condition=Ready", "pod/collector", "--timeout=110s")
+	s.protected(true)
 	return s
 }
 
@@ -61,7 +62,7 @@ func (s *shop) load(change func()) []result {
 	change()
 	s.steady(aWhile)
 	s.Kubectl("scale", "-n", "shop", "deployment/client", "--replicas=0")
-	s.Kubectl("wait", "-n", "shop", "--for=delete", "pod", "-l", "app=client", "--timeout=60s")
+	s.Kubectl("wait", "-n", "shop", "--for=delete", "pod", "-l", "app=client", "--timeout=110s")
 	return s.results()
 }
 

@@ -12,7 +12,10 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // connect HOST:PORT: says a line to an echo server and prints what comes back.
@@ -96,7 +99,7 @@ var errDone = errors.New("done")
 
 // once connects; look sees the connection first, and its error is the end.
 func (d *dialer) once(ctx context.Context, look func(io.Reader) error) (string, error) {
-	n := net.Dialer{Timeout: d.patience, LocalAddr: &net.TCPAddr{Port: d.port}}
+	n := net.Dialer{Timeout: d.patience, LocalAddr: &net.TCPAddr{Port: d.port}, Control: reuse}
 	c, err := n.DialContext(ctx, "tcp", d.address)
 	if err != nil {
 		return Ending(err), err
@@ -113,6 +116,13 @@ func (d *dialer) once(ctx context.Context, look func(io.Reader) error) (string, 
 	}
 	got, err := io.ReadAll(io.LimitReader(c, 1<<20))
 	return fmt.Sprintf("%q, then %s", got, Ending(err)), err
+}
+
+// reuse lets a connection have a port that another one to somewhere else has or had.
+func reuse(_, _ string, c syscall.RawConn) error {
+	var err error
+	err2 := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	return errors.Join(err, err2)
 }
 
 // tally is what a load has to tell.

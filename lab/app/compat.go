@@ -325,16 +325,18 @@ func (t *tester) leave(ctx context.Context, how func(*net.TCPConn) error) (strin
 }
 
 // closedPort: without a mesh connect is refused; with one, the reset may come after
-// it. Both are allowed, within a second.
+// it. Both are allowed, within a second. A busy machine can delay one, but not each time.
 func closedPort(ctx context.Context, t *tester) (string, error) {
-	began := time.Now()
-	how := failure(ctx, t, t.target, time.Minute)
-	took := time.Since(began)
-	if how != "refused" && how != "reset" {
-		return "", fmt.Errorf("it ended by %s", how)
+	quickest := time.Hour
+	for range 3 {
+		began := time.Now()
+		if how := failure(ctx, t, t.target, time.Minute); how != "refused" && how != "reset" {
+			return "", fmt.Errorf("it ended by %s", how)
+		}
+		quickest = min(quickest, time.Since(began))
 	}
-	if took > time.Second {
-		return "", fmt.Errorf("%s, but after %s", how, took)
+	if quickest > time.Second {
+		return "", fmt.Errorf("refused or reset, but after %s at best", quickest)
 	}
 	return "refused or reset within a second", nil
 }

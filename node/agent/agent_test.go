@@ -105,7 +105,7 @@ func TestAddFailsClosed(t *testing.T) {
 	n := startNode(t, t.TempDir(), nil)
 	_, path := namespace(t, "a")
 	add := addOf("a", path)
-	add.Timeout = 400 * time.Millisecond
+	add.Timeout = 3 * time.Second
 	wants := func(reason string) {
 		t.Helper()
 		if err := n.ask(add); err == nil || !strings.Contains(err.Error(), reason) {

@@ -163,6 +163,7 @@ func TestTheOldAgentTakesItsPlaceAgain(t *testing.T) {
 	second, at := another(t, n)
 	q := dialProxyAt(t, at, nil)
 	second.untilReady()
+	p.until(t, "the old proxy stops accepting", func() bool { return p.yielded == 1 })
 	second.stop()
 	q.kill()
 	p.until(t, "the old proxy serves again", func() bool { return len(p.pods["a"].files) == 4 })

@@ -131,11 +131,12 @@ func TestHalfCloseThenDataTheOtherWay(t *testing.T) {
 }
 
 func TestResetIsReset(t *testing.T) {
-	c, client, server := pair(t)
+	_, client, server := pair(t)
 	server.serve(1, func(c *net.TCPConn) { io.ReadFull(c, make([]byte, 1)); c.SetLinger(0) })
-	got := make(chan error, 2)
+	arrived, got := make(chan struct{}, 2), make(chan error, 2)
 	server.serve(2, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, 1))
+		arrived <- struct{}{}
 		_, err := c.Read(make([]byte, 1))
 		got <- err
 	})
@@ -148,7 +149,7 @@ func TestResetIsReset(t *testing.T) {
 		conn = mustDial(t, client, server.at(v6, 2))
 		conn.Write([]byte("x"))
 		conn.SetLinger(0)
-		await(t, "the server has the byte", func() bool { return c.nodes[1].count("tacit_connections_open") > 0 })
+		<-arrived
 		conn.Close()
 		if err := <-got; !isRST(err) {
 			t.Errorf("client reset, server read %v", err)
@@ -159,15 +160,21 @@ func TestResetIsReset(t *testing.T) {
 func TestClosedPortIsReset(t *testing.T) {
 	c, client, server := pair(t)
 	both(t, func(t *testing.T, v6 bool) {
-		start := time.Now()
-		err := firstRead(client.dial(server.at(v6, 9)))
-		if !isRST(err) || time.Since(start) > time.Second {
-			t.Errorf("after %v: %v", time.Since(start), err)
+		quickest := time.Hour // a busy machine can delay one, but not each time
+		for range 3 {
+			start := time.Now()
+			if err := firstRead(client.dial(server.at(v6, 9))); !isRST(err) {
+				t.Error(err)
+			}
+			quickest = min(quickest, time.Since(start))
+		}
+		if quickest > time.Second {
+			t.Errorf("after %v at best", quickest)
 		}
 	})
 	for i, d := range []string{"outbound", "inbound"} {
-		await(t, "two are counted as refused "+d, func() bool {
-			return c.nodes[i].count("tacit_refused_connections_total", "direction="+d, "reason=connection_refused") == 2
+		await(t, "all six are counted as refused "+d, func() bool {
+			return c.nodes[i].count("tacit_refused_connections_total", "direction="+d, "reason=connection_refused") == 6
 		})
 	}
 }
@@ -302,7 +309,7 @@ func TestServerFirstFromOutsideDoesNotWait(t *testing.T) {
 func TestReceiverDecides(t *testing.T) {
 	c := newCluster(t)
 	member, stranger, unknown, server := c.pod("member"), c.pod("stranger"), c.pod("unknown"), c.pod("server")
-	n := c.node(func(cfg *Config) { cfg.HandshakeTimeout = 300 * time.Millisecond })
+	n := c.node(func(cfg *Config) { cfg.HandshakeTimeout = 3 * time.Second })
 	n.enrol(server)
 	member.wl.Direct = true
 	unknown.wl.Addresses = nil
@@ -350,7 +357,7 @@ func TestReceiverDecides(t *testing.T) {
 			if _, err := conn.Read(make([]byte, 1)); !isRST(err) {
 				t.Errorf("read: %v, want a reset", err)
 			}
-			if d := time.Since(start); (d > 250*time.Millisecond) != row.slow {
+			if d := time.Since(start); (d > 2*time.Second) != row.slow {
 				t.Errorf("decided after %v", d)
 			}
 			await(t, "it is counted", func() bool {
@@ -545,7 +552,7 @@ func TestConnectionsOfAPodAreLimited(t *testing.T) {
 		t.Errorf("the fourth: %v, want a reset", err)
 	}
 	open[0].Close()
-	await(t, "there is room", func() bool { return n1.count("tacit_connections_open") == 2 })
+	await(t, "there is room", func() bool { return n1.proxy.pod(client.name).quota.open.Load() == 2 })
 	say(t, mustDial(t, client, server.at(false, 1)), "again")
 	if n := n1.count("tacit_refused_connections_total", "reason=connection_limit"); n != 1 {
 		t.Errorf("%v counted: want 1", n)

@@ -121,7 +121,9 @@ func TestAgentWithoutSocketsIsNoHang(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n1, n2 := c.node(nil), c.node(nil)
+	n1.agent.mu.Lock()
 	n1.agent.broken = true
+	n1.agent.mu.Unlock()
 	n1.enrol(client)
 	n2.enrol(server)
 	server.serve(1, echo)

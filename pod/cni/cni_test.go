@@ -94,6 +94,8 @@ func TestAdd(t *testing.T) {
 		Namespace: "default", Name: "web-0", UID: "u-1", Timeout: 7 * time.Second,
 		Addresses: []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")},
 	}}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if d := cmp.Diff(want, a.got, cmpopts.EquateComparable(netip.Addr{})); d != "" {
 		t.Errorf("the agent is asked (-want +got):\n%s", d)
 	}
@@ -237,7 +239,7 @@ func TestOtherCommands(t *testing.T) {
 // The agent gives up before the plugin does, so that its reason is heard.
 func TestPatience(t *testing.T) {
 	a := startAgent(t, func(ctx context.Context, _ Request) error { <-ctx.Done(); return errors.New("waited in vain") })
-	code, e, _ := run(t, conf(a.path, `,"timeout":"300ms","prevResult":`+result), "CNI_COMMAND=ADD")
+	code, e, _ := run(t, conf(a.path, `,"timeout":"3s","prevResult":`+result), "CNI_COMMAND=ADD")
 	if code == 0 || !strings.Contains(e.Error(), "waited in vain") {
 		t.Errorf("exit %d, %v", code, &e)
 	}

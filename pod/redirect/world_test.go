@@ -349,6 +349,17 @@ func talk(t *testing.T, what string, a, b net.Conn) {
 	}
 }
 
+// closeBoth closes first and then, when it has seen the end, second: it is first that
+// remembers the connection, and second's port is free.
+func closeBoth(t *testing.T, first, second net.Conn) {
+	t.Helper()
+	first.Close()
+	if _, err := second.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("read: %v, want the end", err)
+	}
+	second.Close()
+}
+
 func addrPort(a net.Addr) netip.AddrPort {
 	p := a.(*net.TCPAddr).AddrPort()
 	return netip.AddrPortFrom(p.Addr().Unmap(), p.Port())

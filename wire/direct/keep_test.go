@@ -176,7 +176,11 @@ func TestAwaitNextEnds(t *testing.T) {
 			c, s := w.connect(t, true, true)
 			finish(t, c, s)
 			must(t, r.end(c))
-			ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			patience := 10 * time.Second
+			if name == "late" {
+				patience = 100 * time.Millisecond
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), patience)
 			defer cancel()
 			if _, err := s.AwaitNext(ctx); !errors.Is(err, r.want) || r.want != io.EOF && errors.Is(err, io.EOF) {
 				t.Errorf("%v: want %v", err, r.want)

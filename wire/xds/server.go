@@ -276,6 +276,7 @@ func (s *Server) Nodes() []NodeStatus {
 		n := s.nodes[name]
 		st := NodeStatus{Node: name, Rejected: n.rejected(), GoneSince: n.gone}
 		st.Acked, st.Proxy = n.acked()
+		st.Behind = st.Proxy && st.Acked < s.version
 		st.Agent = n.reports != nil
 		out = append(out, st)
 	}

@@ -202,6 +202,21 @@ func TestClientThatNeverAcks(t *testing.T) {
 	}
 }
 
+// Who has not answered yet is behind.
+func TestBehind(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	g := open(t, c.dial(t, "n1"), "n1", addressType)
+	c.Publish(workloads(1))
+	r, err := g.Recv()
+	if err != nil || !c.Nodes()[0].Behind {
+		t.Fatalf("%v; %+v: want behind", err, c.Nodes())
+	}
+	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResponseNonce: r.GetNonce()}); err != nil {
+		t.Fatal(err)
+	}
+	c.until(t, "it has answered", func() bool { return !c.Nodes()[0].Behind })
+}
+
 func (s *Server) stream(node string) *stream {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -213,7 +228,7 @@ func (s *Server) stream(node string) *stream {
 
 // A proxy that left is waited for, for as long as it may act on what it knows.
 func TestGoneAfter(t *testing.T) {
-	c := startControl(t, ServerConfig{GoneAfter: 300 * time.Millisecond, Expect: []string{"n0"}})
+	c := startControl(t, ServerConfig{GoneAfter: 3 * time.Second, Expect: []string{"n0"}})
 	if got := c.Acked(1); !slices.Equal(got, []string{"n0"}) {
 		t.Errorf("waiting for %v: want the node of an earlier control", got)
 	}

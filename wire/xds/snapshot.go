@@ -49,6 +49,9 @@ type NodeStatus struct {
 	// Acked is the publication that the node's proxies have settled on, the
 	// oldest if there are several.
 	Acked uint64
+	// Behind: a proxy is connected, and may still act on something older than the last
+	// publication.
+	Behind bool
 	// Rejected is the last refusal of a resource that still stands, or "".
 	Rejected string
 	// GoneSince is when the last proxy left; zero while one is connected.
