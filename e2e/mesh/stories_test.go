@@ -1,10 +1,12 @@
 package mesh_test
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"strings"
 	"testing"
+	"time"
 )
 
 // TestCompatibility: for an application on n1 and one on n2 the mesh changes
@@ -101,9 +103,14 @@ var secrets = []string{"4111-1111-1111-1111", "salary of Ada", "pension of Ada"}
 func (s space) work() string {
 	s.t.Helper()
 	for _, first := range []string{ // rules of a new service may come late
-		"curl -sS --fail --max-time 5 -o /dev/null http://web/customer.json", "timeout 5 redis-cli -h cache ping", "PGCONNECT_TIMEOUT=5 psql -h db -U app -d postgres -qAtc 'select 1'",
+		"curl -sS --fail -o /dev/null http://web/customer.json", "redis-cli -h cache ping", "psql -h db -U app -d postgres -qAtc 'select 1'",
 	} {
-		s.eventually(first, func() error { _, err := s.try("exec", "client", "--", "sh", "-c", first); return err })
+		s.eventually(first, func() error {
+			ctx, cancel := context.WithTimeout(s.t.Context(), 10*time.Second)
+			defer cancel()
+			_, err := s.Kubectl(ctx, "exec", "-n", s.name, "client", "--", "sh", "-c", first)
+			return err
+		})
 	}
 	script, err := testdata.ReadFile("testdata/work.sh")
 	if err != nil {
