@@ -249,6 +249,7 @@ func TestCancelResetsBoth(t *testing.T) {
 func TestHalfClosedQuietIsBounded(t *testing.T) {
 	for name, wrap := range ways {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			r := start(t, wrap, Config{HalfCloseTimeout: time.Second})
 			r.a.CloseWrite()
 			hearEnd(t, r.b)
@@ -261,12 +262,12 @@ func TestHalfClosedQuietIsBounded(t *testing.T) {
 // What moves prolongs a half-closed connection, and a deadline that somebody
 // set before does not count.
 func TestHalfClosedButAlive(t *testing.T) {
-	r := start(t, ways["tcp to other"], Config{HalfCloseTimeout: 3 * time.Second})
+	r := start(t, ways["tcp to other"], Config{HalfCloseTimeout: 2 * time.Second})
 	r.a.CloseWrite()
 	hearEnd(t, r.b)
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(500 * time.Millisecond)
 	defer tick.Stop()
-	for range 4 {
+	for range 5 {
 		<-tick.C
 		say(t, r.b, "still here")
 		hear(t, r.a, "still here")

@@ -215,9 +215,10 @@ func testPorts(s subject) {
 		s.t.Fatalf("pods of Tacit: %d, %v", len(pods.Items), err)
 	}
 	code := func(p corev1.Pod, port int, path string) string {
-		return strings.TrimSpace(s.sh("n1", fmt.Sprintf("curl -s -m 30 -o /dev/null -w '%%{http_code}' http://%s:%d%s || true", p.Status.PodIP, port, path)))
+		return strings.TrimSpace(s.sh("n1", fmt.Sprintf("curl -s -m 30 -o /dev/null -w '%%{http_code}, exit %%{exitcode}' http://%s:%d%s || true", p.Status.PodIP, port, path)))
 	}
-	refused := "000"
+	status := func(code int) string { return fmt.Sprintf("%d, exit 0", code) }
+	const refused = "000, exit 7"
 	for _, p := range pods.Items {
 		agent := http.StatusNotFound
 		if strings.HasPrefix(p.Name, "tacit-node") {
@@ -228,9 +229,9 @@ func testPorts(s subject) {
 			path string
 			want string
 		}{
-			{15025, "/metrics/agent", fmt.Sprint(agent)},
-			{15025, "/metrics", fmt.Sprint(http.StatusOK)}, {15025, "/readyz", fmt.Sprint(http.StatusOK)},
-			{15025, "/debug/pprof/heap", fmt.Sprint(http.StatusNotFound)}, {15025, "/dump/pods", fmt.Sprint(http.StatusNotFound)},
+			{15025, "/metrics/agent", status(agent)},
+			{15025, "/metrics", status(http.StatusOK)}, {15025, "/readyz", status(http.StatusOK)},
+			{15025, "/debug/pprof/heap", status(http.StatusNotFound)}, {15025, "/dump/pods", status(http.StatusNotFound)},
 			{15020, "/healthz", refused}, {15021, "/healthz", refused}, {15022, "/healthz", refused},
 		} {
 			if got := code(p, tt.port, tt.path); got != tt.want {
