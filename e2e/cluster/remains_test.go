@@ -39,11 +39,17 @@ func record(t *testing.T, v cluster.View) remains {
 			t.Fatal(err)
 		}
 		for _, kind := range []string{"mnt", "pid", "uts", "ipc", "net", "cgroup"} {
-			link, err := os.Readlink(filepath.Join(filepath.Dir(netns), kind))
+			path := filepath.Join(filepath.Dir(netns), kind)
+			link, err := os.Readlink(path)
 			if err != nil {
 				t.Fatal(err)
 			}
 			r.namespaces[link] = m
+			open, err := os.Open(path) // or its number might soon be that of another one
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { open.Close() })
 		}
 	}
 	r.present(t)
