@@ -186,14 +186,20 @@ func (s *story) crashes() error {
 	return err
 }
 
-// logs are the last lines of every process.
+// logs are the last lines of every process, and before them some of those that tell of
+// something that went wrong.
 func (s *story) logs() string {
 	var b strings.Builder
 	names, _ := filepath.Glob(filepath.Join(s.dir, "run", "logs", "*.log"))
 	for _, name := range append(names, filepath.Join(s.dir, "lab.err")) {
 		text, err := os.ReadFile(name)
 		lines := strings.Split(strings.TrimSpace(string(text)), "\n")
-		fmt.Fprintf(&b, "== %s %v\n%s\n", filepath.Base(name), errOrNothing(err), strings.Join(lines[max(0, len(lines)-25):], "\n"))
+		end := max(0, len(lines)-25)
+		wrong := slices.DeleteFunc(slices.Clone(lines[:end]), func(l string) bool {
+			return !strings.Contains(l, "flags=") && !strings.Contains(l, "level=WARN") && !strings.Contains(l, "level=ERROR")
+		})
+		shown := append(wrong[max(0, len(wrong)-40):], lines[end:]...)
+		fmt.Fprintf(&b, "== %s %v\n%s\n", filepath.Base(name), errOrNothing(err), strings.Join(shown, "\n"))
 	}
 	return b.String()
 }
