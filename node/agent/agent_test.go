@@ -105,7 +105,7 @@ func TestAddFailsClosed(t *testing.T) {
 	n := startNode(t, t.TempDir(), nil)
 	_, path := namespace(t, "a")
 	add := addOf("a", path)
-	add.Timeout = 3 * time.Second
+	add.Timeout = 1500 * time.Millisecond
 	wants := func(reason string) {
 		t.Helper()
 		if err := n.ask(add); err == nil || !strings.Contains(err.Error(), reason) {

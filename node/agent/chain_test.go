@@ -116,7 +116,7 @@ func TestPodsOfOtherNamespacesBeginWithoutControl(t *testing.T) {
 	p := dialProxy(t, n.dir, nil)
 	ns, path := namespace(t, "a")
 	add := addOf("a", path)
-	add.Timeout = 3 * time.Second
+	add.Timeout = 1500 * time.Millisecond
 	refused := func(why string) {
 		t.Helper()
 		if err := n.ask(add); err == nil || !strings.Contains(err.Error(), "control has not told") {
