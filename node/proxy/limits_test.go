@@ -92,6 +92,30 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	await(t, "all slots are free", func() bool { return n2.proxy.answering.used.Load() == 0 })
 }
 
+func TestConnectionsOfAPodAreLimited(t *testing.T) {
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	n1, n2 := c.node(func(cfg *Config) { cfg.MaxConnectionsPerPod = 3 }), c.node(nil)
+	n1.enrol(client)
+	n2.enrol(server)
+	server.serve(1, echo)
+	var open []*net.TCPConn
+	for range 3 {
+		conn := mustDial(t, client, server.at(false, 1))
+		say(t, conn, "x")
+		open = append(open, conn)
+	}
+	if err := firstRead(client.dial(server.at(false, 1))); !isRST(err) {
+		t.Errorf("the fourth: %v, want a reset", err)
+	}
+	open[0].Close()
+	await(t, "there is room", func() bool { return n1.proxy.pod(client.name).quota.open.Load() == 2 })
+	say(t, mustDial(t, client, server.at(false, 1)), "again")
+	if n := n1.count("tacit_refused_connections_total", "reason=connection_limit"); n != 1 {
+		t.Errorf("%v counted: want 1", n)
+	}
+}
+
 // Without a free descriptor the accept loop waits, and goes on when there is one.
 func TestAcceptSurvivesWithoutDescriptors(t *testing.T) {
 	c, client, server := pair(t)
