@@ -63,6 +63,7 @@ kube-down: ## end it, leaving nothing
 e2e: packages ## tests on a real Kubernetes, as root; the first run builds it, which takes minutes
 	@lab/packages.sh kubernetes
 	@$(E2E) run ./cmd/kube build
+	@$(E2E) vet ./...
 	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -count=1 -p 1 -parallel 1 -timeout 30m ./...
 
 image: ## the images of tacit-node and tacit-control, as OCI tars in bin/

@@ -97,6 +97,16 @@ func (d *pod) isNews(self *mesh.Workload) bool {
 	return now-d.announced.Load() < int64(d.p.cfg.AnnounceGrace)
 }
 
+// awaitWithdrawal reports whether it becomes known, within AnnounceGrace, that this
+// pod leaves the mesh. The peer of j may have heard of it before us: it dialled in
+// plaintext, and a NAT on its way has given it a marked port.
+func (d *pod) awaitWithdrawal(ctx context.Context, j *journey) bool {
+	j.place.leave() // nobody else is to wait for that
+	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.AnnounceGrace)
+	defer cancel()
+	return d.p.know.awaitWorld(ctx, func(w *mesh.World) bool { return !isMesh(d.self(w)) })
+}
+
 // look tells TLS from plaintext, and refuses what is neither where TLS is
 // expected. KindQuiet is somebody who waits for the server, or is late.
 func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind, error) {
@@ -119,6 +129,8 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 		return kind, nil
 	case kind == direct.KindQuiet:
 		return kind, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)
+	case d.awaitWithdrawal(ctx, j):
+		return kind, nil
 	case kind == direct.KindOtherTLS:
 		return kind, refuse(identity.ReasonNotOurProtocol, flagDenied, "TLS of another kind from a pod of the mesh")
 	}

@@ -35,6 +35,64 @@ func TestNewsTakesTime(t *testing.T) {
 	}
 }
 
+// TestWithdrawalTakesTime: a member has heard before the server's node that the server
+// leaves the mesh. It dials in plaintext, and a NAT gave it a marked port. It is passed on.
+func TestWithdrawalTakesTime(t *testing.T) {
+	c := newCluster(t)
+	member, server := c.pod("member"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.AnnounceGrace = time.Minute })
+	n.enrol(server)
+	member.wl.Direct, server.wl.Direct = true, true
+	c.publish()
+	server.serve(8080, echo)
+	n.announcedLongAgo(server)
+	conn, err := member.bare(62000, server.at(false, 8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("he")); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the proxy has it", func() bool { return n.proxy.pod(server.name).quota.open.Load() == 1 })
+	server.wl.Direct = false
+	c.publish()
+	b := make([]byte, 2)
+	if _, err := io.ReadFull(conn, b); err != nil || string(b) != "he" {
+		t.Errorf("read %q, %v: want what was said", b, err)
+	}
+}
+
+// TestMembersSpeakTLS: plaintext from a member with a marked port is refused where
+// nothing tells that the server leaves, and only when that could have become known.
+func TestMembersSpeakTLS(t *testing.T) {
+	c := newCluster(t)
+	member, server := c.pod("member"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.AnnounceGrace = 50 * time.Millisecond })
+	n.enrol(server)
+	member.wl.Direct, server.wl.Direct = true, true
+	c.publish()
+	server.serve(8080, echo)
+	n.announcedLongAgo(server)
+	conn, err := member.bare(62000, server.at(false, 8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := conn.Write([]byte("hello")); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(conn); len(b) > 0 || !isRST(err) {
+		t.Errorf("read %q, %v: want a reset and nothing before it", b, err)
+	}
+	if got := n.count("tacit_refused_connections_total", "direction=inbound", "reason=not_tls"); got != 1 {
+		t.Errorf("%v refused as plaintext: want 1", got)
+	}
+}
+
+// announcedLongAgo lets the time pass in which p's announcement is news.
+func (n *node) announcedLongAgo(p *testPod) { n.proxy.pod(p.name).announced.Store(1) }
+
 // TestNewsIsNoReasonToSpeakFirst: a member with a marked port says nothing for longer
 // than a look lasts, because its node is busy, and the application speaks first. Its
 // words must not reach the wire in clear.

@@ -37,6 +37,8 @@ type epoch struct {
 	leases atomic.Int64
 	// settled is closed when no older epoch has a lease.
 	settled chan struct{}
+	// over is closed when a newer World decides.
+	over chan struct{}
 }
 
 func newKnowledge() *knowledge {
@@ -48,7 +50,7 @@ func newKnowledge() *knowledge {
 }
 
 func newEpoch(w *mesh.World) *epoch {
-	e := &epoch{world: w, settled: make(chan struct{})}
+	e := &epoch{world: w, settled: make(chan struct{}), over: make(chan struct{})}
 	e.leases.Store(1)
 	return e
 }
@@ -65,6 +67,7 @@ func (k *knowledge) apply(w *mesh.World) <-chan struct{} {
 		close(k.known)
 	}
 	k.mu.Unlock()
+	close(had.over)
 	k.release(had)
 	return e.settled
 }
@@ -86,6 +89,21 @@ func (k *knowledge) await(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
+	}
+}
+
+// awaitWorld blocks until what is known satisfies f, and reports false if ctx ended first.
+func (k *knowledge) awaitWorld(ctx context.Context, f func(*mesh.World) bool) bool {
+	for {
+		e := k.current.Load()
+		if f(e.world) {
+			return true
+		}
+		select {
+		case <-e.over:
+		case <-ctx.Done():
+			return false
+		}
 	}
 }
 

@@ -68,8 +68,9 @@ type Config struct {
 	ReadyTimeout time.Duration
 	// HalfCloseTimeout is relay.Config's. Default 1 h.
 	HalfCloseTimeout time.Duration
-	// AnnounceGrace is for how long after a pod was announced a peer of the mesh
-	// may not know it yet, and dial in plaintext. 0 means not at all.
+	// AnnounceGrace is for how long a peer of the mesh and this node may differ on
+	// whether a pod is announced: the peer dials in plaintext since it has not heard
+	// yet that the pod entered, or has heard first that it leaves. 0 means not at all.
 	AnnounceGrace time.Duration
 	// DrainQuiet is how long a draining pod must be without a connection
 	// before it counts as drained. Default 1 s.
