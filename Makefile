@@ -8,7 +8,8 @@ REGISTRY ?= tacit.dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 # Without x/net/trace the linker drops what gRPC would show on a page of its own.
 TAGS     := grpcnotrace
-# Stories (lab/) are tests too, but take minutes; everything else is quick.
+# Stories (lab/) are tests too, but take minutes; everything else is quick. What is vetted
+# once is not vetted by each go test again, which compiles nothing but takes as long.
 QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench)
 
 .DEFAULT_GOAL := help
@@ -29,13 +30,13 @@ check: ## format, vet, staticcheck, unit, kernel and architecture tests
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: run gofmt -w on these'; exit 1; }
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
-	.ci/noskip $(GO) test -v $(QUICK)
+	.ci/noskip $(GO) test -vet=off -v $(QUICK)
 
 race: ## the quick tests again, with the race detector
-	.ci/noskip $(GO) test -v -race $(QUICK)
+	.ci/noskip $(GO) test -vet=off -v -race $(QUICK)
 
 stories: build ## the whole mesh, as stories in a lab
-	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -v -count=1 -parallel 1 -timeout 30m ./lab
+	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -vet=off -v -count=1 -parallel 1 -timeout 30m ./lab
 
 user-stories: build ## the stories that need no root, as an ordinary user
 	lab/as-user.sh
@@ -64,7 +65,7 @@ e2e: packages ## tests on a real Kubernetes, as root; the first run builds it, w
 	@lab/packages.sh kubernetes
 	@$(E2E) run ./cmd/kube build
 	@$(E2E) vet ./...
-	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -v -count=1 -p 1 -parallel 1 -timeout 30m ./...
+	@$(subst $(GO),../.ci/noskip $(GO),$(E2E)) test -vet=off -v -count=1 -p 1 -parallel 1 -timeout 30m ./...
 
 image: ## the images of tacit-node and tacit-control, as OCI tars in bin/
 	@$(E2E) run ./cmd/image --to $(CURDIR)/bin --registry '$(REGISTRY)' --version '$(VERSION)' --revision '$(REVISION)'
