@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -171,14 +172,26 @@ func (n *testNode) awaitEnrol(pod string, want bool) {
 // awaitDirect waits for a World in which the address is direct, or is not.
 func (n *testNode) awaitDirect(ip string, want bool) {
 	n.t.Helper()
+	n.awaitWorkload(ip, fmt.Sprintf("direct: %v", want), func(w *mesh.Workload) bool { return w.Direct == want })
+}
+
+// awaitBetween waits for a World in which the address is enrolled, and not direct.
+func (n *testNode) awaitBetween(ip string) {
+	n.t.Helper()
+	n.awaitWorkload(ip, "enrolled and not direct", func(w *mesh.Workload) bool { return w.Enrolled && !w.Direct })
+}
+
+// awaitWorkload waits for a World in which the workload at the address is so.
+func (n *testNode) awaitWorkload(ip, what string, is func(*mesh.Workload) bool) {
+	n.t.Helper()
 	for limit := time.After(patience); ; {
 		select {
 		case w := <-n.world:
-			if wl := w.Workload(netip.MustParseAddr(ip)); wl != nil && wl.Direct == want {
+			if wl := w.Workload(netip.MustParseAddr(ip)); wl != nil && is(wl) {
 				return
 			}
 		case <-limit:
-			n.t.Fatalf("no World in which %s is direct: %v", ip, want)
+			n.t.Fatalf("no World in which %s is %s", ip, what)
 		}
 	}
 }
@@ -245,6 +258,7 @@ func TestEnrolAndRelease(t *testing.T) {
 	b.namespace("on")
 	n1.awaitEnrol("server", true)
 	enrolled := time.Since(began)
+	n2.awaitBetween("10.30.1.2")
 	n2.neverDirect("10.30.1.2")
 	began = time.Now()
 	n1.report("server", xds.Captured)
@@ -253,12 +267,13 @@ func TestEnrolAndRelease(t *testing.T) {
 	n1.awaitDirect("10.30.1.2", true)
 
 	b.namespace("off")
-	n2.awaitDirect("10.30.1.2", false)
-	n1.awaitDirect("10.30.1.2", false)
+	n2.awaitBetween("10.30.1.2")
+	n1.awaitBetween("10.30.1.2")
 	n1.neverReleased("server") // n2 still has a handshake under way
 	close(held)
 	n1.awaitEnrol("server", false)
 	n1.report("server", xds.Released)
+	n2.awaitWorkload("10.30.1.2", "outside", func(w *mesh.Workload) bool { return !w.Enrolled })
 
 	b.namespace("on")
 	n1.awaitEnrol("server", true)

@@ -20,12 +20,12 @@ import (
 //
 // What the others see and what the node is told follows from it:
 //
-//	             Pod.Enrol   Workload.Direct   signed for
-//	outside      false       false             no
-//	enrolling    true        false             yes
-//	announced    true        true              yes
-//	withdrawing  true        false             yes
-//	releasing    false       false             yes
+//	             Pod.Enrol   Workload.Direct   .Enrolled   signed for
+//	outside      false       false             false       no
+//	enrolling    true        false             true        yes
+//	announced    true        true              true        yes
+//	withdrawing  true        false             true        yes
+//	releasing    false       false             true        yes
 //
 // Two orders are kept by it. A pod is announced only after its agent has said
 // that it is captured: else its application would be handed a ClientHello. And it
@@ -57,6 +57,9 @@ func (s State) enrol() bool { return s == Enrolling || s == Announced || s == Wi
 
 // direct tells whether the pod is announced to the others.
 func (s State) direct() bool { return s == Announced }
+
+// mayDial tells whether the pod's proxy may dial by direct, with a leaf of its own.
+func (s State) mayDial() bool { return s != Outside }
 
 // word is what the agent has said about a pod.
 type word string

@@ -99,13 +99,14 @@ func checkStep(t *testing.T, s State, v view) {
 // implies enrolled, and no step goes from announced to not enrolled at once.
 func TestWhatIsTold(t *testing.T) {
 	for _, row := range []struct {
-		state         State
-		enrol, direct bool
+		state                  State
+		enrol, direct, mayDial bool
 	}{
-		{Outside, false, false}, {Enrolling, true, false}, {Announced, true, true}, {Withdrawing, true, false}, {Releasing, false, false},
+		{Outside, false, false, false}, {Enrolling, true, false, true}, {Announced, true, true, true}, {Withdrawing, true, false, true}, {Releasing, false, false, true},
 	} {
-		if row.state.enrol() != row.enrol || row.state.direct() != row.direct {
-			t.Errorf("%s: enrol %v direct %v, want %v %v", row.state, row.state.enrol(), row.state.direct(), row.enrol, row.direct)
+		if row.state.enrol() != row.enrol || row.state.direct() != row.direct || row.state.mayDial() != row.mayDial {
+			t.Errorf("%s: enrol %v direct %v may dial %v, want %v %v %v", row.state,
+				row.state.enrol(), row.state.direct(), row.state.mayDial(), row.enrol, row.direct, row.mayDial)
 		}
 	}
 	for _, r := range rules {

@@ -141,21 +141,21 @@ func (r *roster) deadline() (first time.Time) {
 // snapshot is what all nodes should know.
 func (r *roster) snapshot() xds.Snapshot {
 	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Namespaces: r.result.Namespaces, Pods: make(map[string][]mesh.Pod)}
-	announced := make(map[*mesh.Workload]bool)
+	enrolled := make(map[*mesh.Workload]State)
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
 		told := p.Pod
 		told.Enrol = e.state.enrol()
 		s.Pods[p.Node] = append(s.Pods[p.Node], told)
-		if e.state.direct() && p.Workload != nil {
-			announced[p.Workload] = true
+		if e.state.mayDial() && p.Workload != nil {
+			enrolled[p.Workload] = e.state
 		}
 	}
 	for i, w := range s.Workloads {
-		if announced[w] {
-			direct := *w
-			direct.Direct = true
-			s.Workloads[i] = &direct
+		if state, is := enrolled[w]; is {
+			told := *w
+			told.Enrolled, told.Direct = true, state.direct()
+			s.Workloads[i] = &told
 		}
 	}
 	return s
@@ -165,7 +165,7 @@ func (r *roster) snapshot() xds.Snapshot {
 func (r *roster) allowed() map[allowance]bool {
 	set := make(map[allowance]bool)
 	for _, e := range r.pods {
-		if e.state != Outside {
+		if e.state.mayDial() {
 			set[allowance{e.pod.Node, e.pod.ID}] = true
 		}
 	}

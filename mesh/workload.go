@@ -20,6 +20,10 @@ type Workload struct {
 	// Direct says that the pod is captured and announced: it is reached by
 	// wire/direct and by nothing else. False means outside the mesh.
 	Direct bool
+	// Enrolled says that the pod may be captured: its own connections may come by
+	// wire/direct before it is announced, and after it is withdrawn. Who is Direct
+	// is Enrolled.
+	Enrolled bool
 	// ExcludeInbound are ports that are not captured: reached in plaintext even
 	// if the pod is Direct.
 	ExcludeInbound []uint16

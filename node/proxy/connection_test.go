@@ -368,13 +368,14 @@ func TestReceiverDecides(t *testing.T) {
 }
 
 func TestExpect(t *testing.T) {
-	in, out := &mesh.Workload{Direct: true}, &mesh.Workload{}
+	in, between, out := &mesh.Workload{Direct: true, Enrolled: true}, &mesh.Workload{Enrolled: true}, &mesh.Workload{}
 	for _, row := range []struct {
 		source *mesh.Workload
 		port   uint16
 		want   expectation
 	}{
 		{in, 61000, expectDirect}, {in, 65535, expectDirect}, {in, 60999, expectEither},
+		{between, 61000, expectEither}, {between, 60999, expectEither},
 		{out, 61000, expectEither}, {out, 60999, expectPlaintext},
 		{nil, 61000, expectEither}, {nil, 60999, expectPlaintext},
 	} {

@@ -35,24 +35,28 @@ const (
 //
 //	source               port marked     not marked
 //	mesh pod             direct          either: the port was rewritten on the way
+//	enrolled pod         either          either
 //	pod outside of it    either          plaintext
 //	unknown              either          plaintext
 //
-// A pod outside the mesh with a marked port is looked at, since it may be
-// outside in our World only: it is captured before it is announced, and
-// withdrawn before it is released. Without the look its ClientHello would reach the application.
+// A pod is captured before it is announced, and withdrawn before it is released: in
+// between it is enrolled and not yet, or no longer, a mesh pod, and speaks TLS. So may
+// one that only our World does not know to be enrolled. Without the look its
+// ClientHello would reach the application.
 func expect(source *mesh.Workload, port uint16) expectation {
 	known := isMesh(source)
 	switch {
 	case known && mesh.IsDirectPort(port):
 		return expectDirect
-	case known || mesh.IsDirectPort(port):
+	case known || isEnrolled(source) || mesh.IsDirectPort(port):
 		return expectEither
 	}
 	return expectPlaintext
 }
 
 func isMesh(w *mesh.Workload) bool { return w != nil && w.Direct }
+
+func isEnrolled(w *mesh.Workload) bool { return w != nil && w.Enrolled }
 
 // foreverQuiet is how long two sides may wait for each other's first word.
 const foreverQuiet = 365 * 24 * time.Hour

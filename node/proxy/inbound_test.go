@@ -147,3 +147,27 @@ func TestLateClientHello(t *testing.T) {
 		return n.count("tacit_refused_connections_total", "direction=inbound", "reason=no_certificate") == 1
 	})
 }
+
+// TestEnrolledMaySpeakTLS: a pod that is captured and not announced dials by direct, and
+// a NAT took the mark from its port. The application must not get its ClientHello.
+func TestEnrolledMaySpeakTLS(t *testing.T) {
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	n := c.node(nil)
+	n.enrol(server)
+	client.wl.Enrolled = true
+	c.publish()
+	app := server.serve(8080, echo)
+	conn, err := client.bare(40000, server.at(false, 8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{direct.ALPN}}).Handshake()
+	await(t, "it is refused as TLS without a certificate", func() bool {
+		return n.count("tacit_refused_connections_total", "direction=inbound", "reason=no_certificate") == 1
+	})
+	if len(app.seen) > 0 {
+		t.Error("the application was dialled")
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -17,6 +18,9 @@ const (
 	// directExtension on a Workload says mesh.Workload.Direct. Istio's own
 	// clients skip an extension that they do not know.
 	directExtension = "tacit.dev/direct"
+	// enrolledExtension says mesh.Workload.Enrolled of who is not direct. It has
+	// no configuration.
+	enrolledExtension = "tacit.dev/enrolled"
 
 	// What Istio leaves empty on the wire.
 	defaultTrustDomain    = "cluster.local"
@@ -55,12 +59,15 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 	if w.HostNetwork {
 		m.NetworkMode = message.NetworkMode_HOST_NETWORK
 	}
-	if w.Direct {
+	switch {
+	case w.Direct:
 		e, err := encodeDirect(w)
 		if err != nil {
 			return nil, err
 		}
 		m.Extensions = []*message.Extension{e}
+	case w.Enrolled:
+		m.Extensions = []*message.Extension{{Name: enrolledExtension}}
 	}
 	return &message.Address{Type: &message.Address_Workload{Workload: m}}, nil
 }
@@ -125,7 +132,8 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 		return nil, fmt.Errorf("workload type %d is unknown", m.GetWorkloadType())
 	}
 	w := &mesh.Workload{
-		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), Zone: m.GetLocality().GetZone(), ID: id, Direct: direct, ExcludeInbound: exclude,
+		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), Zone: m.GetLocality().GetZone(), ID: id,
+		Direct: direct, Enrolled: direct || isEnrolled(m.GetExtensions()), ExcludeInbound: exclude,
 		HostNetwork: m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
 		Ready:       m.GetStatus() == message.WorkloadStatus_HEALTHY,
 		OwnerName:   m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
@@ -158,6 +166,11 @@ func decodeDirect(extensions []*message.Extension) (direct bool, exclude []uint1
 		}
 	}
 	return direct, exclude, nil
+}
+
+// isEnrolled looks for the extension that says that a workload may be captured.
+func isEnrolled(extensions []*message.Extension) bool {
+	return slices.ContainsFunc(extensions, func(e *message.Extension) bool { return e.GetName() == enrolledExtension })
 }
 
 // decodeIdentity fills in Istio's defaults, but not for a workload that is to be

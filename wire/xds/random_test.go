@@ -64,6 +64,7 @@ func (r *randomMesh) workload(i int) *mesh.Workload {
 		CanonicalName: "web", CanonicalRevision: "v1", Cluster: "Kubernetes",
 		Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 0, byte(i)})},
 	}
+	w.Enrolled = w.Direct || r.flip()
 	if w.Direct && r.flip() {
 		w.ExcludeInbound = []uint16{uint16(9000 + r.IntN(3)), 65535}
 	}

@@ -160,7 +160,7 @@ func (c *cutter) cut() {
 
 func workload(i int, change func(*mesh.Workload)) *mesh.Workload {
 	w := &mesh.Workload{UID: fmt.Sprintf("Kubernetes//Pod/ns/p%05d", i), Namespace: "ns", Name: fmt.Sprintf("p%05d", i),
-		ID: mesh.ID{TrustDomain: "lab", Namespace: "ns", ServiceAccount: "sa"}, Direct: true, Ready: true,
+		ID: mesh.ID{TrustDomain: "lab", Namespace: "ns", ServiceAccount: "sa"}, Direct: true, Enrolled: true, Ready: true,
 		OwnerKind: "pod", Cluster: "Kubernetes", Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)})}}
 	if change != nil {
 		change(w)
