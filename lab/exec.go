@@ -151,8 +151,8 @@ func (c *Cluster) begin(name string, at place, user, dir string, words []string)
 }
 
 // finish ends a job (with a signal, or waits if there is none), prints its words
-// and returns its exit code.
-func (c *Cluster) finish(ctx context.Context, call verbCall, name string, s syscall.Signal) error {
+// and returns its exit code. It waits no longer than within.
+func (c *Cluster) finish(ctx context.Context, call verbCall, name string, s syscall.Signal, within time.Duration) error {
 	c.mu.Lock()
 	j := c.jobs[name]
 	c.mu.Unlock()
@@ -164,14 +164,14 @@ func (c *Cluster) finish(ctx context.Context, call verbCall, name string, s sysc
 			return err
 		}
 	}
-	timer := time.NewTimer(jobPatience)
+	timer := time.NewTimer(within)
 	defer timer.Stop()
 	select {
 	case <-j.done:
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-timer.C:
-		return fmt.Errorf("job %s goes on after %s; it said: %s", name, jobPatience, c.said(name))
+		return fmt.Errorf("job %s goes on after %s; it said: %s", name, within, c.said(name))
 	}
 	c.mu.Lock()
 	delete(c.jobs, name)
@@ -183,7 +183,8 @@ func (c *Cluster) finish(ctx context.Context, call verbCall, name string, s sysc
 	return nil
 }
 
-// jobPatience is how long a job may take to end by itself or after its signal.
+// jobPatience is how long a job may take to end by itself or after its signal, if
+// nothing else is said.
 const jobPatience = 3 * time.Minute
 
 func (c *Cluster) said(job string) string {

@@ -89,9 +89,12 @@ func doDump(ctx context.Context, c *Cluster, call verbCall) error {
 	return err
 }
 
+// lookPatience is how long a verb looks for something if nothing else is said.
+const lookPatience = 10 * time.Second
+
 // takeWithin is how long a verb may look for something.
-func (call *verbCall) takeWithin() (time.Duration, error) {
-	return time.ParseDuration(call.take("within", "10s"))
+func (call *verbCall) takeWithin(otherwise time.Duration) (time.Duration, error) {
+	return time.ParseDuration(call.take("within", otherwise.String()))
 }
 
 // look tries until it succeeds; or with a story's "!" expects it to fail, now.
@@ -110,7 +113,7 @@ func (call verbCall) look(ctx context.Context, within time.Duration, try func() 
 // doLog looks for one line with a match of the expression and all of the texts. It
 // reads its words itself: key=value is what stands in a log, not an option.
 func doLog(ctx context.Context, c *Cluster, call verbCall) error {
-	within, err := call.takeWithin()
+	within, err := call.takeWithin(lookPatience)
 	if err = errors.Join(err, call.want(1, -1)); err != nil {
 		return err
 	}
@@ -179,7 +182,7 @@ func (c *Cluster) logOf(name string) (string, error) {
 
 // doMetric sums the series that have all of the labels.
 func doMetric(ctx context.Context, c *Cluster, call verbCall) error {
-	within, err := call.takeWithin()
+	within, err := call.takeWithin(lookPatience)
 	least, is, most, err2 := call.takeBounds()
 	if err = errors.Join(err, err2, call.want(2, 2)); err != nil {
 		return err
@@ -423,7 +426,11 @@ func yesNo(b bool) string {
 
 // doWait waits for a state of pods, for processes, or for the end of a job.
 func doWait(ctx context.Context, c *Cluster, call verbCall) error {
-	within, err := call.takeWithin()
+	patience := lookPatience
+	if len(call.words) == 1 {
+		patience = jobPatience
+	}
+	within, err := call.takeWithin(patience)
 	if err = errors.Join(err, call.want(1, -1), call.done()); err != nil {
 		return err
 	}
@@ -435,7 +442,7 @@ func doWait(ctx context.Context, c *Cluster, call verbCall) error {
 	}[what]
 	switch {
 	case len(names) == 0:
-		return c.finish(ctx, call, what, 0)
+		return c.finish(ctx, call, what, 0, within)
 	case what == "ready":
 		for _, n := range names {
 			if err := c.awaitReady(ctx, n); err != nil {

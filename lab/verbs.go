@@ -30,7 +30,7 @@ func verbs() []verb {
 		{name: "connect", usage: "POD HOST:PORT [say=TEXT] [timeout=TIME]", about: "send a line from a pod to an echo server and expect it back", do: doConnect},
 		{name: "start", usage: "NAME POD|node/NAME [user=NAME] -- COMMAND... | PROCESS", about: "start a job in the background, or a stopped process of Tacit", do: doStart},
 		{name: "stop", usage: "NAME [SIGNAL]", about: "end a job and show what it said, or stop a process of Tacit", do: doStop},
-		{name: "wait", usage: "JOB | enrolled|protected|outside POD... | ready PROCESS... | gone POD...", about: "wait until something is so; a pod's name may have a *", do: doWait},
+		{name: "wait", usage: "JOB [within=TIME] | enrolled|protected|outside POD... [within=TIME] | ready PROCESS... | gone POD... [within=TIME]", about: "wait until something is so; a pod's name may have a *", do: doWait},
 		{name: "kill", usage: "PROCESS|JOB [SIGNAL]", about: "signal a process of Tacit (control, NODE/agent, NODE/proxy) or a job", do: doKill},
 		{name: "restart", usage: "PROCESS... [signal=NAME]", about: "end a process of Tacit and wait until its successor is ready", do: doRestart},
 		{name: "rollout", usage: "NODE...", about: "replace agent and proxy as a DaemonSet does: the next ones are ready before the old ones end", do: doRollout},
@@ -226,7 +226,7 @@ func doStop(ctx context.Context, c *Cluster, call verbCall) error {
 	if k := c.kept(call.words[0]); k != nil {
 		return k.stop(ctx, s)
 	}
-	return c.finish(ctx, call, call.words[0], s)
+	return c.finish(ctx, call, call.words[0], s, jobPatience)
 }
 
 func doKill(ctx context.Context, c *Cluster, call verbCall) error {
