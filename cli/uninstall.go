@@ -155,11 +155,14 @@ func (u *removal) release(ctx context.Context, c *cluster, p *progress, installe
 	if before, err = c.enrolNobody(ctx, p); err != nil {
 		return nil, fmt.Errorf("%w (--force goes on without control)", err)
 	}
-	left := int32(0) // pods that are enrolled
+	left := int32(1) // pods that are enrolled, or may be
 	drain, cancel := context.WithTimeout(ctx, u.drain)
 	defer cancel()
-	err = p.await(drain, func(ctx context.Context) (missing string, err error) {
-		left, missing, err = c.inMesh(ctx)
+	err = p.await(drain, func(ctx context.Context) (string, error) {
+		enrolled, missing, err := c.inMesh(ctx)
+		if err == nil { // an answer that the end of the time cuts off says nothing
+			left = enrolled
+		}
 		return missing, err
 	})
 	if !errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
