@@ -76,7 +76,7 @@ func (h *health) print(out io.Writer) {
 		tell("node "+node, h.nodes[node], "agent and proxy ready")
 	}
 	for _, node := range sortedNodes(h.away) {
-		fmt.Fprintf(out, "  note    node %s: not ready (%s): not looked at\n", node, h.away[node])
+		fmt.Fprintf(out, "  note    node %s: not ready (%s): neither it nor its pods are looked at\n", node, h.away[node])
 	}
 	for _, name := range sortedNodes(h.pods) {
 		problem := ""
@@ -193,7 +193,7 @@ func podProblem(p *corev1.Pod) string {
 }
 
 // podHealth finds the pods that are to be in the mesh, as control does, and what
-// control says of each.
+// control says of each. Of those on nodes that are away nobody can say anything.
 func (c *cluster) podHealth(ctx context.Context, h *health) error {
 	var o kube.Objects
 	spaces, err := c.client.CoreV1().Namespaces().List(ctx, metav1.ListOptions{})
@@ -223,7 +223,7 @@ func (c *cluster) podHealth(ctx context.Context, h *health) error {
 	// Identities are of no interest here, only who is enrolled.
 	for _, p := range kube.Build(o, kube.BuildConfig{TrustDomain: "cluster.local", Namespace: namespace}).Pods {
 		name := p.Namespace + "/" + p.Name
-		if pod := byName[name]; p.Enrol && counts(pod) {
+		if pod := byName[name]; p.Enrol && counts(pod) && h.away[pod.Spec.NodeName] == "" {
 			h.pods[name] = stateOf(pod)
 		}
 	}

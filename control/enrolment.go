@@ -1,6 +1,7 @@
 package control
 
 import (
+	"maps"
 	"time"
 
 	"tacit.dev/control/kube"
@@ -155,6 +156,31 @@ type outlook struct {
 	acked func(version uint64) bool
 	// connected tells whether the agent of the node is.
 	connected func(node string) bool
+}
+
+// away names the nodes of pods whose agent is not connected, and since when that is
+// known.
+type away map[string]time.Time
+
+// see keeps a in step with the world.
+func (a away) see(pods map[string]*enrolment, o outlook) {
+	nodes := make(map[string]bool, len(a))
+	for _, e := range pods {
+		nodes[e.pod.Node] = true
+	}
+	for node := range nodes {
+		if _, known := a[node]; !known && !o.connected(node) {
+			a[node] = o.now
+		}
+	}
+	maps.DeleteFunc(a, func(node string, _ time.Time) bool { return !nodes[node] || o.connected(node) })
+}
+
+// long tells whether the agent of a node is away for so long that nobody knows any more
+// how its pods are.
+func (a away) long(node string, now time.Time) bool {
+	since, is := a[node]
+	return is && now.Sub(since) >= awayAfter
 }
 
 // hear takes in what the agent said.

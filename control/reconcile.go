@@ -91,6 +91,7 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 	if !r.dirty && !r.started() {
 		return time.Hour // no objects yet: to publish without them would withdraw everybody
 	}
+	r.roster.away.see(r.roster.pods, r.outlook(now))
 	for r.roster.advance(r.outlook(now)) || r.dirty {
 		r.dirty = true
 		if err := r.save(); err != nil {
@@ -195,7 +196,7 @@ func (r *reconciler) wait(now time.Time) time.Duration {
 	switch {
 	case r.roster.withdrawing():
 		wait = recheck
-	case r.roster.unheard():
+	case r.roster.unheard(now):
 		wait = enrollingAfter
 	}
 	if r.presenter != nil && !r.roster.result.Mesh.Found {

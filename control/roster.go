@@ -21,6 +21,7 @@ type roster struct {
 	// heard is what each agent said when it connected, by node and UID: it may
 	// hold a pod whose object is not here yet.
 	heard map[string]map[string]xds.Report
+	away  away
 	// past is what an earlier process remembered, by UID, until its object is here.
 	past map[string]memory
 }
@@ -30,6 +31,7 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 		log:   log,
 		pods:  make(map[string]*enrolment),
 		heard: make(map[string]map[string]xds.Report),
+		away:  make(away),
 		past:  make(map[string]memory, len(past)),
 	}
 	for _, m := range past {

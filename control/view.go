@@ -16,8 +16,8 @@ import (
 const (
 	// showEvery is how often people are shown something new at most.
 	showEvery = 500 * time.Millisecond
-	// awayAfter is how long an agent that has not been heard of by this leader is
-	// waited for, before nobody knows about its pods.
+	// awayAfter is how long an agent that is not connected to this leader is waited for,
+	// before nobody knows about its pods.
 	awayAfter = 30 * time.Second
 	// enrollingAfter is how long an enrolment may take without a word about it: most
 	// are done by then.
@@ -88,7 +88,7 @@ func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string) kub
 	summary := kube.Summary{Facts: r.result.Mesh, TrustDomain: trustDomain, Exceptions: r.result.Exceptions}
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
-		want := e.condition(o)
+		want := e.condition(o.now, r.away.long(e.pod.Node, o.now))
 		if !want.Same(p.Shown) {
 			v.Pods = append(v.Pods, kube.PodView{UID: p.UID, Namespace: p.Namespace, Name: p.Name, Is: p.Shown, Want: want})
 		}
@@ -121,9 +121,9 @@ func (r *roster) ready(nodes []xds.NodeStatus, count *kube.NodeCounts) (untaint 
 	return untaint
 }
 
-// condition is what the pod should show.
-func (e *enrolment) condition(o outlook) kube.Condition {
-	age := o.now.Sub(e.since)
+// condition is what the pod should show; unheard says that its agent is away for long.
+func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
+	age := now.Sub(e.since)
 	switch {
 	case e.state == Outside, e.state == Releasing && !e.pod.Enrol && e.pod.Shown.Status == "":
 		return kube.Condition{}
@@ -135,10 +135,10 @@ func (e *enrolment) condition(o outlook) kube.Condition {
 		return e.pod.Shown
 	case e.word == free && e.state == Announced:
 		return kube.Condition{Status: "False", Reason: kube.NotCaptured, Message: "its agent does not hold it any more"}
+	case unheard:
+		return kube.Condition{Status: "Unknown", Reason: kube.AgentAway, Message: fmt.Sprintf("the agent of node %s is not connected", e.pod.Node)}
 	case e.state == Announced && e.word != silent:
 		return kube.Condition{Status: "True", Reason: kube.Captured, Message: "captured, and reached by mutual TLS"}
-	case age >= awayAfter && !o.connected(e.pod.Node):
-		return kube.Condition{Status: "Unknown", Reason: kube.AgentAway, Message: fmt.Sprintf("the agent of node %s is not connected", e.pod.Node)}
 	case e.state == Announced, e.pod.Shown.Status == "" && age < enrollingAfter:
 		return e.pod.Shown // its agent has not come to this leader yet, or is about to capture it
 	}
@@ -166,7 +166,12 @@ func (e *enrolment) count(c kube.Condition, s *kube.Summary) {
 }
 
 // unheard tells whether what a pod should show changes by time alone.
-func (r *roster) unheard() bool {
+func (r *roster) unheard(now time.Time) bool {
+	for node := range r.away {
+		if !r.away.long(node, now) {
+			return true
+		}
+	}
 	for _, e := range r.pods {
 		if e.state.enrol() && (e.word == silent || e.state == Enrolling) {
 			return true

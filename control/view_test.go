@@ -18,7 +18,7 @@ func TestConditionOfPods(t *testing.T) {
 	before := kube.Condition{Status: "True", Reason: kube.Captured, Message: "as it was"}
 	for name, c := range map[string]struct {
 		e              enrolment
-		away           bool
+		unheard        bool
 		status, reason string
 	}{
 		"outside":                {e: enrolment{state: Outside}},
@@ -30,8 +30,10 @@ func TestConditionOfPods(t *testing.T) {
 		"announced and lost":     {e: enrolment{state: Announced, word: free}, status: "False", reason: kube.NotCaptured},
 		"deleted, taken down":    {e: enrolment{state: Announced, word: free, pod: kube.Pod{Shown: before, Ending: true}}, status: "True", reason: kube.Captured},
 		"deleted, rules lost":    {e: enrolment{state: Announced, word: free, reason: "no rules", pod: kube.Pod{Ending: true}}, status: "False", reason: kube.NotCaptured},
-		"not heard yet":          {e: enrolment{state: Announced, word: silent, since: now, pod: kube.Pod{Shown: before}}, away: true, status: "True", reason: kube.Captured},
-		"not heard for long":     {e: enrolment{state: Announced, word: silent, since: now.Add(-awayAfter), pod: kube.Pod{Shown: before}}, away: true, status: "Unknown", reason: kube.AgentAway},
+		"not heard yet":          {e: enrolment{state: Announced, word: silent, since: now, pod: kube.Pod{Shown: before}}, status: "True", reason: kube.Captured},
+		"not heard for long":     {e: enrolment{state: Announced, word: silent, pod: kube.Pod{Shown: before}}, unheard: true, status: "Unknown", reason: kube.AgentAway},
+		"its agent has left":     {e: enrolment{state: Announced, word: captured, pod: kube.Pod{Shown: before}}, unheard: true, status: "Unknown", reason: kube.AgentAway},
+		"enrolled in vain":       {e: enrolment{state: Enrolling, since: now}, unheard: true, status: "Unknown", reason: kube.AgentAway},
 		"withdrawing":            {e: enrolment{state: Withdrawing, word: captured}, status: "False", reason: kube.Leaving},
 		"released, nothing said": {e: enrolment{state: Releasing, word: stale}},
 		"released, once shown":   {e: enrolment{state: Releasing, word: stale, pod: kube.Pod{Shown: before}}, status: "False", reason: kube.Leaving},
@@ -39,10 +41,40 @@ func TestConditionOfPods(t *testing.T) {
 		if c.e.word == "" {
 			c.e.word = silent
 		}
-		got := c.e.condition(outlook{now: now, connected: func(string) bool { return !c.away }})
+		got := c.e.condition(now, c.unheard)
 		if got.Status != c.status || got.Reason != c.reason {
 			t.Errorf("%s: %+v, want %q because of %q", name, got, c.status, c.reason)
 		}
+	}
+}
+
+// An agent that does not come back for a while is told of once, by time alone.
+func TestAgentIsAwayForLong(t *testing.T) {
+	now := time.Now()
+	r := newRoster(nil, slog.New(slog.DiscardHandler))
+	e := enrolment{pod: testPod("a"), state: Announced, word: captured}
+	r.pods[e.pod.UID] = &e
+	for _, step := range []struct {
+		after         time.Duration
+		connected     bool
+		long, unheard bool
+	}{
+		{0, true, false, false},
+		{time.Hour, false, false, true}, // it has left just now
+		{time.Hour + awayAfter - 1, false, false, true},
+		{time.Hour + awayAfter, false, true, false},
+		{2 * time.Hour, true, false, false},
+		{2*time.Hour + awayAfter, false, false, true},
+	} {
+		at := now.Add(step.after)
+		r.away.see(r.pods, outlook{now: at, connected: func(string) bool { return step.connected }})
+		if long, unheard := r.away.long(e.pod.Node, at), r.unheard(at); long != step.long || unheard != step.unheard {
+			t.Errorf("after %v, connected %v: away for long %v, to be looked at again %v", step.after, step.connected, long, unheard)
+		}
+	}
+	clear(r.pods)
+	if r.away.see(r.pods, outlook{now: now}); len(r.away) != 0 {
+		t.Errorf("away, without a pod: %v", r.away)
 	}
 }
 
