@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -169,6 +170,32 @@ func (n *testNode) awaitEnrol(pod string, want bool) {
 	}
 }
 
+// isKnown tells whether one of the lists that have arrived says that every node knows the
+// pod at this address.
+func (n *testNode) isKnown(pod, ip string) bool {
+	for {
+		select {
+		case list := <-n.pods:
+			for _, p := range list {
+				if p.Name == pod && slices.Contains(p.Known, netip.MustParseAddr(ip)) {
+					return true
+				}
+			}
+		default:
+			return false
+		}
+	}
+}
+
+func (n *testNode) await(what string, is func() bool) {
+	n.t.Helper()
+	for deadline := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			n.t.Fatalf("not %s", what)
+		}
+	}
+}
+
 // awaitDirect waits for a World in which the address is direct, or is not.
 func (n *testNode) awaitDirect(ip string, want bool) {
 	n.t.Helper()
@@ -279,6 +306,41 @@ func TestEnrolAndRelease(t *testing.T) {
 	n1.awaitEnrol("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
+}
+
+// A pod that begins is known by its agent's word before its object says where it is; and
+// the agent hears when every node has it.
+func TestKnownBeforeItsObjectSays(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.namespace("on")
+	b.pod("server", "n1", "")
+	b.start()
+	held := make(chan struct{})
+	n1, n2 := b.node("n1", nil), b.node("n2", held)
+	n1.awaitEnrol("server", true)
+	<-n2.world // control counts with n2
+	const at = "10.30.1.9"
+	n1.agent.Report(xds.Report{UID: "uid-server", Namespace: "default", Name: "server", State: xds.Captured, Addresses: []netip.Addr{netip.MustParseAddr(at)}})
+	n2.awaitDirect(at, true)
+	if n1.isKnown("server", at) {
+		t.Error("n1 was told that n2 knows the pod, and n2 has not said so")
+	}
+	close(held)
+	n1.await("told that every node knows server", func() bool { return n1.isKnown("server", at) })
+}
+
+// Who has left the cluster has not to know its pods.
+func TestKnownWithoutANodeThatHasLeft(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.9")
+	b.write("nodes.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", make(chan struct{}))
+	n1.awaitEnrol("server", true)
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.9", true)
+	n1.await("told that every node knows server", func() bool { return n1.isKnown("server", "10.30.1.9") })
 }
 
 // A node that is gone does not hold a withdrawal up for ever.

@@ -2,6 +2,8 @@ package control
 
 import (
 	"maps"
+	"net/netip"
+	"slices"
 	"time"
 
 	"tacit.dev/control/kube"
@@ -147,6 +149,14 @@ type enrolment struct {
 	since time.Time
 	// withdrawn is the publication that withdrew it, 0 if it is not published yet.
 	withdrawn uint64
+	// told are its addresses by its agent, nil if that has not said.
+	told []netip.Addr
+	// spread is the publication that announces it at addresses that not every node is
+	// known to know, 0 for none; at these.
+	spread   uint64
+	spreadAt []netip.Addr
+	// known are the addresses at which every node knows it as announced.
+	known []netip.Addr
 }
 
 // outlook is what an enrolment sees of the world besides its own pod.
@@ -154,6 +164,9 @@ type outlook struct {
 	now time.Time
 	// acked tells whether no node acts on anything older than the publication.
 	acked func(version uint64) bool
+	// spread tells whether every node acts on the publication, or on a later one, but for
+	// those that have left the cluster.
+	spread func(version uint64) bool
 	// connected tells whether the agent of the node is.
 	connected func(node string) bool
 }
@@ -185,10 +198,31 @@ func (a away) long(node string, now time.Time) bool {
 
 // hear takes in what the agent said.
 func (e *enrolment) hear(r xds.Report) {
-	e.word, e.reason = free, r.Reason
+	e.word, e.reason, e.told = free, r.Reason, nil
 	if r.State == xds.Captured {
-		e.word, e.reason = captured, ""
+		e.word, e.reason, e.told = captured, "", r.Addresses
 	}
+}
+
+// announced notes which publication announces the pod where it is now.
+func (e *enrolment) announced(version uint64) {
+	if e.state != Announced || e.pod.Workload == nil {
+		e.spread, e.spreadAt, e.known = 0, nil, nil
+		return
+	}
+	at := e.pod.Workload.Addresses
+	if !slices.Equal(at, e.known) && !slices.Equal(at, e.spreadAt) {
+		e.spread, e.spreadAt = version, at
+	}
+}
+
+// learn takes note that every node knows the pod, and tells whether that is new.
+func (e *enrolment) learn(o outlook) bool {
+	if e.spread == 0 || !o.spread(e.spread) {
+		return false
+	}
+	e.known, e.spread = e.spreadAt, 0
+	return true
 }
 
 // advance steps until nothing changes any more, and tells whether anything did.

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -50,6 +52,8 @@ type reconciler struct {
 	metrics   *metrics
 	log       *slog.Logger
 
+	// objects are the last that came.
+	objects *kube.Objects
 	// dirty: the roster differs from what is published.
 	dirty bool
 	// deposed: somebody else may lead. Nothing is saved or published any more.
@@ -120,11 +124,8 @@ func (r *reconciler) save() error {
 func (r *reconciler) takeInbox(now time.Time) {
 	objects, nodes := r.inbox.take()
 	if objects != nil {
-		result := kube.Build(*objects, r.build)
-		r.build.Before = result.Mesh.Policy
-		r.tellProblems(result.Problems)
-		r.roster.objects(result, now)
-		r.dirty = true
+		r.objects = objects
+		r.read(now)
 	}
 	for node, n := range nodes {
 		if n.full {
@@ -134,6 +135,19 @@ func (r *reconciler) takeInbox(now time.Time) {
 			r.roster.report(node, said)
 		}
 	}
+	if r.objects != nil && !maps.EqualFunc(r.roster.told(), r.objects.Told, slices.Equal) {
+		r.read(now)
+	}
+}
+
+// read takes in what objects and agents say now.
+func (r *reconciler) read(now time.Time) {
+	r.objects.Told = r.roster.told()
+	result := kube.Build(*r.objects, r.build)
+	r.build.Before = result.Mesh.Policy
+	r.tellProblems(result.Problems)
+	r.roster.objects(result, now)
+	r.dirty = true
 }
 
 // publish tells the nodes. A node may sign for a pod before it is told to enrol
@@ -159,18 +173,20 @@ func (r *reconciler) started() bool {
 
 // outlook asks the server once per publication, not once per pod.
 func (r *reconciler) outlook(now time.Time) outlook {
-	acked := make(map[uint64]bool)
+	asked := make(map[uint64][]string)
+	waiting := func(version uint64) []string {
+		nodes, is := asked[version]
+		if !is {
+			nodes = r.server.Acked(version)
+			asked[version] = nodes
+		}
+		return nodes
+	}
 	var agents map[string]bool
 	return outlook{
-		now: now,
-		acked: func(version uint64) bool {
-			done, asked := acked[version]
-			if !asked {
-				done = len(r.server.Acked(version)) == 0
-				acked[version] = done
-			}
-			return done
-		},
+		now:    now,
+		acked:  func(version uint64) bool { return len(waiting(version)) == 0 },
+		spread: func(version uint64) bool { return !slices.ContainsFunc(waiting(version), r.roster.isNode) },
 		connected: func(node string) bool {
 			if agents == nil {
 				agents = r.agents()
@@ -194,7 +210,7 @@ func (r *reconciler) agents() map[string]bool {
 func (r *reconciler) wait(now time.Time) time.Duration {
 	wait := time.Hour
 	switch {
-	case r.roster.withdrawing():
+	case r.roster.waiting():
 		wait = recheck
 	case r.roster.unheard(now):
 		wait = enrollingAfter

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -111,6 +112,9 @@ func (r *roster) advance(o outlook) (changed bool) {
 	for _, uid := range slices.Sorted(maps.Keys(r.pods)) {
 		e := r.pods[uid]
 		before := e.state
+		if e.learn(o) {
+			changed = true
+		}
 		if e.advance(o) {
 			changed = true
 			r.log.Info("enrolment", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", uid, "node", e.pod.Node,
@@ -120,9 +124,11 @@ func (r *roster) advance(o outlook) (changed bool) {
 	return changed
 }
 
-// published notes which publication withdrew the pods that are withdrawn now.
+// published notes which publication withdrew the pods that are withdrawn now, and which
+// announces those that are announced.
 func (r *roster) published(version uint64) {
 	for _, e := range r.pods {
+		e.announced(version)
 		if e.state == Withdrawing && e.withdrawn == 0 {
 			e.withdrawn = version
 		}
@@ -147,7 +153,7 @@ func (r *roster) snapshot() xds.Snapshot {
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
 		told := p.Pod
-		told.Enrol = e.state.enrol()
+		told.Enrol, told.Known = e.state.enrol(), e.known
 		s.Pods[p.Node] = append(s.Pods[p.Node], told)
 		if e.state.mayDial() && p.Workload != nil {
 			enrolled[p.Workload] = e.state
@@ -194,10 +200,27 @@ func (r *roster) remember() []memory {
 	return list
 }
 
-// withdrawing tells whether any pod waits for nodes.
-func (r *roster) withdrawing() bool {
+// isNode tells whether a node of that name is in the cluster, as far as objects tell of
+// nodes.
+func (r *roster) isNode(name string) bool {
+	return len(r.result.Nodes) == 0 || slices.ContainsFunc(r.result.Nodes, func(n kube.Node) bool { return n.Name == name })
+}
+
+// told are the addresses of pods as their agents say, by UID.
+func (r *roster) told() map[string][]netip.Addr {
+	all := make(map[string][]netip.Addr)
+	for uid, e := range r.pods {
+		if len(e.told) > 0 {
+			all[uid] = e.told
+		}
+	}
+	return all
+}
+
+// waiting tells whether any pod waits for nodes.
+func (r *roster) waiting() bool {
 	for _, e := range r.pods {
-		if e.state == Withdrawing {
+		if e.state == Withdrawing || e.spread != 0 {
 			return true
 		}
 	}

@@ -109,6 +109,9 @@ type Pod struct {
 	// ProbePorts are what the node's kubelet calls: it is not captured there, so
 	// that it learns how the application is, and not the mesh. Others are.
 	ProbePorts []uint16
+	// Known are the addresses at which every node knows the pod, as one to be reached by
+	// direct.
+	Known []netip.Addr
 }
 
 // Exclusion is a set of destinations that are not captured. A zero Port means

@@ -25,6 +25,9 @@ type Objects struct {
 	EndpointSlices []*discoveryv1.EndpointSlice
 	Nodes          []*corev1.Node
 	Meshes         []*Mesh
+	// Told are the addresses of pods, by UID, as their agents have them: they know them
+	// before the pod's object says so.
+	Told map[string][]netip.Addr
 }
 
 // BuildConfig is what Build needs besides the objects.
@@ -93,6 +96,7 @@ func Build(o Objects, cfg BuildConfig) Result {
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
 		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
 		zones:      make(map[string]string, len(o.Nodes)),
+		told:       o.Told,
 	}
 	for _, n := range o.Namespaces {
 		b.namespaces[n.Name] = n.Labels
@@ -114,6 +118,7 @@ type builder struct {
 	namespaces map[string]map[string]string // labels by name
 	workloads  map[string]*mesh.Workload    // by UID
 	zones      map[string]string            // by node
+	told       map[string][]netip.Addr      // Objects.Told
 	holder     map[netip.Addr]*corev1.Pod   // of an address that several pods claim
 	result     Result
 }

@@ -52,6 +52,47 @@ func testBuild(t *testing.T, path string) {
 	}
 }
 
+// What an agent says about its pods comes before what their objects say; but it takes no
+// address of a pod whose object has it.
+func TestToldAddresses(t *testing.T) {
+	o, err := Decode([]byte(`
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: default, uid: uid-a}
+spec: {nodeName: n1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: b, namespace: default, uid: uid-b}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.2}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: c, namespace: default, uid: uid-c}
+spec: {nodeName: n2}
+status: {podIP: 10.1.0.3, startTime: "2026-01-01T00:00:00Z"}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: thief, namespace: default, uid: uid-d}
+spec: {nodeName: n1}
+status: {startTime: "2026-01-02T00:00:00Z"}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := func(text string) []netip.Addr { return []netip.Addr{netip.MustParseAddr(text)} }
+	o.Told = map[string][]netip.Addr{"uid-a": at("10.1.0.1"), "uid-b": at("10.1.0.9"), "uid-d": at("10.1.0.3")}
+	got := map[string]string{}
+	for _, w := range Build(o, labConfig).Workloads {
+		got[w.Name] = fmt.Sprint(w.Addresses)
+	}
+	if diff := cmp.Diff(map[string]string{"a": "[10.1.0.1]", "b": "[10.1.0.9]", "c": "[10.1.0.3]"}, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // archive reads the objects of an archive, and finds its file "want".
 func archive(t *testing.T, a *txtar.Archive) (o Objects, want *txtar.File) {
 	t.Helper()

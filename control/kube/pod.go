@@ -74,7 +74,7 @@ func (b *builder) workloadUID(kind, namespace, name string) string {
 
 // workload is the pod as the others see it, nil while it has no address.
 func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
-	addrs := slices.DeleteFunc(podAddresses(p), func(a netip.Addr) bool { return b.holder[a] != nil && b.holder[a] != p })
+	addrs := slices.DeleteFunc(b.addresses(p), func(a netip.Addr) bool { return b.holder[a] != nil && b.holder[a] != p })
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -113,9 +113,9 @@ func (b *builder) holders(pods []*corev1.Pod) {
 		if !isThere(p) || p.Spec.HostNetwork {
 			continue
 		}
-		for _, a := range podAddresses(p) {
+		for _, a := range b.addresses(p) {
 			had := first[a]
-			if had == nil || isLater(p, had) {
+			if had == nil || b.isLater(p, had, a) {
 				first[a] = p
 			}
 			if had != nil {
@@ -125,11 +125,15 @@ func (b *builder) holders(pods []*corev1.Pod) {
 	}
 }
 
-// isLater tells whether p came to its address after q: a pod that is being deleted
-// gives its address up, and otherwise who was started later has it.
-func isLater(p, q *corev1.Pod) bool {
+// isLater tells whether p came to the address after q: a pod that is being deleted gives
+// its address up. An agent's word does not take the address of a pod whose object has it.
+// Otherwise who was started later has it.
+func (b *builder) isLater(p, q *corev1.Pod, a netip.Addr) bool {
 	if gone, was := p.DeletionTimestamp != nil, q.DeletionTimestamp != nil; gone != was {
 		return was
+	}
+	if has, had := slices.Contains(podAddresses(p), a), slices.Contains(podAddresses(q), a); has != had {
+		return has
 	}
 	return cmp.Or(started(p).Compare(started(q)), cmp.Compare(p.UID, q.UID), cmp.Compare(p.Namespace+"/"+p.Name, q.Namespace+"/"+q.Name)) > 0
 }
@@ -139,6 +143,15 @@ func started(p *corev1.Pod) time.Time {
 		return p.Status.StartTime.Time
 	}
 	return p.CreationTimestamp.Time
+}
+
+// addresses are where the pod is reached: as its agent says, or else its object, which
+// may still have those of an earlier sandbox.
+func (b *builder) addresses(p *corev1.Pod) []netip.Addr {
+	if told := b.told[string(p.UID)]; len(told) > 0 && !p.Spec.HostNetwork {
+		return slices.Clone(told)
+	}
+	return podAddresses(p)
 }
 
 func podAddresses(p *corev1.Pod) []netip.Addr {

@@ -74,6 +74,9 @@ type Config struct {
 	// WordPatience is how long control is waited for to tell of a new pod whose
 	// namespace is not enrolled; then it begins. Default 5 s.
 	WordPatience time.Duration
+	// KnownPatience is how long a pod of the mesh that is captured waits until every node
+	// knows it; then it begins. Default 5 s.
+	KnownPatience time.Duration
 	// Program is the plugin, which is copied to ProgramDir. Empty: it is there already.
 	Program, ProgramDir string
 	// NodeAddresses are the node's own, from which its kubelet probes pods where the
@@ -96,6 +99,7 @@ func (c *Config) complete() error {
 	c.ProtectWithin = orElse(c.ProtectWithin, 10*time.Second)
 	c.UnknownGrace = orElse(c.UnknownGrace, time.Minute)
 	c.WordPatience = orElse(c.WordPatience, 5*time.Second)
+	c.KnownPatience = orElse(c.KnownPatience, 5*time.Second)
 	if c.Chain.Plugin == nil {
 		c.Chain.Plugin = map[string]any{
 			"agent":      filepath.Join(c.RunDir, "cni.sock"),

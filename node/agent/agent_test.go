@@ -3,10 +3,12 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -88,6 +90,49 @@ func TestAddWaitsUntilCaptured(t *testing.T) {
 	}
 	n.reports.until(t, "a", xds.Released)
 	p.until(t, "the proxy drops the pod", func() bool { return len(p.pods) == 0 })
+}
+
+// A pod begins when every node knows where it is, or has been waited for.
+func TestAddWaitsUntilKnown(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) { c.KnownPatience = limit })
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	add, at := addOf("a", path), netip.MustParseAddr("10.1.2.3")
+	add.Addresses = []netip.Addr{at}
+	told := word("a", true)
+	n.agent.Apply([]mesh.Pod{told})
+	answer := make(chan error, 1)
+	go func() { answer <- n.ask(add) }()
+	if said := n.reports.until(t, "a", xds.Captured); !slices.Equal(said.Addresses, add.Addresses) {
+		t.Errorf("control was told of the addresses %v, want %v", said.Addresses, add.Addresses)
+	}
+	isCaptured(t, ns)
+	told.Known = []netip.Addr{netip.MustParseAddr("10.1.2.2")} // of an earlier sandbox
+	n.agent.Apply([]mesh.Pod{told})
+	n.ask(cni.Request{Command: cni.Del, ContainerID: "nobody"}) // what came before it has been heard
+	select {
+	case err := <-answer:
+		t.Fatalf("ADD, while not every node knows the pod: %v", err)
+	default:
+	}
+	told.Known = []netip.Addr{at}
+	n.agent.Apply([]mesh.Pod{told})
+	if err := <-answer; err != nil {
+		t.Errorf("ADD: %v", err)
+	}
+}
+
+func TestAddWaitsNotForEver(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) { c.KnownPatience = 10 * time.Millisecond })
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	add := addOf("a", path)
+	add.Addresses = []netip.Addr{netip.MustParseAddr("10.1.2.3")}
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(add); err != nil {
+		t.Errorf("ADD: %v", err)
+	}
+	isCaptured(t, ns)
 }
 
 func TestAddOfAPodOutsideTheMesh(t *testing.T) {

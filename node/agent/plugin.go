@@ -27,46 +27,75 @@ func (a *Agent) answer(ctx context.Context, r cni.Request) error {
 	return err
 }
 
-// add takes a pod in and waits until it is as control wants it. If that does not
-// happen in time the pod is refused; it stays known until its DEL.
+// add takes a pod in and waits until it is as control wants it, and known. If the first
+// does not happen in time the pod is refused; it stays known until its DEL.
 func (a *Agent) add(ctx context.Context, r cni.Request) error {
+	told, err := a.protect(ctx, r)
+	if err == nil && told {
+		a.awaitKnown(ctx, r)
+	}
+	return err
+}
+
+// awaitKnown waits until every node knows the pod that begins now: its addresses are soon
+// known to others, by DNS for one, and who is told of them by those must not take it for
+// something outside of the mesh. A node that is slow or away does not hold it up for long:
+// it is waited for in vain until control gives it up.
+func (a *Agent) awaitKnown(ctx context.Context, r cni.Request) {
+	known := make(chan struct{})
+	a.post(func() {
+		if p := a.sandbox(r.ContainerID); p != nil {
+			p.known = append(p.known, known)
+		}
+	})
+	select {
+	case <-known:
+	case <-a.ended:
+	case <-ctx.Done():
+	case <-time.After(a.cfg.KnownPatience):
+		a.cfg.Log.Warn("pod begins though not every node knows it", "namespace", r.Namespace, "pod", r.Name, "uid", r.UID, "waited", a.cfg.KnownPatience)
+	}
+}
+
+// protect takes a pod in and waits until it is as control wants it. It reports whether
+// that is so, or the pod begins without a word of control's.
+func (a *Agent) protect(ctx context.Context, r cni.Request) (told bool, err error) {
 	rec := record{
 		UID: r.UID, Namespace: r.Namespace, Name: r.Name, Container: r.ContainerID,
 		Netns: r.Netns, Addresses: r.Addresses,
 	}
-	var err error
 	if rec.Key, err = keyAt(r.Netns); err != nil {
-		return fmt.Errorf("pod %s/%s: %w", r.Namespace, r.Name, err)
+		return false, fmt.Errorf("pod %s/%s: %w", r.Namespace, r.Name, err)
 	}
 	settled := make(chan struct{})
 	if !a.post(func() { a.added(rec, settled) }) {
-		return errEnding
+		return false, errEnding
 	}
 	select {
 	case <-settled:
-		return nil
+		return true, nil
 	case <-ctx.Done():
 	case <-time.After(a.cfg.WordPatience):
 		if a.mayBegin(rec) {
 			a.cfg.Log.Warn("pod begins though control is silent: its namespace is not enrolled", "namespace", r.Namespace, "pod", r.Name, "uid", r.UID)
-			return nil
+			return false, nil
 		}
 	}
 	select {
 	case <-settled:
-		return nil
+		return true, nil
 	case <-a.ended:
-		return errEnding
+		return false, errEnding
 	case <-ctx.Done():
 	}
 	if errors.Is(ctx.Err(), context.Canceled) {
-		return errEnding
+		return false, errEnding
 	}
 	why := a.ask(func() string { return a.why(rec.Container) })
 	if why == "" { // at the last moment
-		return nil
+		return true, nil
 	}
-	return fmt.Errorf("pod %s/%s is not protected in time: %s", r.Namespace, r.Name, why)
+	return false, fmt.Errorf("pod %s/%s is not protected in time: %s", r.Namespace, r.Name, why)
 }
 
 // errEnding has the plugin ask again at once: another agent, which takes over or

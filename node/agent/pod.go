@@ -79,8 +79,10 @@ type pod struct {
 	// reported is the last state that control has been told.
 	reported xds.PodState
 	logged   string // last reason told of it being unprotected
-	// settled hear when the pod is as control wants it, gone when it is forgotten.
+	// settled hear when the pod is as control wants it, known when every node knows it,
+	// forgotten when it is.
 	settled   []chan struct{}
+	known     []chan struct{}
 	forgotten []chan struct{}
 	// stopWatch ends the watch over the namespace; nil while there is none.
 	stopWatch context.CancelFunc
@@ -213,6 +215,14 @@ func (p *pod) isSettled() bool {
 	return p.rules == noRules || p.rules == draining
 }
 
+// isKnown reports whether nobody takes the pod for something outside of the mesh any
+// more, whoever learns its addresses from elsewhere. Nobody has to know one that is in no
+// mesh.
+func (p *pod) isKnown() bool {
+	w := p.rec.Word
+	return w != nil && (!w.Enrol || !slices.ContainsFunc(p.rec.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.Known, a.Unmap()) }))
+}
+
 // waitsFor is what an impatient plugin is told.
 func (p *pod) waitsFor(connected bool) string {
 	switch {
@@ -278,7 +288,7 @@ func sameRules(a, b mesh.Pod) bool {
 func sameWord(a, b mesh.Pod) bool {
 	return a.UID == b.UID && a.ID == b.ID && a.Enrol == b.Enrol &&
 		slices.Equal(a.ExcludeOutbound, b.ExcludeOutbound) && slices.Equal(a.ExcludeInbound, b.ExcludeInbound) &&
-		slices.Equal(a.ProbePorts, b.ProbePorts)
+		slices.Equal(a.ProbePorts, b.ProbePorts) && slices.Equal(a.Known, b.Known)
 }
 
 // closeFiles lets go of the namespace and the listeners, our copies of them.

@@ -96,6 +96,9 @@ func (a *Agent) attend(ctx context.Context, p *pod, now time.Time) {
 	if p.isSettled() {
 		p.settled = closeEach(p.settled)
 	}
+	if p.isKnown() {
+		p.known = closeEach(p.known)
+	}
 	a.report(p, now)
 }
 
@@ -211,7 +214,11 @@ func (a *Agent) report(p *pod, now time.Time) {
 	}
 	p.reported, p.logged = state, reason
 	a.cfg.Log.Log(context.Background(), levelOf(state), "pod "+string(state), append(p.attrs(), "reason", reason)...)
-	a.tellControl(xds.Report{UID: p.uid(), Namespace: p.rec.Namespace, Name: p.rec.Name, State: state, Reason: reason})
+	said := xds.Report{UID: p.uid(), Namespace: p.rec.Namespace, Name: p.rec.Name, State: state, Reason: reason}
+	if state == xds.Captured {
+		said.Addresses = p.rec.Addresses
+	}
+	a.tellControl(said)
 	if state == xds.Released {
 		p.reported = ""
 	}

@@ -536,6 +536,28 @@ func TestDeadAddressTimesOut(t *testing.T) {
 	})
 }
 
+// Who dials in vain outside of the mesh does not keep control from knowing that this node
+// has heard of what is new.
+func TestDialOutsideHoldsUpNoAcknowledgement(t *testing.T) {
+	c := newCluster(t)
+	client := c.pod("client")
+	n := c.node(nil)
+	n.enrol(client)
+	client.space.do(t, func() error { return sh("ip neigh add 10.77.9.9 lladdr 02:00:00:00:00:09 dev eth0") })
+	conn, err := client.dial(netip.MustParseAddrPort("10.77.9.9:80"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	await(t, "the proxy dials", func() (dials bool) {
+		client.space.do(t, func() error { dials = sh("ss -Htn state syn-sent dst 10.77.9.9 | grep .") == nil; return nil })
+		return dials
+	})
+	if !isClosed(n.proxy.Apply(c.world())) {
+		t.Error("not acknowledged while the dial is under way")
+	}
+}
+
 func TestManyAtOnce(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")

@@ -29,11 +29,15 @@ func (d *pod) outbound(ctx context.Context, j *journey) (far relay.Conn, sent in
 	}
 	j.place.await(ctx)
 	lease := d.p.know.lease()
-	defer d.p.know.release(lease)
 	f := d.facts.Load()
 	j.flow.Source = d.self(lease.world)
 	r, err := f.caller.find(lease.world, j.flow.Dialled)
 	j.flow.Service = r.service
+	if err != nil || !r.isDirect() {
+		d.p.know.release(lease)
+	} else {
+		defer d.p.know.release(lease)
+	}
 	if err != nil {
 		return nil, 0, err
 	}

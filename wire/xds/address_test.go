@@ -174,6 +174,7 @@ func TestPodRefuses(t *testing.T) {
 		"prefix too long":         good(func(m *message.Pod) { m.ExcludeOutbound = []*message.Exclusion{{Address: make([]byte, 4), Length: 33}} }),
 		"inbound port":            good(func(m *message.Pod) { m.ExcludeInbound = []uint32{65536} }),
 		"probe port":              good(func(m *message.Pod) { m.ProbePorts = []uint32{0} }),
+		"known address":           good(func(m *message.Pod) { m.Known = [][]byte{{10, 1}} }),
 		"outbound port":           good(func(m *message.Pod) { m.ExcludeOutbound = []*message.Exclusion{{Port: 65536}} }),
 	} {
 		if p, err := decodePod(m); err == nil {

@@ -160,7 +160,7 @@ func encodeReport(r Report, sequence uint64) *message.PodReport {
 	case Unprotected:
 		state = message.PodState_POD_STATE_UNPROTECTED
 	}
-	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason}
+	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason, Addresses: encodeAddresses(r.Addresses)}
 }
 
 func decodeReport(m *message.PodReport) (Report, error) {
@@ -177,6 +177,10 @@ func decodeReport(m *message.PodReport) (Report, error) {
 		r.State = Unprotected
 	default:
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %q in state %d: want 1 to 3", r.UID, m.GetState())
+	}
+	var err error
+	if r.Addresses, err = decodeAddresses(m.GetAddresses()); err != nil {
+		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: %v", r.UID, err)
 	}
 	if r.UID == "" || len(r.UID) > maxName || len(r.Reason) > 4*maxName {
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: want a uid and a short reason", r.UID)

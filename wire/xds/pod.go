@@ -22,6 +22,7 @@ func encodePod(p mesh.Pod) (*message.Pod, error) {
 		m.ExcludeOutbound = append(m.ExcludeOutbound, x)
 	}
 	m.ExcludeInbound, m.ProbePorts = encodeNumbers(p.ExcludeInbound), encodeNumbers(p.ProbePorts)
+	m.Known = encodeAddresses(p.Known)
 	// What a node would refuse is not sent.
 	_, err := decodePod(m)
 	return m, err
@@ -52,7 +53,34 @@ func decodePod(m *message.Pod) (mesh.Pod, error) {
 	if p.ProbePorts, err = decodeNumbers(m.GetProbePorts()); err != nil {
 		return p, fmt.Errorf("probe: %w", err)
 	}
+	if p.Known, err = decodeAddresses(m.GetKnown()); err != nil {
+		return p, fmt.Errorf("pod that is known: %w", err)
+	}
 	return p, nil
+}
+
+func encodeAddresses(list []netip.Addr) (all [][]byte) {
+	for _, a := range list {
+		all = append(all, a.Unmap().AsSlice())
+	}
+	return all
+}
+
+// maxAddresses is far beyond what a pod has: one of each family.
+const maxAddresses = 16
+
+func decodeAddresses(list [][]byte) (all []netip.Addr, err error) {
+	if len(list) > maxAddresses {
+		return nil, fmt.Errorf("%d addresses: want at most %d", len(list), maxAddresses)
+	}
+	for _, b := range list {
+		a, ok := netip.AddrFromSlice(b)
+		if !ok {
+			return nil, fmt.Errorf("address of %d bytes: want 4 or 16", len(b))
+		}
+		all = append(all, a.Unmap())
+	}
+	return all, nil
 }
 
 func encodeNumbers(ports []uint16) (all []uint32) {

@@ -98,6 +98,7 @@ func (r *randomMesh) pod(i int) mesh.Pod {
 	if r.flip() {
 		p.ExcludeInbound = []uint16{uint16(1 + r.IntN(65535))}
 		p.ProbePorts = []uint16{uint16(1 + r.IntN(65535))}
+		p.Known = []netip.Addr{netip.AddrFrom4([4]byte{10, 30, 0, byte(r.IntN(256))}), netip.MustParseAddr(fmt.Sprintf("fd00:30::%x", i+1))}
 		p.ExcludeOutbound = []mesh.Exclusion{{Port: 53}, {Prefix: netip.MustParsePrefix("10.0.0.0/8")},
 			{Prefix: netip.MustParsePrefix("fd00::/64"), Port: uint16(r.IntN(3))}}
 	}

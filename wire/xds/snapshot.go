@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"net/netip"
 	"time"
 
 	"tacit.dev/mesh"
@@ -39,6 +40,9 @@ type Report struct {
 	Name      string
 	State     PodState
 	Reason    string
+	// Addresses are where a captured pod is reached, if a runtime has told the agent:
+	// control knows them by this before they are in the pod's object.
+	Addresses []netip.Addr
 }
 
 // NodeStatus is what a Server knows of one node; for dumps.

@@ -87,7 +87,9 @@ type Pod struct {
 	ExcludeOutbound []*Exclusion `protobuf:"bytes,6,rep,name=exclude_outbound,json=excludeOutbound,proto3" json:"exclude_outbound,omitempty"`
 	ExcludeInbound  []uint32     `protobuf:"varint,7,rep,packed,name=exclude_inbound,json=excludeInbound,proto3" json:"exclude_inbound,omitempty"`
 	// Ports where the node's own kubelet is not captured.
-	ProbePorts    []uint32 `protobuf:"varint,8,rep,packed,name=probe_ports,json=probePorts,proto3" json:"probe_ports,omitempty"`
+	ProbePorts []uint32 `protobuf:"varint,8,rep,packed,name=probe_ports,json=probePorts,proto3" json:"probe_ports,omitempty"`
+	// Addresses at which every node knows the pod by now.
+	Known         [][]byte `protobuf:"bytes,9,rep,name=known,proto3" json:"known,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -174,6 +176,13 @@ func (x *Pod) GetExcludeInbound() []uint32 {
 func (x *Pod) GetProbePorts() []uint32 {
 	if x != nil {
 		return x.ProbePorts
+	}
+	return nil
+}
+
+func (x *Pod) GetKnown() [][]byte {
+	if x != nil {
+		return x.Known
 	}
 	return nil
 }
@@ -334,12 +343,14 @@ type PodReport struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// True in the one report, without a pod, that ends the opening list.
-	Synced        bool     `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
-	Uid           string   `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
-	Namespace     string   `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
-	Name          string   `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
-	State         PodState `protobuf:"varint,6,opt,name=state,proto3,enum=tacit.node.v1.PodState" json:"state,omitempty"`
-	Reason        string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	Synced    bool     `protobuf:"varint,2,opt,name=synced,proto3" json:"synced,omitempty"`
+	Uid       string   `protobuf:"bytes,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Namespace string   `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Name      string   `protobuf:"bytes,5,opt,name=name,proto3" json:"name,omitempty"`
+	State     PodState `protobuf:"varint,6,opt,name=state,proto3,enum=tacit.node.v1.PodState" json:"state,omitempty"`
+	Reason    string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Where a captured pod is reached, if a runtime has told the agent.
+	Addresses     [][]byte `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -423,6 +434,13 @@ func (x *PodReport) GetReason() string {
 	return ""
 }
 
+func (x *PodReport) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
 // ReportAck says that control has taken every report up to sequence.
 type ReportAck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -473,7 +491,7 @@ var File_node_proto protoreflect.FileDescriptor
 const file_node_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"node.proto\x12\rtacit.node.v1\"\x8a\x02\n" +
+	"node.proto\x12\rtacit.node.v1\"\xa0\x02\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
@@ -483,7 +501,8 @@ const file_node_proto_rawDesc = "" +
 	"\x10exclude_outbound\x18\x06 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12'\n" +
 	"\x0fexclude_inbound\x18\a \x03(\rR\x0eexcludeInbound\x12\x1f\n" +
 	"\vprobe_ports\x18\b \x03(\rR\n" +
-	"probePorts\"\x1f\n" +
+	"probePorts\x12\x14\n" +
+	"\x05known\x18\t \x03(\fR\x05known\"\x1f\n" +
 	"\tNamespace\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\"1\n" +
 	"\x06Direct\x12'\n" +
@@ -491,7 +510,7 @@ const file_node_proto_rawDesc = "" +
 	"\tExclusion\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\xca\x01\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xe8\x01\n" +
 	"\tPodReport\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06synced\x18\x02 \x01(\bR\x06synced\x12\x10\n" +
@@ -499,7 +518,8 @@ const file_node_proto_rawDesc = "" +
 	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12-\n" +
 	"\x05state\x18\x06 \x01(\x0e2\x17.tacit.node.v1.PodStateR\x05state\x12\x16\n" +
-	"\x06reason\x18\a \x01(\tR\x06reason\"'\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1c\n" +
+	"\taddresses\x18\b \x03(\fR\taddresses\"'\n" +
 	"\tReportAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence*p\n" +
 	"\bPodState\x12\x19\n" +
