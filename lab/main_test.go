@@ -117,11 +117,16 @@ func leakedProcesses(of string) error {
 	return nil
 }
 
-// namespaceMounts counts namespaces that are bound to a file in the test's own mount
-// namespace. The lab may bind them in its own only.
-func namespaceMounts() int {
+// namespaceMounts counts namespaces that are bound to a file where labs bind them, in
+// the test's own mount namespace. A lab may do so in its own only.
+func namespaceMounts() (n int) {
 	text, _ := os.ReadFile("/proc/self/mountinfo")
-	return strings.Count(string(text), " - nsfs ")
+	for line := range strings.Lines(string(text)) {
+		if strings.Contains(line, " /run/netns/") && strings.Contains(line, " - nsfs ") {
+			n++
+		}
+	}
+	return n
 }
 
 func leakedMounts(before int) error {
