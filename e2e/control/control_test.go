@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	_ "embed"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -13,6 +14,8 @@ import (
 var (
 	//go:embed testdata/app.yaml
 	app string
+	//go:embed testdata/job.yaml
+	job string
 	//go:embed testdata/joining.yaml
 	joining string
 )
@@ -51,12 +54,13 @@ func TestControl(t *testing.T) {
 	s := &shop{mesh.Case{T: t, Mesh: mesh.Start(t, mesh.Options{})}}
 	s.Apply(app)
 	s.Kubectl("rollout", "status", "-n", "shop", "statefulset/db")
-	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=110s")
+	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/client", "pod/never", "pod/of-the-node", "--timeout=110s")
 	for _, part := range []struct {
 		name string
 		test func(*shop)
 	}{
 		{"nobody asked to be enrolled", nobodyEnrolled},
+		{"some are left out", leftOut},
 		{"by label", byLabel},
 		{"by the Mesh", byMesh},
 		{"a bad spec changes nothing", badSpec},
@@ -66,6 +70,7 @@ func TestControl(t *testing.T) {
 		{"the startup taint is removed", startupTaint},
 		{"a node joins", nodeJoins},
 		{"the bundle is put back", bundleBack},
+		{"the roots change", rootsChange},
 	} {
 		t.Run(part.name, func(t *testing.T) { s.T = t; part.test(s) })
 	}
@@ -76,8 +81,34 @@ func nobodyEnrolled(s *shop) {
 	s.KubectlPrints("labelled", "get", "mesh", "default", "-o", "jsonpath={.spec.enrolment}") // control has made it
 	s.counts(0, 0)
 	s.NotEnrolled("shop", "client")
-	// kube-system and Tacit's own, and two ready nodes
-	s.KubectlPrints("SystemNamespace 2/2", "get", "mesh", "default", "-o", "jsonpath={.status.exceptions[*].reason} {.status.nodes.ready}/{.status.nodes.total}")
+	s.KubectlPrints("2/2", "get", "mesh", "default", "-o", "jsonpath={.status.nodes.ready}/{.status.nodes.total}")
+}
+
+// exceptions are the pods that are left out for a reason, as the Mesh lists them.
+func exceptions(reason string) []string {
+	return []string{"get", "mesh", "default", "-o", fmt.Sprintf(`jsonpath={.status.exceptions[?(@.reason==%q)].pods}`, reason)}
+}
+
+// leftOut are pods that can't be enrolled, whatever anybody asks for, and those that
+// won't.
+func leftOut(s *shop) {
+	s.spec(`{"enrolment":"all"}`)
+	s.KubectlPrints(`["shop/of-the-node"]`, exceptions("HostNetwork")...)
+	s.KubectlPrints(`["shop/never"]`, exceptions("OptedOut")...)
+	for _, namespace := range []string{"kube-system/", "tacit-system/"} {
+		s.Await("the pods of "+namespace+" are listed", func(ctx context.Context) error {
+			out, err := s.Mesh.Kubectl(ctx, exceptions("SystemNamespace")...)
+			if err == nil && !strings.Contains(out, namespace) {
+				err = errors.New(out)
+			}
+			return err
+		})
+	}
+	for _, pod := range []string{"of-the-node", "never"} {
+		s.NotEnrolled("shop", pod)
+	}
+	s.spec(`{"enrolment":"labelled"}`)
+	s.counts(0, 0)
 }
 
 func byLabel(s *shop) {
@@ -88,11 +119,16 @@ func byLabel(s *shop) {
 	s.Kubectl("label", "pod", "-n", "shop", "client", "tacit.dev/mesh=off")
 	s.NotEnrolled("shop", "client")
 	s.counts(1, 1)
-	s.KubectlPrints("shop/client", "get", "mesh", "default", "-o", `jsonpath={.status.exceptions[?(@.reason=="OptedOut")].pods[0]}`)
+	s.KubectlPrints(`["shop/client","shop/never"]`, exceptions("OptedOut")...)
 	s.Kubectl("label", "pod", "-n", "shop", "client", "tacit.dev/mesh-")
 	s.Protected("shop", "client")
 	s.Kubectl("label", "namespace", "shop", "tacit.dev/mesh-")
 	s.counts(0, 0)
+	s.NotEnrolled("shop", "client")
+	s.Kubectl("label", "pod", "-n", "shop", "client", "tacit.dev/mesh=on")
+	s.Protected("shop", "client")
+	s.counts(1, 1)
+	s.Kubectl("label", "pod", "-n", "shop", "client", "tacit.dev/mesh-")
 	s.NotEnrolled("shop", "client")
 }
 
@@ -106,6 +142,9 @@ func byMesh(s *shop) {
 	s.spec(`{"enrolment":"labelled","namespaces":["shop"]}`)
 	s.counts(2, 2)
 	s.dials("db-0.db.shop:8080")
+	if again := s.Kubectl("get", "pods", "-n", "shop", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); again != "0 0 0 0" {
+		s.T.Errorf("pods were started again %s times, want never", again)
+	}
 }
 
 func badSpec(s *shop) {
@@ -126,24 +165,62 @@ func stableName(s *shop) {
 	s.dials("db-0.db.shop:8080")
 }
 
-// jobs come and go one after the other; whoever dials, and has finished, is gone.
+// jobs come and go one after the other, each with the address that the last one had;
+// whoever dials, and has finished, is gone.
 func jobs(s *shop) {
+	addresses := map[string]bool{}
 	for i := range 3 {
 		name := fmt.Sprintf("job-%d", i)
-		s.Kubectl("create", "job", "-n", "shop", name, "--image=tacit.test/app:1", "--", "/app", "dial", "db-0.db.shop:8080", "hello", "from", name)
+		// host-local goes round; so it begins again at the first one that is free.
+		if out, err := s.Mesh.Run(s.Patiently(), "n1", "sh", "-c", "rm /var/lib/cni/networks/pods/last_reserved_ip.*"); err != nil {
+			s.T.Fatal(out, err)
+		}
+		s.Apply(strings.ReplaceAll(job, "NAME", name))
 		s.Kubectl("wait", "-n", "shop", "--for=condition=Complete", "job/"+name, "--timeout=110s")
+		addresses[s.Kubectl("get", "pods", "-n", "shop", "-l", "job-name="+name, "-o", "jsonpath={.items[*].status.podIP}")] = true
 		if out := s.Kubectl("logs", "-n", "shop", "-l", "job-name="+name, "--tail=-1"); !strings.Contains(out, "hello from "+name) {
 			s.T.Errorf("%s: %q", name, out)
 		}
 	}
+	if len(addresses) != 1 {
+		s.T.Errorf("the jobs' pods had the addresses %v, want that they share one", addresses)
+	}
 	s.counts(2, 2)
 }
 
+// bundle prints the roots that nodes verify control against.
+var bundle = []string{"get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`}
+
 func bundleBack(s *shop) {
-	args := []string{"get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`}
-	before := s.Kubectl(args...)
+	before := s.Kubectl(bundle...)
 	s.Kubectl("delete", "configmap", "-n", "tacit-system", "tacit-bundle")
-	s.KubectlPrints(before, args...)
+	s.KubectlPrints(before, bundle...)
+}
+
+// rootsChange takes the CA away. Control makes another one; that nodes talk to it shows
+// that they follow the bundle, for a pod that begins needs both.
+func rootsChange(s *shop) {
+	before := s.Kubectl(bundle...)
+	s.Kubectl("delete", "secret", "-n", "tacit-system", "tacit-ca")
+	s.Kubectl("rollout", "restart", "-n", "tacit-system", "deployment/tacit-control")
+	s.Await("there are other roots", func(ctx context.Context) error {
+		now, err := s.Mesh.Kubectl(ctx, bundle...)
+		if err == nil && (now == "" || strings.TrimSpace(now) == before) {
+			err = errors.New(now)
+		}
+		return err
+	})
+	s.Kubectl("rollout", "status", "-n", "tacit-system", "deployment/tacit-control")
+	s.Await("those with the former roots have ended", func(ctx context.Context) error {
+		pods, err := s.Mesh.Kubectl(ctx, "get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-control", "-o", "name")
+		if err == nil && strings.Count(pods, "\n") != 2 {
+			err = errors.New(pods)
+		}
+		return err
+	})
+	s.Apply(`{apiVersion: v1, kind: Pod, metadata: {name: later, namespace: shop}, spec: {nodeName: n1, terminationGracePeriodSeconds: 1,
+		containers: [{name: app, image: "tacit.test/app:1", imagePullPolicy: Never, args: [sleep]}]}}`)
+	s.Protected("shop", "later")
 }
 
 func startupTaint(s *shop) {

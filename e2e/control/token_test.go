@@ -38,14 +38,15 @@ func stolenToken(s *shop) {
 		return s.Kubectl(append([]string{"create", "token", "-n", "tacit-system", account}, more...)...)
 	}
 	node := token("tacit-node", append(bound, "--audience=tacit")...)
-	control := s.dialControl()
+	control := s.dialControl("service/tacit-control")
 	for name, c := range map[string]struct {
 		token, account string
 		want           codes.Code
 	}{
 		"a pod of the node":             {node, "one", codes.OK},
 		"a pod of another node":         {node, "two", codes.PermissionDenied},
-		"an account without a pod":      {node, "default", codes.PermissionDenied},
+		"an account without a pod":      {node, "nobody", codes.PermissionDenied},
+		"a pod that is not enrolled":    {node, "three", codes.PermissionDenied},
 		"a token for the API server":    {token("tacit-node", bound...), "one", codes.Unauthenticated},
 		"a token bound to no pod":       {token("tacit-node", "--audience=tacit"), "one", codes.Unauthenticated},
 		"another account of the system": {token("tacit-control", "--audience=tacit"), "one", codes.Unauthenticated},
@@ -57,6 +58,24 @@ func stolenToken(s *shop) {
 			}
 		})
 	}
+	s.T.Run("the pods of another node", func(t *testing.T) {
+		for who, want := range map[string]codes.Code{"n1": codes.OK, "n2": codes.PermissionDenied} {
+			if err := control.subscribe(s.Patiently(), node, who); status.Code(err) != want {
+				t.Errorf("as %s: %v, want %v", who, err, want)
+			}
+		}
+	})
+	s.T.Run("from any replica", func(t *testing.T) {
+		replicas := strings.Fields(s.Kubectl("get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-control", "-o", "name"))
+		if len(replicas) != 2 {
+			t.Errorf("replicas of control: %q, want two", replicas)
+		}
+		for _, replica := range replicas {
+			if err := s.dialControl(replica).sign(s.Patiently(), node, "spiffe://cluster.local/ns/shop/sa/one"); err != nil {
+				t.Errorf("%s: %v", replica, err)
+			}
+		}
+	})
 }
 
 // raw sends and receives messages as they are: the test needs none of the product's code.
@@ -75,17 +94,16 @@ func (raw) Unmarshal(data mem.BufferSlice, v any) error {
 
 var _ encoding.CodecV2 = raw{}
 
-// controlConn is a way to some replica of control, as nodes have it.
+// controlConn is a way to control, as nodes have it.
 type controlConn struct{ *grpc.ClientConn }
 
-func (s *shop) dialControl() controlConn {
+func (s *shop) dialControl(to string) controlConn {
 	s.T.Helper()
-	bundle := s.Kubectl("get", "configmap", "-n", "tacit-system", "tacit-bundle", "-o", `jsonpath={.data.bundle\.pem}`)
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM([]byte(bundle)) {
-		s.T.Fatalf("the bundle holds no certificate: %q", bundle)
+	roots, certificates := x509.NewCertPool(), s.Kubectl(bundle...)
+	if !roots.AppendCertsFromPEM([]byte(certificates)) {
+		s.T.Fatalf("the bundle holds no certificate: %q", certificates)
 	}
-	conn, err := grpc.NewClient("passthrough:///"+s.forward(), grpc.WithTransportCredentials(credentials.NewTLS(
+	conn, err := grpc.NewClient("passthrough:///"+s.forward(to), grpc.WithTransportCredentials(credentials.NewTLS(
 		&tls.Config{RootCAs: roots, ServerName: "tacit-control.tacit-system.svc", MinVersion: tls.VersionTLS13})))
 	if err != nil {
 		s.T.Fatal(err)
@@ -96,10 +114,10 @@ func (s *shop) dialControl() controlConn {
 
 var forwarding = regexp.MustCompile(`127\.0\.0\.1:\d+`)
 
-// forward makes the Service reachable from here until the test ends.
-func (s *shop) forward() string {
+// forward makes a Service or a pod reachable from here until the test ends.
+func (s *shop) forward(to string) string {
 	s.T.Helper()
-	cmd := exec.Command(s.Mesh.KubectlPath(), "port-forward", "-n", "tacit-system", "service/tacit-control", ":15010")
+	cmd := exec.Command(s.Mesh.KubectlPath(), "port-forward", "-n", "tacit-system", to, ":15010")
 	out, err := cmd.StdoutPipe()
 	if err == nil {
 		err = cmd.Start()
@@ -137,6 +155,24 @@ func (c controlConn) sign(ctx context.Context, token, identity string) error {
 		return fmt.Errorf("no certificate in the answer %q", answer)
 	}
 	return err
+}
+
+// subscribe asks for the pods of a node, and waits for the first answer: the delta
+// protocol of xDS, with the node in field 1 (its name in field 1 of that) and the type
+// of resources in field 2.
+func (c controlConn) subscribe(ctx context.Context, token, node string) error {
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token))
+	defer cancel()
+	stream, err := c.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
+		"/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources", grpc.ForceCodecV2(raw{}), grpc.WaitForReady(true))
+	if err != nil {
+		return err
+	}
+	if err := stream.SendMsg(text(text(nil, 1, string(text(nil, 1, node))), 2, "type.googleapis.com/tacit.node.v1.Pod")); err != nil {
+		return err
+	}
+	var answer []byte
+	return stream.RecvMsg(&answer)
 }
 
 // text appends a field of bytes.

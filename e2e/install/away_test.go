@@ -1,11 +1,14 @@
 package install
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"tacit.dev/e2e/mesh"
 )
@@ -32,6 +35,7 @@ func testControlAway(s subject, before string) {
 	s.tacit(flags("install")...)
 	s.kubectl("scale", "-n", "tacit-system", "deployment/tacit-control", "--replicas=0")
 	s.kubectl("wait", "-n", "tacit-system", "--for=delete", "pod", "-l", "app.kubernetes.io/name=tacit-control", "--timeout=2m")
+	s.unready("n1")
 	out, err := s.Tacit(s.t.Context(), "uninstall", "--drain=3s")
 	if err == nil || !strings.Contains(err.Error(), "--force") {
 		s.t.Errorf("tacit uninstall without control: %v, want that it names --force\n%s", err, out)
@@ -41,6 +45,34 @@ func testControlAway(s subject, before string) {
 	if diff := cmp.Diff(before, s.remains()); diff != "" {
 		s.t.Errorf("cluster and nodes before tacit install and after tacit uninstall --force (-before +after):\n%s", diff)
 	}
+}
+
+// unready begins agent and proxy of a node again when nobody tells them what to do: they
+// run, and do not say that they are ready.
+func (s subject) unready(node string) {
+	s.t.Helper()
+	pods := func() []corev1.Pod {
+		list, err := s.Client().CoreV1().Pods("tacit-system").List(s.t.Context(), metav1.ListOptions{
+			LabelSelector: "app.kubernetes.io/name=tacit-node", FieldSelector: "spec.nodeName=" + node})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return list.Items
+	}
+	before := pods()[0].Name
+	s.kubectl("delete", "pod", "-n", "tacit-system", before)
+	s.eventually(func() error {
+		for _, p := range pods() {
+			begun := len(p.Status.ContainerStatuses) == 2 && !slices.ContainsFunc(p.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool { return c.Started == nil || !*c.Started })
+			if ready := slices.ContainsFunc(p.Status.ContainerStatuses, func(c corev1.ContainerStatus) bool { return c.Ready }); ready {
+				s.t.Fatalf("a container of %s is ready, and there is no control", p.Name)
+			}
+			if p.Name != before && begun {
+				return nil
+			}
+		}
+		return errors.New("agent and proxy have not begun again")
+	})
 }
 
 // testNodeAway uninstalls while a node hangs, and again when it is back.
@@ -56,6 +88,10 @@ func testNodeAway(s subject, before string) {
 	}
 	defer thaw()
 	s.kubectl("wait", "--for=condition=Ready=Unknown", "node/n2", "--timeout=2m")
+	out, _ := s.Tacit(s.t.Context(), "check") // a replica of control may be on that node, too
+	if !strings.Contains(out, "note    node n2: not ready") || strings.Contains(out, "LACKING pod") {
+		s.t.Errorf("tacit check, while node n2 is away: %s", out)
+	}
 	const notice = "node n2 is not ready, and was not cleaned: run tacit uninstall again when it is back"
 	if out := s.tacit("uninstall", "--drain=5s"); !strings.Contains(out, notice) {
 		s.t.Errorf("tacit uninstall: %s\nwant: %s", out, notice)

@@ -105,13 +105,15 @@ const kinds = "namespaces,customresourcedefinitions,clusterroles,clusterrolebind
 	"validatingwebhookconfigurations,mutatingwebhookconfigurations"
 
 // remains is what a cluster and its nodes have of which a mesh may leave something:
-// names of objects, files, rules and routes in every network namespace.
+// names of objects, conditions of pods, files, rules and routes in every network
+// namespace.
 func (s subject) remains() string {
 	s.t.Helper()
 	var b strings.Builder
 	lines := strings.Fields(s.kubectl("get", kinds, "-A", "-o", "name"))
 	slices.Sort(lines)
 	fmt.Fprintln(&b, strings.Join(lines, "\n"))
+	fmt.Fprintf(&b, "conditions: %q\n", s.kubectl("get", "pods", "-n", "shop", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="tacit.dev/Protected")]}`))
 	for _, node := range s.Nodes() {
 		fmt.Fprintf(&b, "== %s\n%s", node, s.sh(node, `
 			ls -A /etc/cni/net.d /opt/cni/bin; ls -d /run/tacit 2>&1 | sed 's/.*No such file.*/no run folder/'
@@ -120,7 +122,8 @@ func (s subject) remains() string {
 				ns=$(readlink $p/ns/net) || continue
 				case "$seen" in *"$ns"*) continue;; esac
 				seen="$seen $ns"
-				nsenter --net=$p/ns/net sh -c "nft list tables | grep tacit; ip rule | grep 31425" || true
+				nsenter --net=$p/ns/net sh -c "nft list tables | grep tacit
+					for f in 4 6; do ip -\$f rule | grep 31425; ip -\$f route show table 31425; done 2>/dev/null" || true
 			done`))
 	}
 	return b.String()
@@ -231,10 +234,13 @@ func (h held) echoes(word string) {
 	}
 }
 
-// dial has a pod ask another one, once.
+// marker is what a pod says to another one.
+const marker = "hello, it is me"
+
+// dial has a pod say that to another one, once.
 func (s subject) dial(from, to corev1.Pod) error {
-	out, err := s.Kubectl(s.t.Context(), "exec", "-n", from.Namespace, from.Name, "--", "/app", "dial", to.Status.PodIP+":8080", "hello")
-	if err == nil && !strings.Contains(out, "hello") {
+	out, err := s.Kubectl(s.t.Context(), "exec", "-n", from.Namespace, from.Name, "--", "/app", "dial", to.Status.PodIP+":8080", marker)
+	if err == nil && !strings.Contains(out, marker) {
 		err = fmt.Errorf("answer %q", out)
 	}
 	return err

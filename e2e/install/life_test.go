@@ -13,6 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // within is how long it may take from tacit install until all is protected.
@@ -40,18 +43,25 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	connection.echoes("still")
 	s.eventually(func() error { return s.dial(client, server) })
 
+	t.Run("wire", func(t *testing.T) { testWire(s.in(t), client, server) })
 	t.Run("check", func(t *testing.T) { testCheck(s.in(t)) })
 	t.Run("values", func(t *testing.T) { testValues(s.in(t)) })
 	t.Run("again", func(t *testing.T) { testAgain(s.in(t)) })
 	t.Run("helm", func(t *testing.T) { testHelm(s.in(t)) })
 	t.Run("privileges", func(t *testing.T) { testPrivileges(s.in(t)) })
 	t.Run("access", func(t *testing.T) { testAccess(s.in(t)) })
+	t.Run("disruptions", func(t *testing.T) { testDisruptions(s.in(t)) })
 	t.Run("ports", func(t *testing.T) { testPorts(s.in(t)) })
 	t.Run("keep", func(t *testing.T) { testKeep(s.in(t)) })
 	t.Run("upgrade", func(t *testing.T) { testUpgrade(s.in(t)) })
 
 	t.Log(s.tacit("uninstall"))
 	connection.echoes("and still")
+	wire := s.Record(t)
+	if err := s.dial(client, server); err != nil {
+		t.Error(err)
+	}
+	wire.Clear(marker)
 	if diff := cmp.Diff(before, s.remains()); diff != "" {
 		t.Errorf("cluster and nodes before tacit install and after tacit uninstall (-before +after):\n%s", diff)
 	}
@@ -66,6 +76,16 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 
 	t.Run("control is away", func(t *testing.T) { testControlAway(s.in(t), before) })
 	t.Run("a node is away", func(t *testing.T) { testNodeAway(s.in(t), before) })
+}
+
+// testWire looks whether "protected" is true.
+func testWire(s subject, client, server corev1.Pod) {
+	wire := s.Record(s.t)
+	if err := s.dial(client, server); err != nil {
+		s.t.Error(err)
+	}
+	wire.TLS(client.Status.PodIP, server.Status.PodIP, 8080)
+	wire.Hidden("this is "+server.Name, marker)
 }
 
 func testCheck(s subject) {
@@ -175,11 +195,15 @@ func testPrivileges(s subject) {
 			if diff := cmp.Diff(want, got); diff != "" {
 				s.t.Errorf("%s on %s (-want +got):\n%s", role, node, diff)
 			}
+			if said := s.sh(node, "touch "+status["Root"]+"/x 2>&1 || true"); !strings.Contains(said, "Read-only file system") {
+				s.t.Errorf("%s on %s writes to its root: %q", role, node, said)
+			}
 		}
 	}
 }
 
-// testAccess: neither agent nor proxy gets anything of the API server.
+// testAccess: neither agent nor proxy gets anything of the API server, and nobody but
+// control gets the keys of the CA.
 func testAccess(s subject) {
 	// What everybody may, who is anybody at all.
 	out := s.kubectl("auth", "can-i", "--list", "--no-headers", "--as=system:serviceaccount:tacit-system:tacit-node",
@@ -193,6 +217,14 @@ func testAccess(s subject) {
 			s.t.Errorf("tacit-node may: %s", strings.TrimSpace(line))
 		}
 	}
+	for _, may := range []struct{ account, secret, answer string }{
+		{"tacit-control", "tacit-ca", "yes"}, {"tacit-control", "another", "no"}, {"tacit-node", "tacit-ca", "no"}, {"default", "tacit-ca", "no"},
+	} {
+		out, _ := s.Kubectl(s.t.Context(), "auth", "can-i", "get", "secrets/"+may.secret, "-n", "tacit-system", "--as=system:serviceaccount:tacit-system:"+may.account)
+		if got := strings.TrimSpace(out); got != may.answer { // no is an error of kubectl, too
+			s.t.Errorf("may %s read Secret %s: %q, want %s", may.account, may.secret, got, may.answer)
+		}
+	}
 	for _, role := range []string{"agent", "proxy"} {
 		root := s.process("n1", role)["Root"]
 		secrets := strings.Fields(s.sh("n1", "ls "+root+"/var/run/secrets"))
@@ -204,6 +236,52 @@ func testAccess(s subject) {
 		if want := fmt.Sprint(http.StatusUnauthorized); code != want {
 			s.t.Errorf("the API server on the token of %s: %s, want %s", role, code, want)
 		}
+	}
+}
+
+// testDisruptions: what Kubernetes does when a node is drained, or is short of something.
+func testDisruptions(s subject) {
+	pods := func() []corev1.Pod {
+		list, err := s.Client().CoreV1().Pods("tacit-system").List(s.t.Context(), everything)
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		return list.Items
+	}
+	var control []corev1.Pod
+	for _, p := range pods() {
+		if strings.HasPrefix(p.Name, "tacit-control") {
+			control = append(control, p)
+		}
+		if !strings.HasPrefix(p.Spec.PriorityClassName, "system-") {
+			s.t.Errorf("%s has the priority %q", p.Name, p.Spec.PriorityClassName)
+		}
+		for _, c := range p.Spec.Containers {
+			if c.Resources.Requests.Cpu().IsZero() || c.Resources.Requests.Memory().IsZero() {
+				s.t.Errorf("container %s of %s requests %v", c.Name, p.Name, c.Resources.Requests)
+			}
+		}
+	}
+	if len(control) != 2 || control[0].Spec.NodeName == control[1].Spec.NodeName {
+		s.t.Fatalf("replicas of control are not on two nodes: %v", control)
+	}
+	evict := func(p corev1.Pod) error {
+		return s.Client().PolicyV1().Evictions("tacit-system").Evict(s.t.Context(), &policyv1.Eviction{ObjectMeta: metav1.ObjectMeta{Name: p.Name, Namespace: p.Namespace}})
+	}
+	s.eventually(func() error { return evict(control[0]) }) // the controller may not have counted yet
+	if err := evict(control[1]); !apierrors.IsTooManyRequests(err) {
+		s.t.Errorf("eviction of the other replica, too: %v, want that it has to wait", err)
+	}
+	s.eventually(func() error {
+		if n := len(pods()); n != 4 {
+			return fmt.Errorf("%d pods of Tacit, want 4", n)
+		}
+		return nil
+	})
+	s.kubectl("rollout", "status", "-n", "tacit-system", "--timeout=2m", "deployment/tacit-control")
+	// That they are enforced is the network's to show, which here enforces none.
+	if policies := s.kubectl("get", "networkpolicies", "-n", "tacit-system", "-o", "name"); strings.Count(policies, "\n") != 3 {
+		s.t.Errorf("network policies:\n%s", policies)
 	}
 }
 

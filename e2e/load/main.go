@@ -40,8 +40,12 @@ type Result struct {
 	Kind string `json:"kind"`
 	// Codes counts answers by HTTP status; -1 is a connection that failed.
 	Codes map[int]int64 `json:"codes"`
+	// Sockets are the connections that it took.
+	Sockets int64 `json:"sockets"`
 	// Slowest is the longest request, in seconds.
 	Slowest float64 `json:"slowest"`
+	// Seconds is how long it asked.
+	Seconds float64 `json:"seconds"`
 }
 
 // patience is that of whoever asks: longer than that of the proxies.
@@ -101,7 +105,7 @@ func askKind(ctx context.Context, kind, url string, qps float64) (Result, error)
 		return r, fmt.Errorf("ask %s: %w", url, err)
 	}
 	maps.Copy(r.Codes, done.RetCodes)
-	r.Slowest = done.DurationHistogram.Max
+	r.Sockets, r.Slowest, r.Seconds = done.SocketCount, done.DurationHistogram.Max, done.ActualDuration.Seconds()
 	return r, nil
 }
 

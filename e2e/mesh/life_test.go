@@ -25,6 +25,7 @@ func TestLife(t *testing.T) {
 		_, err := s.try("exec", "client", "--", "/app", "get", "http://server/")
 		return err
 	})
+	wire := s.Record(t)
 	for _, part := range []struct {
 		name string
 		run  func(space)
@@ -38,6 +39,8 @@ func TestLife(t *testing.T) {
 	} {
 		t.Run(part.name, func(t *testing.T) { part.run(space{s.Mesh, t, s.name}) })
 	}
+	wire.TLS(s.address("client"), s.address("server"), 8080)
+	wire.Hidden("/probe/started", "/probe/stopping", "/probe/cron")
 }
 
 // self is what the server says of itself.
@@ -127,6 +130,12 @@ func fromOutside(s space) {
 			}
 			return err
 		})
+	}
+	if out, err := s.Run(s.t.Context(), gateway, "curl", "-sS", "--max-time", "3", "http://172.30.0.11:30081/"); err == nil {
+		s.t.Errorf("a load balancer that keeps the address, at a node without the server: %q, want no answer", out)
+	}
+	if out := s.exec("client", "/app", "get", "http://172.30.0.11:30080/"); !strings.HasPrefix(out, self) {
+		s.t.Errorf("from inside, a node port of another node: %q, want %q", out, self)
 	}
 	for node, want := range map[string]string{"172.30.0.12": "200", "172.30.0.11": "503"} {
 		s.eventually("health of the load balancer's target "+node, func() error {

@@ -81,8 +81,9 @@ func (s space) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, node := range s.Nodes() {
-		if tables, err := s.Run(ctx, node, "nft", "list", "tables"); err != nil || strings.Contains(tables, "tacit") {
-			s.t.Errorf("tables in the namespace of %s: %s, %v: want none of Tacit's", node, tables, err)
+		const ours = "nft list tables | grep tacit; ip rule | grep 31425; ip -6 rule | grep 31425; true"
+		if found, err := s.Run(ctx, node, "sh", "-c", ours); err != nil || found != "" {
+			s.t.Errorf("tables and rules in the namespace of %s: %q, %v: want none of Tacit's", node, found, err)
 		}
 	}
 	if s.t.Failed() {

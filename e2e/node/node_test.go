@@ -3,10 +3,14 @@ package node
 import (
 	"context"
 	_ "embed"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,6 +30,7 @@ const (
 	folder = "/etc/cni/net.d"
 	own    = folder + "/00-tacit.conflist"
 	base   = folder + "/10-ptp.conflist"
+	first  = folder + "/05-first.conf"
 )
 
 // site is a mesh and the witness of its wire.
@@ -51,6 +56,7 @@ func TestNode(t *testing.T) {
 	}{
 		{"a running pod is found", (*site).findsRunning},
 		{"the plugin stays in the chain", (*site).staysInChain},
+		{"the runtime asks", (*site).answersRuntime},
 		{"pods of every kind", (*site).everyKind},
 		{"the agent is away", (*site).agentAway},
 		{"the node's pod is deleted", (*site).podDeleted},
@@ -107,37 +113,131 @@ func (s *site) staysInChain() {
 	if n := strings.Count(s.on("n1", "cat", own), `"tacit-cni"`); n != 1 {
 		s.T.Errorf("the plugin is %d times in the chain", n)
 	}
-	quickest := map[string]int{"a changed file": 1000, "a removed file": 1000} // looks
+	quickest := map[string]int{} // looks
 	follows := func(what string, mtu int, change string) {
 		looks, err := strconv.Atoi(strings.TrimSpace(s.on("n1", "sh", "-c", change+"; "+fmt.Sprintf(here, mtu))))
 		if err != nil {
 			s.T.Error(err)
 		}
-		quickest[what] = min(quickest[what], looks)
+		if before, had := quickest[what]; had {
+			looks = min(looks, before)
+		}
+		quickest[what] = looks
 	}
-	for mtu := 1400; mtu < 1403; mtu++ {
-		changed := strings.Replace(text, `"type":`, fmt.Sprintf(`"mtu": %d, "type":`, mtu), 1)
-		follows("a changed file", mtu, "cat > "+base+".tmp <<'E'\n"+changed+"\nE\nmv "+base+".tmp "+base)
+	for mtu := 1400; mtu < 1406; mtu += 2 {
+		list, single := withMTU(s.T, text, mtu, mtu+1)
+		follows("a changed file", mtu, written(base, list))
 		follows("a removed file", mtu, "rm "+own)
+		follows("an overwritten file", mtu, "cp "+base+" "+own)
+		follows("another first file", mtu+1, written(first, single))
+		follows("no other first file", mtu, "rm "+first)
 	}
 	for what, looks := range quickest {
 		if looks > 100 { // a look every 10 ms; a busy machine can delay one, but not each time
 			s.T.Errorf("%s: put back after %d looks at best, want 100 at most", what, looks)
 		}
 	}
-	s.on("n1", "sh", "-c", "cat > "+base+" <<'E'\n"+text+"\nE")
-	s.Await("nothing is left over", func(context.Context) error {
-		if files := s.on("n1", "ls", folder); strings.Contains(files, ".new") {
-			return errors.New(files)
+	s.on("n1", "sh", "-c", written(base, text))
+	s.Await("all is as it was", func(context.Context) error {
+		files, now := s.on("n1", "ls", folder), s.on("n1", "cat", own)
+		if strings.Contains(files, ".new") || strings.Contains(now, `"mtu": 14`) || strings.Count(now, `"tacit-cni"`) != 1 {
+			return errors.New(files + now)
 		}
 		return nil
 	})
+}
+
+// withMTU is a configuration with another MTU: the list, and as a file of its own the
+// network that is first in it.
+func withMTU(t *testing.T, text string, ofList, ofSingle int) (list, single string) {
+	t.Helper()
+	var c map[string]any
+	if err := json.Unmarshal([]byte(text), &c); err != nil {
+		t.Fatal(err)
+	}
+	network := c["plugins"].([]any)[0].(map[string]any)
+	network["mtu"] = ofList
+	list = asJSON(t, c)
+	network["mtu"], network["name"], network["cniVersion"] = ofSingle, "single", c["cniVersion"]
+	return list, asJSON(t, network)
+}
+
+// written is a script that puts a file in place, whole.
+func written(file, text string) string {
+	return fmt.Sprintf("cat > %[1]s.tmp <<'E'\n%[2]s\nE\nmv %[1]s.tmp %[1]s", file, text)
+}
+
+// answersRuntime asks the plugin what a runtime of CNI 1.1 asks beside ADD and DEL, about
+// a pod that is as ADD has left it, and about one that is in its place.
+func (s *site) answersRuntime() {
+	client := s.sandbox("client")
+	if err := s.plugin("STATUS", client); err != nil {
+		s.T.Errorf("STATUS: %v", err)
+	}
+	if err := s.plugin("CHECK", client); err != nil {
+		s.T.Errorf("CHECK: %v", err)
+	}
+	client.Container = "another"
+	if err := s.plugin("CHECK", client); err == nil || !strings.Contains(err.Error(), "the agent does not know this sandbox") {
+		s.T.Errorf("CHECK of another sandbox: %v, want that the agent does not know it", err)
+	}
+}
+
+// sandbox is what the runtime keeps of an ADD (libcni's cache).
+type sandbox struct {
+	Container string         `json:"containerId"`
+	Netns     string         `json:"netns"`
+	Args      [][2]string    `json:"cniArgs"`
+	Result    map[string]any `json:"result"`
+}
+
+// sandbox is that of a pod of the shop on n1.
+func (s *site) sandbox(pod string) (kept sandbox) {
+	s.T.Helper()
+	text := s.on("n1", "sh", "-c", fmt.Sprintf(`cd /var/lib/cni/results; cat $(grep -l '"K8S_POD_NAME","%s"' $(grep -l '"K8S_POD_NAMESPACE","shop"' pods-*))`, pod))
+	if err := json.Unmarshal([]byte(text), &kept); err != nil || kept.Container == "" || kept.Netns == "" {
+		s.T.Fatalf("the runtime's words about pod %s: %v in %s", pod, err, text)
+	}
+	return kept
+}
+
+// plugin runs the plugin on n1, as a runtime does.
+func (s *site) plugin(command string, about sandbox) error {
+	s.T.Helper()
+	var list struct{ Plugins []map[string]any }
+	if err := json.Unmarshal([]byte(s.on("n1", "cat", own)), &list); err != nil {
+		s.T.Fatal(err)
+	}
+	config := list.Plugins[slices.IndexFunc(list.Plugins, func(p map[string]any) bool { return p["type"] == "tacit-cni" })]
+	const version = "1.1.0"
+	about.Result["cniVersion"] = version
+	config["cniVersion"], config["name"], config["prevResult"] = version, "pods", about.Result
+	var args []string
+	for _, a := range about.Args {
+		args = append(args, a[0]+"="+a[1])
+	}
+	out, err := s.Mesh.Run(s.Patiently(), "n1", "sh", "-c", fmt.Sprintf("CNI_COMMAND=%s CNI_CONTAINERID=%s CNI_NETNS=%s CNI_IFNAME=eth0 CNI_PATH=/opt/cni/bin CNI_ARGS='%s' /opt/cni/bin/tacit-cni <<'E'\n%s\nE",
+		command, about.Container, about.Netns, strings.Join(args, ";"), asJSON(s.T, config)))
+	if err != nil {
+		return fmt.Errorf("%w: %s", err, out)
+	}
+	return nil
+}
+
+func asJSON(t *testing.T, v any) string {
+	t.Helper()
+	b, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // everyKind runs pods that are more than one container that stays.
 func (s *site) everyKind() {
 	s.Apply(strings.ReplaceAll(kinds, "SERVER", s.address("shop", "server")))
 	s.Kubectl("wait", "-n", "shop", "--for=condition=complete", "job/job", "--timeout=110s")
+	s.wire.TLS(s.Kubectl("get", "pods", "-n", "shop", "-l", "app=job", "-o", "jsonpath={.items[0].status.podIP}"), s.address("shop", "server"), 8080)
 	s.Kubectl("rollout", "status", "-n", "shop", "statefulset/set", "--timeout=110s")
 	s.Protected("shop", "set-0")
 	s.Kubectl("delete", "pod", "-n", "shop", "set-0")
@@ -147,6 +247,7 @@ func (s *site) everyKind() {
 		_, err := s.Mesh.Kubectl(ctx, "exec", "-n", "shop", "client", "--", "/app", "dial", "set-0.set.shop.svc.cluster.local:8080", "MARKER")
 		return err
 	})
+	s.wire.TLS(s.address("shop", "client"), s.address("shop", "set-0"), 8080)
 }
 
 // pod makes one on n1.
@@ -175,12 +276,34 @@ func (s *site) agentAway() {
 	if ready := s.Kubectl("get", "node", "n1", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status}`); ready != "True" {
 		s.T.Errorf("the node is Ready: %s", ready)
 	}
+	s.KubectlPrints("Unknown AgentAway", "get", "pod", "-n", "shop", "client", "-o",
+		`jsonpath={.status.conditions[?(@.type=="tacit.dev/Protected")].status} {.status.conditions[?(@.type=="tacit.dev/Protected")].reason}`)
+	s.checkFinds("LACKING pod shop/client: not protected", "LACKING pod shop/late: not protected")
 	s.Kubectl("patch", "daemonset", "-n", "tacit-system", "tacit-node", "-p", `{"spec":{"template":{"spec":{"nodeSelector":{"nowhere":null}}}}}`)
 	s.Kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node", "--timeout=110s")
 	s.Kubectl("wait", "-n", "shop", "--for=condition=Ready", "pod/late", "--timeout=110s")
 	s.Protected("shop", "late")
 	s.dials("shop", "late")
 	s.dials("shop", "client")
+	s.Kubectl("label", "namespace", "plain", "tacit.dev/mesh=on")
+	s.Protected("plain", "late") // found in /proc: it began without an agent
+	s.dials("plain", "late")
+	s.wire.TLS(s.address("plain", "late"), s.address("shop", "server"), 8080)
+}
+
+// checkFinds has tacit check say what is wrong.
+func (s *site) checkFinds(wrong ...string) {
+	s.T.Helper()
+	out, err := s.Mesh.Tacit(s.Patiently(), "check")
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 {
+		s.T.Errorf("tacit check: %v, want exit code 2", err)
+	}
+	for _, words := range wrong {
+		if !strings.Contains(out, words) {
+			s.T.Errorf("tacit check does not say %q:\n%s", words, out)
+		}
+	}
 }
 
 // podDeleted takes agent and proxy of both nodes away at once.
@@ -210,9 +333,21 @@ func (s *site) podDeleted() {
 // reboots cuts a node's power while the other one's pod keeps talking to it.
 func (s *site) reboots() {
 	before := s.Kubectl("get", "pod", "-n", "shop", "server", "-o", "jsonpath={.status.containerStatuses[0].restartCount}")
+	var talked atomic.Int32
+	more := func() {
+		n := talked.Load()
+		s.Await("the client talks to the server", func(context.Context) error {
+			if talked.Load() == n {
+				return errors.New("not a word")
+			}
+			return nil
+		})
+	}
 	ctx, stop := context.WithCancel(s.Patiently())
-	talked := make(chan int)
-	go func() { talked <- s.talk(ctx) }()
+	ended := make(chan struct{})
+	go func() { s.talk(ctx, &talked); close(ended) }()
+	defer func() { stop(); <-ended }()
+	more()
 	if err := s.Mesh.Reboot(s.Patiently(), "n2"); err != nil {
 		s.T.Error(err)
 	}
@@ -224,22 +359,21 @@ func (s *site) reboots() {
 		return nil
 	})
 	s.Protected("shop", "server")
-	s.dials("shop", "client")
-	stop()
-	s.T.Logf("%d connections meanwhile", <-talked)
+	more()
+	s.T.Logf("%d connections meanwhile", talked.Load())
 	s.wire.TLS(s.address("shop", "client"), s.address("shop", "server"), 8080)
+	s.wire.TLS(s.address("shop", "server"), s.address("shop", "peer"), 8080)
 }
 
 // talk keeps saying the marker to the server, wherever it is, and counts.
-func (s *site) talk(ctx context.Context) (n int) {
+func (s *site) talk(ctx context.Context, n *atomic.Int32) {
 	for ctx.Err() == nil {
 		ip, err := s.Mesh.Kubectl(ctx, "get", "pod", "-n", "shop", "server", "-o", "jsonpath={.status.podIP}")
 		if err == nil && ip != "" {
 			_, err = s.Mesh.Kubectl(ctx, "exec", "-n", "shop", "client", "--", "/app", "dial", strings.TrimSpace(ip)+":8080", "MARKER")
 		}
-		if err == nil {
-			n++
+		if err == nil && ip != "" {
+			n.Add(1)
 		}
 	}
-	return n
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -27,10 +26,14 @@ type shop struct {
 
 // result is what one client says of one kind of its connections: see e2e/load.
 type result struct {
-	Pod     string        `json:"pod"`
-	Kind    string        `json:"kind"`
-	Codes   map[int]int64 `json:"codes"`
-	Slowest float64       `json:"slowest"`
+	Pod   string        `json:"pod"`
+	Kind  string        `json:"kind"`
+	Codes map[int]int64 `json:"codes"`
+	// Sockets are the connections that it took.
+	Sockets int64   `json:"sockets"`
+	Slowest float64 `json:"slowest"`
+	// Seconds is how long it asked.
+	Seconds float64 `json:"seconds"`
 }
 
 func (r result) requests() (all, failed int64) {
@@ -96,29 +99,49 @@ func (s *shop) results() (list []result) {
 	return list
 }
 
-// noneFailed fails the test if a request of these kinds did, and says how many there were.
-func (s *shop) noneFailed(list []result, kinds ...string) {
+// noneFailed fails the test if a request of these kinds did, if one was answered late,
+// or if clients did not ask as they should; and says what became of all.
+func (s *shop) noneFailed(list []result, clients int, kinds ...string) {
 	s.T.Helper()
-	var all, failed int64
-	var slowest float64
+	failed := map[string]int64{}
+	var all, again int64
+	var slowest, due float64
 	for _, r := range list {
 		n, bad := r.requests()
-		if all += n; slices.Contains(kinds, r.Kind) {
-			failed += bad
-		}
+		all += n
+		failed[r.Kind] += bad
+		due += r.Seconds * rate
 		slowest = max(slowest, r.Slowest)
+		if r.Kind == "kept" {
+			again += r.Sockets - threads
+		}
 		if bad > 0 {
 			s.T.Logf("%s, %s connections: %v", r.Pod, r.Kind, r.Codes)
 		}
 	}
-	s.T.Logf("%d requests of %d runs, %d failed, the slowest took %.2f s", all, len(list), failed, slowest)
-	if failed > 0 {
-		s.T.Errorf("%d of %d requests failed. Agents and proxies:\n%s", failed, all, s.trouble())
+	s.T.Logf("%d requests of %d runs, the slowest took %.2f s; %d failed on kept connections, of which %d ended and were made again, and %d on new ones",
+		all, len(list), slowest, failed["kept"], again, failed["new"])
+	for _, kind := range kinds {
+		if failed[kind] > 0 {
+			s.T.Errorf("%d requests on %s connections failed. Agents and proxies:\n%s", failed[kind], kind, s.trouble())
+		}
 	}
-	if len(list) < 4 || all < 200 {
-		s.T.Errorf("%d results with %d requests: want those of two clients at least", len(list), all)
+	if len(kinds) > 0 && slowest > late {
+		s.T.Errorf("the slowest request took %.2f s, want %d at most", slowest, late)
+	}
+	if len(list) != 2*clients || float64(all) < due/4 {
+		s.T.Errorf("%d results with %d requests: want %d results, and at least a quarter of the %.0f requests that were due", len(list), all, 2*clients, due)
 	}
 }
+
+const (
+	// rate is how often a client asks in a second, by each kind of connections.
+	rate = 50
+	// threads are those of a client that ask at the same time, each on a connection of its own.
+	threads = 4
+	// late is after how many seconds an answer counts as none.
+	late = 10
+)
 
 // trouble is what agents and proxies say beside connections that went well and quickly.
 func (s *shop) trouble() string {

@@ -4,12 +4,17 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/watch"
 
 	"tacit.dev/e2e/mesh"
 )
@@ -23,21 +28,24 @@ func TestUnderLoad(t *testing.T) {
 	for _, part := range []struct {
 		name   string
 		change func(*shop)
+		// clients are how many ask, one after the other or at once.
+		clients int
 		// kinds are the connections on which no request may fail.
 		kinds []string
 	}{
-		{"nothing changes", func(*shop) {}, both},
-		{"servers are rolled out", rollServers, both},
-		{"clients are rolled out", rollClients, both},
-		{"servers are scaled to one and back", scaleServers, both},
-		{"each replica of control is replaced", replaceControl, both},
-		{"the leader of control dies", killLeader, both},
-		{"the API server is away", apiAway, both},
-		{"the nodes' pods are rolled out", rollNodes, []string{"new"}},
+		{"nothing changes", func(*shop) {}, 2, both},
+		{"servers are rolled out", rollServers, 2, both},
+		{"clients are rolled out", rollClients, 4, both},
+		{"servers are scaled to one and back", scaleServers, 2, both},
+		{"each replica of control is replaced", replaceControl, 2, both},
+		{"the leader of control dies", killLeader, 2, both},
+		{"the API server is away", apiAway, 2, both},
+		{"the nodes' pods are deleted", deleteNodes, 2, nil},
+		{"the nodes' pods are rolled out", rollNodes, 2, []string{"new"}},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			s.T = t
-			s.noneFailed(s.load(func() { part.change(s) }), part.kinds...)
+			s.noneFailed(s.load(func() { part.change(s) }), part.clients, part.kinds...)
 		})
 	}
 	s.T = t
@@ -48,7 +56,11 @@ func TestUnderLoad(t *testing.T) {
 	wire.Clear(`"kind":"kept"`) // what the clients tell the collector: the wire was seen
 	t.Run("the namespace leaves and comes back", func(t *testing.T) {
 		s.T = t
-		s.noneFailed(s.load(s.leaveAndReturn), both...)
+		s.noneFailed(s.load(s.leaveAndReturn), 2, both...)
+		again := m.Record(t) // connections of before have ended with those clients
+		s.noneFailed(s.load(func() {}), 2, both...)
+		again.Hidden("GET / HTTP", "this is server-")
+		again.Clear(`"kind":"kept"`)
 	})
 }
 
@@ -125,9 +137,59 @@ func apiAway(s *shop) {
 	})
 }
 
+// deleteNodes takes agent and proxy of every node away, at once: what is on its way then
+// may fail. That all is well afterwards is the next part's to show.
+func deleteNodes(s *shop) {
+	s.Kubectl("delete", "pod", "-n", "tacit-system", "-l", nodePods)
+	s.Kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node")
+}
+
 func rollNodes(s *shop) {
+	without := s.nodesWithout()
 	s.Kubectl("rollout", "restart", "-n", "tacit-system", "daemonset/tacit-node")
 	s.Kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node")
+	if nodes := without(); len(nodes) > 0 {
+		s.T.Errorf("nodes were without a ready pod of Tacit: %v", nodes)
+	}
+}
+
+const nodePods = "app.kubernetes.io/name=tacit-node"
+
+// nodesWithout watches the nodes' pods of Tacit until its result is called, which says
+// which nodes had none for a time that was ready and not about to end.
+func (s *shop) nodesWithout() func() map[string]bool {
+	s.T.Helper()
+	pods := s.Mesh.Client().CoreV1().Pods("tacit-system")
+	list, err := pods.List(s.Patiently(), metav1.ListOptions{LabelSelector: nodePods})
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	events, err := pods.Watch(s.Patiently(), metav1.ListOptions{LabelSelector: nodePods, ResourceVersion: list.ResourceVersion})
+	if err != nil {
+		s.T.Fatal(err)
+	}
+	serving := map[string]map[string]bool{} // pods by node
+	for _, p := range list.Items {
+		serving[p.Spec.NodeName] = map[string]bool{p.Name: true}
+	}
+	without := make(chan map[string]bool)
+	go func() {
+		found := map[string]bool{}
+		for e := range events.ResultChan() {
+			p, ok := e.Object.(*corev1.Pod)
+			if !ok || serving[p.Spec.NodeName] == nil {
+				continue // not on a node yet
+			}
+			serves := e.Type != watch.Deleted && p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
+				return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+			})
+			if serving[p.Spec.NodeName][p.Name] = serves; !slices.Contains(slices.Collect(maps.Values(serving[p.Spec.NodeName])), true) {
+				found[p.Spec.NodeName] = true
+			}
+		}
+		without <- found
+	}()
+	return func() map[string]bool { events.Stop(); return <-without }
 }
 
 // leader is the pod that holds the lease of control.
