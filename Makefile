@@ -25,6 +25,8 @@ test: packages check race stories user-stories documented e2e ## everything that
 build: ## the programs, into bin/
 	@mkdir -p bin
 	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; done
+	@big=$$(find bin -name tacit-node -size +20000000c -o -name tacit-cni -size +4000000c); \
+	 test -z "$$big" || { ls -l $$big; echo 'build: what is on every node is small: tacit-node at most 20 MB, tacit-cni 4 MB'; exit 1; }
 
 check: ## format, vet, staticcheck, unit, kernel and architecture tests
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); echo 'gofmt: run gofmt -w on these'; exit 1; }
