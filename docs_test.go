@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -14,6 +15,13 @@ import (
 // name is what the documentation calls a piece of code: `folder/package.Name`
 // or `folder/package.Type.Method`, in backquotes.
 var name = regexp.MustCompile("`([a-z]+(?:/[a-z]+)*)\\.([A-Za-z]\\w*(?:\\.\\w+)?)`")
+
+// foreign is what stands before the dot in names that are none of our code's: files
+// of the CA, values of the chart, messages of others.
+var foreign = []string{"bundle", "cni", "google", "intermediate", "istio", "root"}
+
+// promised are the documents that there must be.
+var promised = []string{"docs/architecture.md", "docs/wire.md", "docs/ports.md", "docs/threat-model.md", "README.md", "CONTRIBUTING.md"}
 
 // TestDocumentationNamesExist keeps docs/ honest: whoever renames a function
 // renames it there too.
@@ -26,7 +34,11 @@ func TestDocumentationNamesExist(t *testing.T) {
 		}
 		for _, m := range name.FindAllStringSubmatch(string(text), -1) {
 			folder, what := m[1], m[2]
+			if slices.Contains(foreign, folder) || isFile(folder+"."+what) {
+				continue
+			}
 			if info, err := os.Stat(folder); err != nil || !info.IsDir() {
+				t.Errorf("%s: %s.%s: there is no folder %s", doc, folder, what, folder)
 				continue
 			}
 			if declared[folder] == nil {
@@ -42,12 +54,19 @@ func TestDocumentationNamesExist(t *testing.T) {
 	}
 }
 
+func isFile(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.Mode().IsRegular()
+}
+
 func documents(t *testing.T) []string {
 	docs, err := filepath.Glob("docs/*.md")
-	if err != nil || len(docs) == 0 {
-		t.Fatalf("no documents: %v", err)
+	if err != nil {
+		t.Fatal(err)
 	}
-	return append(docs, "README.md", "CONTRIBUTING.md")
+	docs = append(docs, promised...)
+	slices.Sort(docs)
+	return slices.Compact(docs)
 }
 
 // declarations lists what a package declares: Name, and Type.Method.
