@@ -74,6 +74,30 @@ func TestKeeperOutlivesItsSigner(t *testing.T) {
 	})
 }
 
+// Each wait is twice the last one, up to a bound, plus or minus half of it.
+func TestKeeperBacksOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t)
+		ca.set(errors.New("no route to control"))
+		k := run(t, ca)
+		defer k.Hold(id("a"))()
+		want := firstRetry
+		for range 12 {
+			synctest.Wait()
+			wait := time.Until(k.Dump()[0].NextTry)
+			if wait < want/2 || wait >= want/2+want {
+				t.Errorf("try %d: the next one is in %v, want about %v", ca.called(), wait, want)
+			}
+			time.Sleep(wait)
+			want = min(2*want, lastRetry)
+		}
+		synctest.Wait()
+		if n := ca.called(); n != 13 {
+			t.Errorf("asked %d times", n)
+		}
+	})
+}
+
 func TestKeeperReadyTellsWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newCA(t)
@@ -136,6 +160,15 @@ func TestKeeperManyIdentities(t *testing.T) {
 		go func() { done <- k.Run(ctx) }()
 		for _, n := range names {
 			must(t, k.Ready(t.Context(), id(n)))
+		}
+		// Issued at one moment, they are not renewed at one.
+		synctest.Wait()
+		renewals := map[time.Time]bool{}
+		for _, s := range k.Dump() {
+			renewals[s.NextTry] = true
+		}
+		if len(renewals) != len(names) {
+			t.Errorf("%d identities are renewed at %d moments", len(names), len(renewals))
 		}
 		cancel()
 		must(t, <-done)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"tacit.dev/mesh"
@@ -69,8 +70,8 @@ func TestPairsAreBounded(t *testing.T) {
 	}
 }
 
-// A resumed session is refused when its certificate, or ours, is over, or when
-// the bundle is another one.
+// A resumed session is refused when our certificate is over, or when the bundle is
+// another one.
 func TestVerifyChecksAgain(t *testing.T) {
 	ca := newCA(t)
 	own := leafOf(t, ca, id("own"))
@@ -95,6 +96,28 @@ func TestVerifyChecksAgain(t *testing.T) {
 	if _, err := x.verify(cs, &elsewhere); Reason(err) != ReasonWrongTrustDomain {
 		t.Errorf("another trust domain: %v", err)
 	}
+}
+
+// A session is not resumed with a certificate that has expired since.
+func TestResumedSessionExpires(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newCA(t)
+		own := leafOf(t, ca, id("own"))
+		ca.ttl /= 2
+		peer := leafOf(t, ca, id("peer"))
+		x := NewTLS(TLSConfig{})
+		cs := tls.ConnectionState{DidResume: true, PeerCertificates: []*x509.Certificate{peer.Certificate.Leaf, ca.mid}}
+		sides := map[string]*tls.Config{"client": x.Client(own, id("peer"), ""), "server": x.Server(own)}
+		for _, cfg := range sides {
+			must(t, cfg.VerifyConnection(cs))
+		}
+		time.Sleep(time.Until(peer.NotAfter) + time.Second)
+		for side, cfg := range sides {
+			if err := cfg.VerifyConnection(cs); Reason(err) != ReasonExpired {
+				t.Errorf("%s: %v", side, err)
+			}
+		}
+	})
 }
 
 func TestReason(t *testing.T) {
