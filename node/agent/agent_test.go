@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -168,10 +171,13 @@ func TestAddFailsClosed(t *testing.T) {
 	wants("gone")
 }
 
+// Control, the metric and the log are told.
 func TestUnprotectedIsReported(t *testing.T) {
+	var log bytes.Buffer
 	n := startNode(t, t.TempDir(), func(c *Config) {
 		c.ProtectWithin, c.UnknownGrace = 50*time.Millisecond, 50*time.Millisecond
 		c.CheckInterval = 20 * time.Millisecond
+		c.Log = slog.New(slog.NewTextHandler(io.MultiWriter(&log, t.Output()), nil))
 	})
 	_, path := namespace(t, "a")
 	n.agent.Apply([]mesh.Pod{word("a", false), word("b", true)})
@@ -185,10 +191,18 @@ func TestUnprotectedIsReported(t *testing.T) {
 	if r := n.reports.until(t, "b", xds.Unprotected); !strings.Contains(r.Reason, "restart the pod") {
 		t.Errorf("reason %q", r.Reason)
 	}
+	n.eventually("both are counted", func() bool { return n.metric("tacit_pods_unprotected") == 2 })
 	dialProxy(t, n.dir, nil)
 	n.reports.until(t, "a", xds.Captured)
 	n.agent.Apply([]mesh.Pod{word("a", true)})
 	n.reports.until(t, "b", xds.Released)
+	n.eventually("none is counted", func() bool { return n.metric("tacit_pods_unprotected") == 0 })
+	n.stop() // from now on nobody writes to the log
+	for _, uid := range []string{"a", "b"} {
+		if want := `level=WARN msg="pod unprotected" uid=` + uid; !strings.Contains(log.String(), want) {
+			t.Errorf("no %s in the log", want)
+		}
+	}
 }
 
 func TestEnrolAndUnenrolARunningPod(t *testing.T) {
