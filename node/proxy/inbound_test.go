@@ -4,9 +4,11 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"strings"
 	"testing"
 	"time"
 
+	"tacit.dev/identity"
 	"tacit.dev/wire/direct"
 )
 
@@ -145,6 +147,42 @@ func TestLateClientHello(t *testing.T) {
 	}
 	await(t, "it is refused as TLS without a certificate", func() bool {
 		return n.count("tacit_refused_connections_total", "direction=inbound", "reason=no_certificate") == 1
+	})
+}
+
+// TestUnknownIsWhoItProvesToBe: a pod that is not known yet dials by direct. Whatever
+// identity of the trust domain it has is let in, and told of.
+func TestUnknownIsWhoItProvesToBe(t *testing.T) {
+	c := newCluster(t)
+	unknown, server := c.pod("unknown"), c.pod("server")
+	n := c.node(nil)
+	n.enrol(server)
+	unknown.wl.Addresses = nil
+	c.publish()
+	server.serve(8080, echo)
+	who, leaves := idOf("somebody"), n.proxy.cfg.Leaves
+	defer leaves.Hold(who)()
+	if err := leaves.Ready(t.Context(), who); err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := leaves.Leaf(who)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dialled, err := unknown.bare(62000, server.at(false, 8080))
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := direct.Client(t.Context(), dialled, identity.NewTLS(identity.TLSConfig{}).Client(leaf, server.wl.ID, ""), direct.Hello{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if reply, err := conn.AwaitReply(t.Context()); err != nil || reply.Status != direct.StatusOK {
+		t.Errorf("the reply is %+v, %v: want ok", reply, err)
+	}
+	conn.Abort()
+	await(t, "its identity is told", func() bool {
+		return strings.Contains(c.log.text(), "reporter=destination security=mutual_tls src="+who.String())
 	})
 }
 
