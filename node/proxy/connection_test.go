@@ -4,11 +4,18 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
 )
@@ -85,6 +92,70 @@ func TestTwoPodsSpeakMutualTLS(t *testing.T) {
 		if n := c.nodes[i].count("tacit_connections_total", "direction="+d, "kind=mutual_tls"); n != 2 {
 			t.Errorf("%v %s connections with mutual TLS: want 2", n, d)
 		}
+	}
+}
+
+// Both nodes tell of a connection once, at its end, with the bytes of each direction.
+func TestConnectionsAreToldOfOnce(t *testing.T) {
+	c, client, server := pair(t)
+	const many, question, answer = 3, 5, 1000
+	server.serve(8080, func(c *net.TCPConn) {
+		io.Copy(io.Discard, c)
+		c.Write(make([]byte, answer))
+	})
+	for range many {
+		conn := mustDial(t, client, server.at(false, 8080))
+		conn.Write(make([]byte, question))
+		conn.CloseWrite()
+		if b, err := io.ReadAll(conn); err != nil || len(b) != answer {
+			t.Errorf("%d bytes, %v: want %d", len(b), err, answer)
+		}
+	}
+	for i, reporter := range []string{"source", "destination"} {
+		n := c.nodes[i]
+		await(t, "they have ended at the "+reporter, func() bool { return n.count("tacit_connections_open") == 0 })
+		n.stop() // it tells of nothing any more
+		for name, want := range map[string]float64{
+			"istio_tcp_connections_opened_total": many,
+			"istio_tcp_connections_closed_total": many,
+			"istio_tcp_received_bytes_total":     many * question,
+			"istio_tcp_sent_bytes_total":         many * answer,
+		} {
+			if got := n.count(name, "reporter="+reporter); got != want {
+				t.Errorf("%s of the %s is %v: want %v", name, reporter, got, want)
+			}
+		}
+		if lines := strings.Count(c.log.text(), `"connection closed" reporter=`+reporter); lines != many {
+			t.Errorf("%d lines of the %s: want %d", lines, reporter, many)
+		}
+	}
+}
+
+// A peer that is gone without a word is found out: the end that dialled asks, and the
+// one that accepted.
+func TestProxiesKeepAlive(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	askKept(t, c, client, server.at(false, 1))
+	ends := client.node.proxy.pod(client.name).ready()
+	d := server.node.proxy.pod(server.name)
+	await(t, "the server waits for the next one", d.idle.isAwaiting)
+	d.idle.mu.Lock()
+	ends = slices.AppendSeq(ends, maps.Keys(d.idle.waiting))
+	d.idle.mu.Unlock()
+	for _, end := range ends {
+		raw, err := end.Raw().SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE); on == 0 || err != nil {
+				t.Errorf("from %s to %s: SO_KEEPALIVE is %d, %v", end.Raw().LocalAddr(), end.Raw().RemoteAddr(), on, err)
+			}
+		})
+	}
+	if len(ends) != 2 {
+		t.Errorf("looked at %d ends: want 2", len(ends))
 	}
 }
 
@@ -282,6 +353,43 @@ func TestOutsideTheMesh(t *testing.T) {
 			t.Errorf("%v %s in plaintext: want 2", n, d)
 		}
 	}
+}
+
+// What passes through stays in the kernel, which moves it by a pipe.
+func TestPassThroughIsSpliced(t *testing.T) {
+	c, client, server := pair(t)
+	stranger := c.pod("stranger")
+	c.publish()
+	for _, to := range []*testPod{stranger, server} {
+		to.serve(8080, func(c *net.TCPConn) { // not echo: io.Copy has pipes of its own
+			b := make([]byte, 5)
+			io.ReadFull(c, b)
+			c.Write(b)
+		})
+	}
+	for _, way := range []struct{ from, to *testPod }{{client, stranger}, {stranger, server}} {
+		before := pipes(t)
+		say(t, mustDial(t, way.from, way.to.at(false, 8080)), "hello")
+		isNew := func(pipe string) bool { return !slices.Contains(before, pipe) }
+		if !slices.ContainsFunc(pipes(t), isNew) {
+			t.Errorf("from %s to %s: no pipe was made", way.from.name, way.to.name)
+		}
+	}
+}
+
+// pipes are those that this process has open.
+func pipes(t *testing.T) (all []string) {
+	t.Helper()
+	files, err := filepath.Glob("/proc/self/fd/*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, file := range files {
+		if to, err := os.Readlink(file); err == nil && strings.HasPrefix(to, "pipe:") {
+			all = append(all, to)
+		}
+	}
+	return all
 }
 
 func TestServerFirstFromOutsideDoesNotWait(t *testing.T) {
