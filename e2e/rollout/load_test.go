@@ -140,7 +140,7 @@ const (
 	// threads are those of a client that ask at the same time, each on a connection of its own.
 	threads = 4
 	// late is after how many seconds an answer counts as none.
-	late = 10
+	late = 5
 )
 
 // trouble is what agents and proxies say beside connections that went well and quickly.
