@@ -41,7 +41,7 @@ func examineKernel() finding.Finding {
 func examineNamespace(ctx context.Context) []finding.Finding {
 	ns, err := netns.Unnamed()
 	if err != nil {
-		return []finding.Finding{{What: "namespaces", Lacks: err.Error(), Remedy: "allow privileged pods (capability SYS_ADMIN) in this namespace, and network namespaces on the node"}}
+		return []finding.Finding{{What: "namespaces", Lacks: err.Error(), Remedy: "allow privileged pods (capabilities SYS_ADMIN and NET_ADMIN) in this namespace, and network namespaces on the node"}}
 	}
 	defer ns.Close()
 	return []finding.Finding{examineRules(ctx, ns), examineSockets(ns)}

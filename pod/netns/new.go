@@ -47,7 +47,7 @@ func create(path string) (ns *NS, err error) {
 		if ns != nil {
 			ns.Close()
 		}
-		return nil, fmt.Errorf("make namespace %s: %w", path, err)
+		return nil, fmt.Errorf("make namespace %q: %w", path, err)
 	}
 	return ns, nil
 }
