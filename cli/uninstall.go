@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 	release "helm.sh/helm/v4/pkg/release/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -257,5 +259,21 @@ func (u *removal) removeRest(ctx context.Context, c *cluster, p *progress, ds *a
 	if !u.keepCA {
 		gone(core.Secrets(namespace).Delete(ctx, "tacit-ca", metav1.DeleteOptions{}))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.forgetPods(ctx))...)
+}
+
+// forgetPods removes what control has said of pods, and did not take back: it was away, or
+// waited for a node that is.
+func (c *cluster) forgetPods(ctx context.Context) error {
+	pods, err := c.client.CoreV1().Pods(metav1.NamespaceAll).List(ctx, metav1.ListOptions{})
+	if err != nil {
+		return fmt.Errorf("list pods: %w", err)
+	}
+	var said kube.View
+	for _, p := range pods.Items {
+		if slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == kube.ConditionProtected }) {
+			said.Pods = append(said.Pods, kube.PodView{UID: string(p.UID), Namespace: p.Namespace, Name: p.Name})
+		}
+	}
+	return kube.NewDisplay(kube.Client{Interface: c.client}, nil).Show(ctx, said)
 }

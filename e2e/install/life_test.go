@@ -43,7 +43,7 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	connection.echoes("still")
 	s.eventually(func() error { return s.dial(client, server) })
 
-	t.Run("wire", func(t *testing.T) { testWire(s.in(t), client, server) })
+	t.Run("wire", func(t *testing.T) { testWire(s.in(t), server, beside(pods, client)) })
 	t.Run("check", func(t *testing.T) { testCheck(s.in(t)) })
 	t.Run("values", func(t *testing.T) { testValues(s.in(t)) })
 	t.Run("again", func(t *testing.T) { testAgain(s.in(t)) })
@@ -78,7 +78,12 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	t.Run("a node is away", func(t *testing.T) { testNodeAway(s.in(t), before) })
 }
 
-// testWire looks whether "protected" is true.
+// beside is another pod on the node of p.
+func beside(all []corev1.Pod, p corev1.Pod) corev1.Pod {
+	return all[slices.IndexFunc(all, func(o corev1.Pod) bool { return o.Spec.NodeName == p.Spec.NodeName && o.Name != p.Name })]
+}
+
+// testWire looks whether "protected" is true, between two pods that have not met before.
 func testWire(s subject, client, server corev1.Pod) {
 	wire := s.Record(s.t)
 	if err := s.dial(client, server); err != nil {
