@@ -309,37 +309,41 @@ func TestEnrolAndRelease(t *testing.T) {
 }
 
 // A pod that begins is known by its agent's word before its object says where it is; and
-// the agent hears when every node has it.
+// the agent hears when every node has it, also one that still acts on something older.
 func TestKnownBeforeItsObjectSays(t *testing.T) {
 	b := newBench(t, "n1", "n2")
+	b.gone = time.Hour
 	b.namespace("on")
 	b.pod("server", "n1", "")
 	b.start()
-	held := make(chan struct{})
-	n1, n2 := b.node("n1", nil), b.node("n2", held)
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
 	n1.awaitEnrol("server", true)
 	<-n2.world // control counts with n2
+	n2.leave()
 	const at = "10.30.1.9"
 	n1.agent.Report(xds.Report{UID: "uid-server", Namespace: "default", Name: "server", State: xds.Captured, Addresses: []netip.Addr{netip.MustParseAddr(at)}})
-	n2.awaitDirect(at, true)
+	n1.awaitDirect(at, true)
 	if n1.isKnown("server", at) {
-		t.Error("n1 was told that n2 knows the pod, and n2 has not said so")
+		t.Error("n1 was told that n2 knows the pod, and n2 is away")
 	}
-	close(held)
+	n2 = b.node("n2", make(chan struct{})) // never settled
+	n2.awaitDirect(at, true)
 	n1.await("told that every node knows server", func() bool { return n1.isKnown("server", at) })
 }
 
 // Who has left the cluster has not to know its pods.
 func TestKnownWithoutANodeThatHasLeft(t *testing.T) {
 	b := newBench(t, "n1", "n2")
+	b.gone = time.Hour
 	b.namespace("on")
 	b.pod("server", "n1", "10.30.1.9")
 	b.write("nodes.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
 	b.start()
-	n1, n2 := b.node("n1", nil), b.node("n2", make(chan struct{}))
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
 	n1.awaitEnrol("server", true)
+	<-n2.world
+	n2.leave()
 	n1.report("server", xds.Captured)
-	n2.awaitDirect("10.30.1.9", true)
 	n1.await("told that every node knows server", func() bool { return n1.isKnown("server", "10.30.1.9") })
 }
 

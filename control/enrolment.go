@@ -151,12 +151,10 @@ type enrolment struct {
 	withdrawn uint64
 	// told are its addresses by its agent, nil if that has not said.
 	told []netip.Addr
-	// spread is the publication that announces it at addresses that not every node is
-	// known to know, 0 for none; at these.
-	spread   uint64
-	spreadAt []netip.Addr
-	// known are the addresses at which every node knows it as announced.
-	known []netip.Addr
+	// at is where it is announced, nil if it is not; spreading is the publication that said
+	// so, 0 when every node decides by it.
+	at        []netip.Addr
+	spreading uint64
 }
 
 // outlook is what an enrolment sees of the world besides its own pod.
@@ -164,9 +162,8 @@ type outlook struct {
 	now time.Time
 	// acked tells whether no node acts on anything older than the publication.
 	acked func(version uint64) bool
-	// spread tells whether every node acts on the publication, or on a later one, but for
-	// those that have left the cluster.
-	spread func(version uint64) bool
+	// applied is the oldest publication that any node decides by.
+	applied func() uint64
 	// connected tells whether the agent of the node is.
 	connected func(node string) bool
 }
@@ -198,31 +195,41 @@ func (a away) long(node string, now time.Time) bool {
 
 // hear takes in what the agent said.
 func (e *enrolment) hear(r xds.Report) {
-	e.word, e.reason, e.told = free, r.Reason, nil
-	if r.State == xds.Captured {
+	e.word, e.reason = free, r.Reason
+	switch r.State {
+	case xds.Captured:
 		e.word, e.reason, e.told = captured, "", r.Addresses
+	case xds.Released:
+		e.told = nil
 	}
 }
 
 // announced notes which publication announces the pod where it is now.
 func (e *enrolment) announced(version uint64) {
-	if e.state != Announced || e.pod.Workload == nil {
-		e.spread, e.spreadAt, e.known = 0, nil, nil
-		return
-	}
-	at := e.pod.Workload.Addresses
-	if !slices.Equal(at, e.known) && !slices.Equal(at, e.spreadAt) {
-		e.spread, e.spreadAt = version, at
+	switch {
+	case e.state != Announced || e.pod.Workload == nil:
+		e.at, e.spreading = nil, 0
+	case !slices.Equal(e.at, e.pod.Workload.Addresses):
+		e.at, e.spreading = e.pod.Workload.Addresses, version
 	}
 }
 
-// learn takes note that every node knows the pod, and tells whether that is new.
-func (e *enrolment) learn(o outlook) bool {
-	if e.spread == 0 || !o.spread(e.spread) {
+// spread takes note that every node decides by the publication that announces the pod, and
+// tells whether that is new.
+func (e *enrolment) spread(applied func() uint64) bool {
+	if e.spreading == 0 || applied() < e.spreading {
 		return false
 	}
-	e.known, e.spread = e.spreadAt, 0
+	e.spreading = 0
 	return true
+}
+
+// known is where every node knows the pod as announced.
+func (e *enrolment) known() []netip.Addr {
+	if e.spreading != 0 {
+		return nil
+	}
+	return e.at
 }
 
 // advance steps until nothing changes any more, and tells whether anything did.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -71,6 +72,14 @@ func (s *fakeServer) Acked(version uint64) (waiting []string) {
 		}
 	}
 	return waiting
+}
+
+func (s *fakeServer) Applied(func(string) bool) uint64 {
+	oldest := uint64(math.MaxUint64)
+	for _, p := range s.proxies {
+		oldest = min(oldest, p.acked)
+	}
+	return oldest
 }
 
 func (s *fakeServer) Changed() <-chan struct{} { return nil }

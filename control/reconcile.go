@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -28,6 +29,7 @@ const (
 type publisher interface {
 	Publish(xds.Snapshot) (version uint64)
 	Acked(version uint64) (waiting []string)
+	Applied(counts func(node string) bool) uint64
 	Changed() <-chan struct{}
 	Nodes() []xds.NodeStatus
 }
@@ -135,14 +137,14 @@ func (r *reconciler) takeInbox(now time.Time) {
 			r.roster.report(node, said)
 		}
 	}
-	if r.objects != nil && !maps.EqualFunc(r.roster.told(), r.objects.Told, slices.Equal) {
+	if r.objects != nil && !maps.EqualFunc(r.roster.told(now), r.objects.Told, slices.Equal) {
 		r.read(now)
 	}
 }
 
 // read takes in what objects and agents say now.
 func (r *reconciler) read(now time.Time) {
-	r.objects.Told = r.roster.told()
+	r.objects.Told = r.roster.told(now)
 	result := kube.Build(*r.objects, r.build)
 	r.build.Before = result.Mesh.Policy
 	r.tellProblems(result.Problems)
@@ -158,6 +160,7 @@ func (r *reconciler) publish() {
 	r.roster.published(r.server.Publish(r.roster.snapshot()))
 	r.dirty = false
 	if !r.started() {
+		clear(r.roster.away) // nobody could connect before
 		close(r.published)
 	}
 }
@@ -173,20 +176,19 @@ func (r *reconciler) started() bool {
 
 // outlook asks the server once per publication, not once per pod.
 func (r *reconciler) outlook(now time.Time) outlook {
-	asked := make(map[uint64][]string)
-	waiting := func(version uint64) []string {
-		nodes, is := asked[version]
-		if !is {
-			nodes = r.server.Acked(version)
-			asked[version] = nodes
-		}
-		return nodes
-	}
+	acked := make(map[uint64]bool)
 	var agents map[string]bool
 	return outlook{
-		now:    now,
-		acked:  func(version uint64) bool { return len(waiting(version)) == 0 },
-		spread: func(version uint64) bool { return !slices.ContainsFunc(waiting(version), r.roster.isNode) },
+		now: now,
+		acked: func(version uint64) bool {
+			done, asked := acked[version]
+			if !asked {
+				done = len(r.server.Acked(version)) == 0
+				acked[version] = done
+			}
+			return done
+		},
+		applied: sync.OnceValue(func() uint64 { return r.server.Applied(r.roster.isNode) }),
 		connected: func(node string) bool {
 			if agents == nil {
 				agents = r.agents()

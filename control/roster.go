@@ -19,6 +19,7 @@ type roster struct {
 	log    *slog.Logger
 	result kube.Result
 	pods   map[string]*enrolment // by UID
+	nodes  map[string]bool       // those that are objects
 	// heard is what each agent said when it connected, by node and UID: it may
 	// hold a pod whose object is not here yet.
 	heard map[string]map[string]xds.Report
@@ -44,6 +45,10 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 // objects takes in what the objects say now.
 func (r *roster) objects(result kube.Result, now time.Time) {
 	r.result = result
+	r.nodes = make(map[string]bool, len(result.Nodes))
+	for _, n := range result.Nodes {
+		r.nodes[n.Name] = true
+	}
 	old := r.pods
 	r.pods = make(map[string]*enrolment, len(result.Pods))
 	for _, p := range result.Pods {
@@ -112,7 +117,7 @@ func (r *roster) advance(o outlook) (changed bool) {
 	for _, uid := range slices.Sorted(maps.Keys(r.pods)) {
 		e := r.pods[uid]
 		before := e.state
-		if e.learn(o) {
+		if e.spread(o.applied) {
 			changed = true
 		}
 		if e.advance(o) {
@@ -153,7 +158,7 @@ func (r *roster) snapshot() xds.Snapshot {
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
 		told := p.Pod
-		told.Enrol, told.Known = e.state.enrol(), e.known
+		told.Enrol, told.Known = e.state.enrol(), e.known()
 		s.Pods[p.Node] = append(s.Pods[p.Node], told)
 		if e.state.mayDial() && p.Workload != nil {
 			enrolled[p.Workload] = e.state
@@ -202,15 +207,14 @@ func (r *roster) remember() []memory {
 
 // isNode tells whether a node of that name is in the cluster, as far as objects tell of
 // nodes.
-func (r *roster) isNode(name string) bool {
-	return len(r.result.Nodes) == 0 || slices.ContainsFunc(r.result.Nodes, func(n kube.Node) bool { return n.Name == name })
-}
+func (r *roster) isNode(name string) bool { return len(r.nodes) == 0 || r.nodes[name] }
 
-// told are the addresses of pods as their agents say, by UID.
-func (r *roster) told() map[string][]netip.Addr {
+// told are the addresses of pods as their agents say, by UID. What one said that is away
+// for long may not be true any more.
+func (r *roster) told(now time.Time) map[string][]netip.Addr {
 	all := make(map[string][]netip.Addr)
 	for uid, e := range r.pods {
-		if len(e.told) > 0 {
+		if len(e.told) > 0 && !r.away.long(e.pod.Node, now) {
 			all[uid] = e.told
 		}
 	}
@@ -220,7 +224,7 @@ func (r *roster) told() map[string][]netip.Addr {
 // waiting tells whether any pod waits for nodes.
 func (r *roster) waiting() bool {
 	for _, e := range r.pods {
-		if e.state == Withdrawing || e.spread != 0 {
+		if e.state == Withdrawing || e.spreading != 0 {
 			return true
 		}
 	}

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -112,6 +113,18 @@ type Pod struct {
 	// Known are the addresses at which every node knows the pod, as one to be reached by
 	// direct.
 	Known []netip.Addr
+}
+
+// OneOfEach returns the first address of each family by which others may reach a pod: a
+// pod has one of each, as its object has (KEP-563).
+func OneOfEach(list []netip.Addr) (few []netip.Addr) {
+	for _, a := range list {
+		a = a.Unmap()
+		if a.IsGlobalUnicast() && !slices.ContainsFunc(few, func(b netip.Addr) bool { return a.Is4() == b.Is4() }) {
+			few = append(few, a)
+		}
+	}
+	return few
 }
 
 // Exclusion is a set of destinations that are not captured. A zero Port means

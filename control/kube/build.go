@@ -97,6 +97,7 @@ func Build(o Objects, cfg BuildConfig) Result {
 		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
 		zones:      make(map[string]string, len(o.Nodes)),
 		told:       o.Told,
+		toldOnly:   make(map[netip.Addr]bool),
 	}
 	for _, n := range o.Namespaces {
 		b.namespaces[n.Name] = n.Labels
@@ -119,6 +120,7 @@ type builder struct {
 	workloads  map[string]*mesh.Workload    // by UID
 	zones      map[string]string            // by node
 	told       map[string][]netip.Addr      // Objects.Told
+	toldOnly   map[netip.Addr]bool          // addresses that no object has
 	holder     map[netip.Addr]*corev1.Pod   // of an address that several pods claim
 	result     Result
 }

@@ -78,6 +78,11 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 	if len(addrs) == 0 {
 		return nil
 	}
+	for _, a := range addrs {
+		if !slices.Contains(podAddresses(p), a) {
+			b.toldOnly[a] = true
+		}
+	}
 	owner, kind := ownerOf(p)
 	return &mesh.Workload{
 		UID:         b.workloadUID("/Pod", p.Namespace, p.Name),
@@ -145,13 +150,18 @@ func started(p *corev1.Pod) time.Time {
 	return p.CreationTimestamp.Time
 }
 
-// addresses are where the pod is reached: as its agent says, or else its object, which
-// may still have those of an earlier sandbox.
+// addresses are where the pod is reached: of each family as its agent says, or else its
+// object, which may still have those of an earlier sandbox.
 func (b *builder) addresses(p *corev1.Pod) []netip.Addr {
-	if told := b.told[string(p.UID)]; len(told) > 0 && !p.Spec.HostNetwork {
-		return slices.Clone(told)
+	all := podAddresses(p)
+	told := b.told[string(p.UID)]
+	if len(told) == 0 || p.Spec.HostNetwork {
+		return all
 	}
-	return podAddresses(p)
+	all = slices.DeleteFunc(all, func(a netip.Addr) bool {
+		return slices.ContainsFunc(told, func(t netip.Addr) bool { return t.Is4() == a.Is4() })
+	})
+	return append(slices.Clone(told), all...)
 }
 
 func podAddresses(p *corev1.Pod) []netip.Addr {

@@ -98,12 +98,13 @@ func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
 func isPort(p int32) bool          { return 0 < p && p <= math.MaxUint16 }
 
 // byAddress finds the pod behind an endpoint that does not name one. Pods of the
-// host's network share an address, which says nothing.
+// host's network share an address, which says nothing; and an agent's word alone makes no
+// pod an endpoint.
 func (b *builder) byAddress() map[netip.Addr]*mesh.Workload {
 	found := make(map[netip.Addr]*mesh.Workload, 2*len(b.workloads))
 	for _, w := range b.workloads {
 		for _, a := range w.Addresses {
-			if had := found[a]; !w.HostNetwork && (had == nil || had.UID > w.UID) {
+			if had := found[a]; !w.HostNetwork && !b.toldOnly[a] && (had == nil || had.UID > w.UID) {
 				found[a] = w
 			}
 		}

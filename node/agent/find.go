@@ -95,7 +95,7 @@ func recordOf(w mesh.Pod, f netns.Found) (record, error) {
 		return record{}, err
 	}
 	defer ns.Close()
-	rec := record{UID: w.UID, Namespace: w.Namespace, Name: w.Name, Container: f.Container, Netns: f.Path, Key: ns.Key()}
+	rec := record{UID: w.UID, Namespace: w.Namespace, Name: w.Name, Container: f.Container, Netns: f.Path, Key: ns.Key(), Found: true}
 	err = ns.Do(func() (err error) {
 		rec.Addresses, err = globalAddresses()
 		return err

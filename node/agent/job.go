@@ -286,7 +286,7 @@ func (a *Agent) forget(ctx context.Context, p *pod) {
 		a.unsave(p)
 		a.report(p, time.Now())
 		delete(a.pods, p.key)
-		p.forgotten = closeEach(p.forgotten)
+		p.known, p.forgotten = closeEach(p.known), closeEach(p.forgotten)
 		if n := p.successor; n != nil {
 			a.pods[n.key] = n
 			n.fail(a.save(n), time.Now())

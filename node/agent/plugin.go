@@ -32,7 +32,7 @@ func (a *Agent) answer(ctx context.Context, r cni.Request) error {
 func (a *Agent) add(ctx context.Context, r cni.Request) error {
 	told, err := a.protect(ctx, r)
 	if err == nil && told {
-		a.awaitKnown(ctx, r)
+		err = a.awaitKnown(ctx, r)
 	}
 	return err
 }
@@ -41,20 +41,30 @@ func (a *Agent) add(ctx context.Context, r cni.Request) error {
 // known to others, by DNS for one, and who is told of them by those must not take it for
 // something outside of the mesh. A node that is slow or away does not hold it up for long:
 // it is waited for in vain until control gives it up.
-func (a *Agent) awaitKnown(ctx context.Context, r cni.Request) {
+func (a *Agent) awaitKnown(ctx context.Context, r cni.Request) error {
 	known := make(chan struct{})
 	a.post(func() {
-		if p := a.sandbox(r.ContainerID); p != nil {
-			p.known = append(p.known, known)
+		p := a.sandbox(r.ContainerID)
+		if p == nil { // it has ended already
+			close(known)
+			return
 		}
+		p.known = append(p.known, known)
 	})
+	ctx, cancel := context.WithTimeout(ctx, a.cfg.KnownPatience)
+	defer cancel()
 	select {
 	case <-known:
+		return nil
 	case <-a.ended:
+		return errEnding
 	case <-ctx.Done():
-	case <-time.After(a.cfg.KnownPatience):
-		a.cfg.Log.Warn("pod begins though not every node knows it", "namespace", r.Namespace, "pod", r.Name, "uid", r.UID, "waited", a.cfg.KnownPatience)
 	}
+	if errors.Is(ctx.Err(), context.Canceled) {
+		return errEnding
+	}
+	a.cfg.Log.Warn("pod begins though not every node knows it", "namespace", r.Namespace, "pod", r.Name, "uid", r.UID)
+	return nil
 }
 
 // protect takes a pod in and waits until it is as control wants it. It reports whether

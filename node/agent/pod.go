@@ -220,7 +220,16 @@ func (p *pod) isSettled() bool {
 // mesh.
 func (p *pod) isKnown() bool {
 	w := p.rec.Word
-	return w != nil && (!w.Enrol || !slices.ContainsFunc(p.rec.Addresses, func(a netip.Addr) bool { return !slices.Contains(w.Known, a.Unmap()) }))
+	return w != nil && (!w.Enrol || !slices.ContainsFunc(p.reached(), func(a netip.Addr) bool { return !slices.Contains(w.Known, a) }))
+}
+
+// reached is where others reach the pod, as its runtime has told: one address of each
+// family. Of one that was found nobody has told, and it began long ago.
+func (p *pod) reached() []netip.Addr {
+	if p.rec.Found {
+		return nil
+	}
+	return mesh.OneOfEach(p.rec.Addresses)
 }
 
 // waitsFor is what an impatient plugin is told.

@@ -26,6 +26,8 @@ type record struct {
 	Netns     string       `json:"netns"`
 	Key       netns.Key    `json:"key"`
 	Addresses []netip.Addr `json:"addresses,omitempty"`
+	// Found: no runtime has told of it. Its addresses are all that its namespace has.
+	Found bool `json:"found,omitempty"`
 	// Phase is which rules may be there.
 	Phase phase `json:"phase,omitempty"`
 	// Word is control's last, nil if it has said nothing yet. It goes on

@@ -216,7 +216,7 @@ func (a *Agent) report(p *pod, now time.Time) {
 	a.cfg.Log.Log(context.Background(), levelOf(state), "pod "+string(state), append(p.attrs(), "reason", reason)...)
 	said := xds.Report{UID: p.uid(), Namespace: p.rec.Namespace, Name: p.rec.Name, State: state, Reason: reason}
 	if state == xds.Captured {
-		said.Addresses = p.rec.Addresses
+		said.Addresses = p.reached()
 	}
 	a.tellControl(said)
 	if state == xds.Released {

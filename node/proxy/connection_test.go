@@ -644,26 +644,31 @@ func TestDeadAddressTimesOut(t *testing.T) {
 	})
 }
 
-// Who dials in vain outside of the mesh does not keep control from knowing that this node
-// has heard of what is new.
-func TestDialOutsideHoldsUpNoAcknowledgement(t *testing.T) {
+// A pod that begins at an address while somebody dials that as if it were outside of the
+// mesh is spoken to by direct.
+func TestBegunWhileItIsDialled(t *testing.T) {
 	c := newCluster(t)
-	client := c.pod("client")
-	n := c.node(nil)
-	n.enrol(client)
-	client.space.do(t, func() error { return sh("ip neigh add 10.77.9.9 lladdr 02:00:00:00:00:09 dev eth0") })
-	conn, err := client.dial(netip.MustParseAddrPort("10.77.9.9:80"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
+	client, server := c.pod("client"), c.pod("server")
+	n2 := c.node(nil)
+	n2.enrol(server)
+	server.serve(8080, echo)
+	all := c.pods
+	c.pods = []*testPod{client}
+	n1 := c.node(nil)
+	n1.enrol(client)
+	server.space.do(t, func() error {
+		return sh("nft 'table ip late { chain c { type filter hook prerouting priority -500; tcp flags syn / syn,ack drop; }; }'")
+	})
+	conn := mustDial(t, client, server.at(false, 8080))
 	await(t, "the proxy dials", func() (dials bool) {
-		client.space.do(t, func() error { dials = sh("ss -Htn state syn-sent dst 10.77.9.9 | grep .") == nil; return nil })
+		client.space.do(t, func() error { dials = sh("ss -Htn state syn-sent | grep .") == nil; return nil })
 		return dials
 	})
-	if !isClosed(n.proxy.Apply(c.world())) {
-		t.Error("not acknowledged while the dial is under way")
-	}
+	c.pods = all
+	c.publish()
+	server.space.do(t, func() error { return sh("nft delete table ip late") })
+	say(t, conn, "hello")
+	await(t, "it is counted", func() bool { return n1.count("tacit_connections_total", "direction=outbound", "kind=mutual_tls") == 1 })
 }
 
 func TestManyAtOnce(t *testing.T) {

@@ -17,10 +17,8 @@ import (
 //	   epoch 1 ───────► epoch 2 ────────────► epoch 3   current
 //	   a lease each     closed; no lease      settled when 1 and 2 have no lease
 //
-// An acknowledgement of a World means that nothing is still being dialled by direct as
-// an older one said. Only then may control release a pod. What is dialled otherwise
-// has no lease beyond the decision: it would only hold up what waits for the
-// acknowledgement.
+// An acknowledgement of a World means that nothing is still being dialled as an
+// older one said. Only then may control release a pod.
 type knowledge struct {
 	current atomic.Pointer[epoch]
 	// known is closed when the first World is there.
@@ -35,7 +33,7 @@ type knowledge struct {
 // epoch is the time during which one World decides.
 type epoch struct {
 	world *mesh.World
-	// leases counts the dials by direct decided under world, plus one while it is current.
+	// leases counts the dials decided under world, plus one while it is current.
 	leases atomic.Int64
 	// settled is closed when no older epoch has a lease.
 	settled chan struct{}

@@ -28,16 +28,25 @@ func (d *pod) outbound(ctx context.Context, j *journey) (far relay.Conn, sent in
 		return nil, 0, &refusal{reasonNoWorld, flagUpstreamFailure, errNoWorld}
 	}
 	j.place.await(ctx)
+	far, sent, err = d.reach(ctx, j)
+	if errors.Is(err, errBegun) {
+		far, sent, err = d.reach(ctx, j)
+	}
+	return far, sent, err
+}
+
+// errBegun says that a pod of the mesh has begun where nobody was, while it was dialled as
+// if it were outside.
+var errBegun = errors.New("a pod of the mesh has begun there meanwhile")
+
+// reach is outbound under the World of now.
+func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
 	lease := d.p.know.lease()
+	defer d.p.know.release(lease)
 	f := d.facts.Load()
 	j.flow.Source = d.self(lease.world)
 	r, err := f.caller.find(lease.world, j.flow.Dialled)
 	j.flow.Service = r.service
-	if err != nil || !r.isDirect() {
-		d.p.know.release(lease)
-	} else {
-		defer d.p.know.release(lease)
-	}
 	if err != nil {
 		return nil, 0, err
 	}
@@ -112,6 +121,12 @@ func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journe
 	j.place.leave()
 	if err != nil {
 		return nil, err
+	}
+	// Every node knows a pod before it begins: who answers and was not known when it was
+	// dialled is known by now.
+	if now := d.p.know.world().Workload(t.addr.Addr()); t.workload == nil && now != nil && now.Direct {
+		c.Close()
+		return nil, errBegun
 	}
 	return relay.TCP(c), nil
 }

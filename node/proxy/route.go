@@ -34,11 +34,6 @@ type route struct {
 	inside bool
 }
 
-// isDirect reports whether a target is to be reached by direct.
-func (r *route) isDirect() bool {
-	return slices.ContainsFunc(r.targets, func(t target) bool { return t.direct })
-}
-
 // caller is who asks for a route.
 type caller struct {
 	addresses []netip.Addr

@@ -53,6 +53,30 @@ type answer struct {
 	settled <-chan struct{}
 }
 
+// isSettled reports whether nothing holds the answer up by itself.
+func (a answer) isSettled() bool {
+	select {
+	case <-a.settled:
+		return true
+	default:
+		return false
+	}
+}
+
+func orAtOnce(settled <-chan struct{}) <-chan struct{} {
+	if settled == nil {
+		return atOnce
+	}
+	return settled
+}
+
+// atOnce is the settled of answers that wait for nothing.
+var atOnce = func() <-chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
 func newDelta[T any](cfg ClientConfig, typeURL string) *delta[T] {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
@@ -151,26 +175,36 @@ func (d *delta[T]) hello() *message.DeltaDiscoveryRequest {
 	}
 }
 
-// answerLoop sends the answers in order, each when the node has settled. Recv tells
-// if the stream fails.
+// answerLoop sends the answers in order, each when the node has settled, and of those
+// that have to wait for it, at once, that they decide by now. Recv tells if the stream
+// fails.
 func answerLoop(ctx context.Context, g deltaClientStream, typeURL string, answers <-chan answer) {
+	var waiting []answer
 	for {
-		var a answer
+		var settled <-chan struct{}
+		more := answers
+		if len(waiting) > 0 {
+			settled = waiting[0].settled
+		}
+		if len(waiting) == maxAnswers {
+			more = nil
+		}
+		var req *message.DeltaDiscoveryRequest
 		select {
-		case a = <-answers:
+		case a := <-more:
+			waiting = append(waiting, a)
+			if a.refusal != "" || a.isSettled() {
+				continue
+			}
+			req = &message.DeltaDiscoveryRequest{TypeUrl: typeURL, AppliedNonce: a.nonce}
+		case <-settled:
+			req = &message.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: waiting[0].nonce}
+			if r := waiting[0].refusal; r != "" {
+				req.ErrorDetail = &message.Status{Code: int32(codes.InvalidArgument), Message: r}
+			}
+			waiting = waiting[1:]
 		case <-ctx.Done():
 			return
-		}
-		if a.settled != nil {
-			select {
-			case <-a.settled:
-			case <-ctx.Done():
-				return
-			}
-		}
-		req := &message.DeltaDiscoveryRequest{TypeUrl: typeURL, ResponseNonce: a.nonce}
-		if a.refusal != "" {
-			req.ErrorDetail = &message.Status{Code: int32(codes.InvalidArgument), Message: a.refusal}
 		}
 		if g.Send(req) != nil {
 			return
@@ -192,7 +226,7 @@ func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse) answer {
 		delete(d.rejected, name)
 	}
 	if strings.HasSuffix(resp.GetSystemVersionInfo(), more) {
-		return answer{nonce: resp.GetNonce(), refusal: d.refusal()}
+		return answer{resp.GetNonce(), d.refusal(), atOnce}
 	}
 	if d.dirty || !d.synced {
 		d.settled = d.apply(d.values())
@@ -202,7 +236,7 @@ func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse) answer {
 		d.synced = true
 		close(d.first)
 	}
-	return answer{resp.GetNonce(), d.refusal(), d.settled}
+	return answer{resp.GetNonce(), d.refusal(), orAtOnce(d.settled)}
 }
 
 // hold takes a resource, or refuses it and keeps the last good one.

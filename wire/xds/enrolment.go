@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
 )
 
@@ -182,6 +183,7 @@ func decodeReport(m *message.PodReport) (Report, error) {
 	if r.Addresses, err = decodeAddresses(m.GetAddresses()); err != nil {
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: %v", r.UID, err)
 	}
+	r.Addresses = mesh.OneOfEach(r.Addresses)
 	if r.UID == "" || len(r.UID) > maxName || len(r.Reason) > 4*maxName {
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: want a uid and a short reason", r.UID)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"maps"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -240,6 +241,29 @@ func (s *Server) Acked(version uint64) (waiting []string) {
 	}
 	slices.Sort(waiting)
 	return waiting
+}
+
+// Applied is the oldest publication that a node decides by, be it that it still acts on
+// an older one: MaxUint64 if there is no node, 0 if one that has left may come back before
+// GoneAfter. Nodes that do not count are left out.
+func (s *Server) Applied(counts func(node string) bool) uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	oldest := uint64(math.MaxUint64)
+	for name, n := range s.nodes {
+		if !counts(name) {
+			continue
+		}
+		if !n.gone.IsZero() && time.Since(n.gone) < s.cfg.GoneAfter {
+			return 0
+		}
+		for st := range n.streams {
+			if sub := st.subs[addressType]; sub != nil {
+				oldest = min(oldest, max(sub.acked, sub.applied))
+			}
+		}
+	}
+	return oldest
 }
 
 // acked is the oldest publication that a connected proxy of n has settled on.

@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -56,12 +57,14 @@ type subscription struct {
 	greeted bool              // an answer went out, if an empty one
 	unacked []response        // oldest first
 	acked   uint64            // the client has settled on it
+	applied uint64            // the client decides by it, if it is later than acked
 	nack    string            // what it refuses as yet, or ""
 }
 
 type response struct {
 	nonce   string
 	version uint64 // 0 if others of the publication follow
+	applied bool   // the client decides by it
 }
 
 func (d discovery) DeltaAggregatedResources(g deltaStream) error {
@@ -180,10 +183,23 @@ func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
 	if sub == nil {
 		return s.subscribe(st, req)
 	}
+	if nonce := req.GetAppliedNonce(); nonce != "" && sub.apply(nonce) {
+		s.notify()
+	}
 	if req.GetResponseNonce() != "" {
 		s.answered(st, sub, req)
 	}
 	return nil
+}
+
+// apply notes that the client decides by the response, and reports whether that is new.
+func (sub *subscription) apply(nonce string) bool {
+	i := slices.IndexFunc(sub.unacked, func(r response) bool { return r.nonce == nonce })
+	if i < 0 || sub.unacked[i].version <= sub.applied {
+		return false
+	}
+	sub.unacked[i].applied, sub.applied = true, sub.unacked[i].version
+	return true
 }
 
 // checkNode refuses who claims to be another node than the one it proved to be. A
@@ -273,7 +289,7 @@ func (s *Server) tableFor(node, typeURL string) *table {
 }
 
 // compare takes up a newer publication, once the last one is out and not too many
-// answers are missing. It reports whether acked moved: where nothing differs, what
+// answers are missing. It reports whether acked or applied moved: where nothing differs, what
 // was settled for the last publication is so for this one.
 func (sub *subscription) compare(t *table, version uint64) (moved bool) {
 	if len(sub.pending) > 0 || sub.at == version || len(sub.unacked) >= maxUnacked {
@@ -291,8 +307,11 @@ func (sub *subscription) compare(t *table, version uint64) (moved bool) {
 		return false
 	}
 	if n := len(sub.unacked); n > 0 {
-		sub.unacked[n-1].version = version
-		return false
+		last := &sub.unacked[n-1]
+		if last.version = version; last.applied {
+			sub.applied = version
+		}
+		return last.applied
 	}
 	if sub.nack == "" {
 		sub.acked = version

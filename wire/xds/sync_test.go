@@ -3,6 +3,7 @@ package xds
 import (
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/netip"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
@@ -254,6 +256,7 @@ func TestAckAfterSettled(t *testing.T) {
 			t.Errorf("nothing has settled, waiting for version %d: %v", v, got)
 		}
 	}
+	c.until(t, "the second decides", func() bool { return c.Applied(everybody) == v2 })
 	close(first)
 	c.settle(t, v1)
 	if got := c.Acked(v2); len(got) != 1 {
@@ -264,8 +267,27 @@ func TestAckAfterSettled(t *testing.T) {
 	if got := c.Acked(v3); v3 == v2 || len(got) != 1 {
 		t.Errorf("the second has not settled, waiting for version %d: %v", v3, got)
 	}
+	c.until(t, "the third decides", func() bool { return c.Applied(everybody) == v3 })
 	close(second)
 	c.settle(t, v3)
+}
+
+func everybody(string) bool { return true }
+
+// By what nobody decides that counts, everybody does; and by nothing, who may come back.
+func TestApplied(t *testing.T) {
+	c := startControl(t, ServerConfig{GoneAfter: time.Hour})
+	v := c.Publish(workloads(1))
+	if got := c.Applied(everybody); got != math.MaxUint64 {
+		t.Errorf("without nodes: %d", got)
+	}
+	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} { return nil }))
+	c.until(t, "n1 decides", func() bool { return c.Applied(everybody) == v })
+	stop()
+	c.until(t, "n1 is away", func() bool { return c.Applied(everybody) == 0 })
+	if got := c.Applied(func(node string) bool { return node != "n1" }); got != math.MaxUint64 {
+		t.Errorf("n1 does not count: %d", got)
+	}
 }
 
 // After a reconnect an ack still waits for what was applied before.

@@ -134,8 +134,11 @@ type DeltaDiscoveryRequest struct {
 	InitialResourceVersions  map[string]string      `protobuf:"bytes,5,rep,name=initial_resource_versions,json=initialResourceVersions,proto3" json:"initial_resource_versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	ResponseNonce            string                 `protobuf:"bytes,6,opt,name=response_nonce,json=responseNonce,proto3" json:"response_nonce,omitempty"`
 	ErrorDetail              *Status                `protobuf:"bytes,7,opt,name=error_detail,json=errorDetail,proto3" json:"error_detail,omitempty"`
-	unknownFields            protoimpl.UnknownFields
-	sizeCache                protoimpl.SizeCache
+	// Ours: the response with this nonce decides by now, and will be acknowledged when
+	// nothing acts on an older one any more.
+	AppliedNonce  string `protobuf:"bytes,15010,opt,name=applied_nonce,json=appliedNonce,proto3" json:"applied_nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeltaDiscoveryRequest) Reset() {
@@ -215,6 +218,13 @@ func (x *DeltaDiscoveryRequest) GetErrorDetail() *Status {
 		return x.ErrorDetail
 	}
 	return nil
+}
+
+func (x *DeltaDiscoveryRequest) GetAppliedNonce() string {
+	if x != nil {
+		return x.AppliedNonce
+	}
+	return ""
 }
 
 type DeltaDiscoveryResponse struct {
@@ -364,7 +374,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"6\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xa7\x04\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\xcd\x04\n" +
 	"\x15DeltaDiscoveryRequest\x124\n" +
 	"\x04node\x18\x01 \x01(\v2 .envoy.service.discovery.v3.NodeR\x04node\x12\x19\n" +
 	"\btype_url\x18\x02 \x01(\tR\atypeUrl\x128\n" +
@@ -372,7 +382,8 @@ const file_discovery_proto_rawDesc = "" +
 	"\x1aresource_names_unsubscribe\x18\x04 \x03(\tR\x18resourceNamesUnsubscribe\x12\x8a\x01\n" +
 	"\x19initial_resource_versions\x18\x05 \x03(\v2N.envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntryR\x17initialResourceVersions\x12%\n" +
 	"\x0eresponse_nonce\x18\x06 \x01(\tR\rresponseNonce\x12E\n" +
-	"\ferror_detail\x18\a \x01(\v2\".envoy.service.discovery.v3.StatusR\verrorDetail\x1aJ\n" +
+	"\ferror_detail\x18\a \x01(\v2\".envoy.service.discovery.v3.StatusR\verrorDetail\x12$\n" +
+	"\rapplied_nonce\x18\xa2u \x01(\tR\fappliedNonce\x1aJ\n" +
 	"\x1cInitialResourceVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xea\x01\n" +
