@@ -248,6 +248,9 @@ func (s *site) everyKind() {
 		return err
 	})
 	s.wire.TLS(s.address("shop", "client"), s.address("shop", "set-0"), 8080)
+	if logs := s.Kubectl("logs", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node", "-c", "agent", "--tail=-1"); strings.Contains(logs, "not every node knows") {
+		s.T.Errorf("pods began before every node knew them, with every node there:\n%s", logs)
+	}
 }
 
 // pod makes one on n1.

@@ -164,6 +164,7 @@ func TestKeptConnectionForgetsBounds(t *testing.T) {
 	server.serve(1, echo)
 	askKept(t, c, client, server.at(false, 1))
 	d := server.node.proxy.pod(server.name)
+	await(t, "the server waits for the next one", d.idle.isAwaiting)
 	d.idle.mu.Lock()
 	for pc := range d.idle.waiting {
 		pc.SetWriteDeadline(time.Unix(1, 0))
