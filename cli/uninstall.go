@@ -101,13 +101,12 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 	if err := r.remove(u.limit, len(away) > 0); err != nil {
 		return err
 	}
-	if err := u.removeRest(ctx, c, p, ds); err != nil {
-		return err
+	err = u.removeRest(ctx, c, p, ds)
+	if u.keepCRD && before != nil { // in any case: the next try would not know it any more
+		err = errors.Join(err, c.setEnrolment(ctx, before))
 	}
-	if u.keepCRD && before != nil {
-		if err := c.setEnrolment(ctx, before); err != nil {
-			return err
-		}
+	if err != nil {
+		return err
 	}
 	if len(away) > 0 {
 		p.say("uninstalled, but for %s: namespace %s stays, with the record of the release, for the next tacit uninstall", strings.Join(away, ", "), namespace)

@@ -136,10 +136,10 @@ func (d *Display) wrote(uid string) (Condition, bool) {
 // work empties the queue, and returns the first error.
 func (d *Display) work(ctx context.Context, queue <-chan PodView) (first error) {
 	for p := range queue {
-		if d.limit.Wait(ctx) != nil {
-			continue
+		err := d.limit.Wait(ctx)
+		if err == nil {
+			err = d.showPod(ctx, p)
 		}
-		err := d.showPod(ctx, p)
 		if err == nil {
 			d.mu.Lock()
 			d.written[p.UID] = written{p.Want, time.Now()}

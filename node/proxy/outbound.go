@@ -122,13 +122,24 @@ func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journe
 	if err != nil {
 		return nil, err
 	}
-	// Every node knows a pod before it begins: who answers and was not known when it was
-	// dialled is known by now.
-	if now := d.p.know.world().Workload(t.addr.Addr()); t.workload == nil && now != nil && now.Direct {
+	// Every node knows a pod before its application begins: if that answers and was not
+	// known when it was dialled, it is known by now.
+	if d.hasBegun(t) {
 		c.Close()
 		return nil, errBegun
 	}
 	return relay.TCP(c), nil
+}
+
+// hasBegun reports whether another pod is known at t than when it was chosen, which is
+// reached by direct.
+func (d *pod) hasBegun(t target) bool {
+	now := d.p.know.world().Workload(t.addr.Addr())
+	if now == nil || t.workload != nil && t.workload.UID == now.UID {
+		return false
+	}
+	f := d.facts.Load()
+	return f.caller.target(t.addr, now).direct
 }
 
 // finalError is one after which no other target may be tried.

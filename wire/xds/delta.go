@@ -19,7 +19,7 @@ import (
 
 // maxAnswers bounds the answers that wait for the node to settle. Control sends no
 // more than maxUnacked without one; a foreign one that does is not read meanwhile.
-const maxAnswers = 2 * maxUnacked
+const maxAnswers = maxUnacked + maxUnapplied
 
 // delta keeps what control says of one type, over as many connections as it
 // takes. All but first belongs to the goroutine of run.
@@ -135,7 +135,7 @@ func (d *delta[T]) session(ctx context.Context, heard func()) error {
 		cancel()
 		return errors.Join(err, ended(g))
 	}
-	answers := make(chan answer, maxAnswers)
+	answers := make(chan answer, maxUnapplied)
 	var wg sync.WaitGroup
 	wg.Go(func() { answerLoop(ctx, g, d.typeURL, answers) })
 	defer wg.Wait()

@@ -173,7 +173,7 @@ func TestSlowClientGetsTheLatest(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if responses > maxUnacked+10 {
+	if responses > maxUnapplied+10 {
 		t.Errorf("%d responses, %d resources: want at most what fits the buffers", responses, resources)
 	}
 }
@@ -182,7 +182,7 @@ func TestSlowClientGetsTheLatest(t *testing.T) {
 func TestClientThatNeverAcks(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	g := open(t, c.dial(t, "n1"), "n1", addressType)
-	for i := range maxUnacked {
+	for i := range maxUnapplied {
 		c.Publish(workloads(i + 1))
 		if _, err := g.Recv(); err != nil {
 			t.Fatal(err)
@@ -191,9 +191,9 @@ func TestClientThatNeverAcks(t *testing.T) {
 	v := c.Publish(workloads(100))
 	st := c.stream("n1")
 	if c.next(st) != nil {
-		t.Errorf("a response although %d are not answered", maxUnacked)
+		t.Errorf("a response although %d are not answered", maxUnapplied)
 	}
-	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResponseNonce: fmt.Sprint(maxUnacked)}); err != nil {
+	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResponseNonce: fmt.Sprint(maxUnapplied)}); err != nil {
 		t.Fatal(err)
 	}
 	r, err := g.Recv()

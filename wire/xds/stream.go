@@ -17,9 +17,12 @@ const (
 	// chunkBytes bounds one response, if no single resource is larger: a stream
 	// holds one at a time, whatever the size of the World.
 	chunkBytes = 256 << 10
-	// maxUnacked bounds the responses that a node has not answered yet. Who is
-	// further behind is later told only what then still differs.
-	maxUnacked = 32
+	// maxUnapplied bounds the responses by which a node does not decide yet, as far as it
+	// has said. Who is further behind is later told only what then still differs.
+	maxUnapplied = 32
+	// maxUnacked bounds those that it has not acknowledged: one dial under an old World
+	// holds up all that follow, and is over before so many have come.
+	maxUnacked = 1024
 	// maxTypes bounds the subscriptions of one stream.
 	maxTypes = 8
 	// more ends the version of a response that others of its publication follow.
@@ -56,6 +59,7 @@ type subscription struct {
 	pending []string          // names to send of publication at
 	greeted bool              // an answer went out, if an empty one
 	unacked []response        // oldest first
+	decided int               // so many of unacked the client decides by
 	acked   uint64            // the client has settled on it
 	applied uint64            // the client decides by it, if it is later than acked
 	nack    string            // what it refuses as yet, or ""
@@ -64,7 +68,6 @@ type subscription struct {
 type response struct {
 	nonce   string
 	version uint64 // 0 if others of the publication follow
-	applied bool   // the client decides by it
 }
 
 func (d discovery) DeltaAggregatedResources(g deltaStream) error {
@@ -184,6 +187,7 @@ func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
 		return s.subscribe(st, req)
 	}
 	if nonce := req.GetAppliedNonce(); nonce != "" && sub.apply(nonce) {
+		st.wake()
 		s.notify()
 	}
 	if req.GetResponseNonce() != "" {
@@ -195,11 +199,16 @@ func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
 // apply notes that the client decides by the response, and reports whether that is new.
 func (sub *subscription) apply(nonce string) bool {
 	i := slices.IndexFunc(sub.unacked, func(r response) bool { return r.nonce == nonce })
-	if i < 0 || sub.unacked[i].version <= sub.applied {
+	if i < sub.decided {
 		return false
 	}
-	sub.unacked[i].applied, sub.applied = true, sub.unacked[i].version
+	sub.decided, sub.applied = i+1, max(sub.applied, sub.unacked[i].version)
 	return true
+}
+
+// isBehind reports whether too many answers are missing.
+func (sub *subscription) isBehind() bool {
+	return len(sub.unacked)-sub.decided >= maxUnapplied || len(sub.unacked) >= maxUnacked
 }
 
 // checkNode refuses who claims to be another node than the one it proved to be. A
@@ -241,7 +250,7 @@ func (s *Server) answered(st *stream, sub *subscription, req *message.DeltaDisco
 		return
 	}
 	version := sub.unacked[i].version
-	sub.unacked = sub.unacked[i+1:]
+	sub.unacked, sub.decided = sub.unacked[i+1:], max(sub.decided-i-1, 0)
 	sub.nack = ""
 	if e := req.GetErrorDetail(); e != nil {
 		sub.nack = fmt.Sprintf("%.2048s", or(e.GetMessage(), "no reason given"))
@@ -292,7 +301,7 @@ func (s *Server) tableFor(node, typeURL string) *table {
 // answers are missing. It reports whether acked or applied moved: where nothing differs, what
 // was settled for the last publication is so for this one.
 func (sub *subscription) compare(t *table, version uint64) (moved bool) {
-	if len(sub.pending) > 0 || sub.at == version || len(sub.unacked) >= maxUnacked {
+	if len(sub.pending) > 0 || sub.at == version || sub.isBehind() {
 		return false
 	}
 	for _, name := range t.candidates(sub.at, sub.sent) {
@@ -307,11 +316,12 @@ func (sub *subscription) compare(t *table, version uint64) (moved bool) {
 		return false
 	}
 	if n := len(sub.unacked); n > 0 {
-		last := &sub.unacked[n-1]
-		if last.version = version; last.applied {
-			sub.applied = version
+		sub.unacked[n-1].version = version
+		if sub.decided < n {
+			return false
 		}
-		return last.applied
+		sub.applied = version
+		return true
 	}
 	if sub.nack == "" {
 		sub.acked = version
@@ -320,7 +330,7 @@ func (sub *subscription) compare(t *table, version uint64) (moved bool) {
 }
 
 func (sub *subscription) due() bool {
-	return len(sub.unacked) < maxUnacked && (len(sub.pending) > 0 || !sub.greeted)
+	return !sub.isBehind() && (len(sub.pending) > 0 || !sub.greeted)
 }
 
 // cut takes the next chunk off pending. The table may be newer than sub.at; what

@@ -272,6 +272,23 @@ func TestAckAfterSettled(t *testing.T) {
 	c.settle(t, v3)
 }
 
+// One World that is still acted upon does not keep those that follow from deciding.
+func TestManyWorldsWithoutAnAck(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	first := make(chan struct{})
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} { return first }))
+	var v uint64
+	for i := range 2 * maxUnapplied {
+		v = c.Publish(workloads(1 + i))
+		c.until(t, "it decides", func() bool { return c.Applied(everybody) == v })
+	}
+	if got := c.Acked(v); len(got) != 1 {
+		t.Errorf("nothing has settled, waiting: %v", got)
+	}
+	close(first)
+	c.settle(t, v)
+}
+
 func everybody(string) bool { return true }
 
 // By what nobody decides that counts, everybody does; and by nothing, who may come back.
