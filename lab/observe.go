@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -255,10 +256,23 @@ func (c *Cluster) metric(ctx context.Context, process, name string, labels []opt
 	if err != nil {
 		return 0, err
 	}
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	families, err := parser.TextToMetricFamilies(strings.NewReader(string(text)))
+	sum, err := sumOf(text, name, labels)
 	if err != nil {
 		return 0, fmt.Errorf("metrics of %s: %w", process, err)
+	}
+	return sum, nil
+}
+
+// sumOf adds up the series that have all of the labels; there may be none. A name that
+// the process does not know is an error: its sum, 0, would be below any bound.
+func sumOf(text []byte, name string, labels []option) (float64, error) {
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	if err != nil {
+		return 0, err
+	}
+	if families[name] == nil {
+		return 0, fmt.Errorf("there is no %s", name)
 	}
 	var sum float64
 	for _, m := range families[name].GetMetric() {
