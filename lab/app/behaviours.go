@@ -13,6 +13,7 @@ import (
 	"math/big"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -122,20 +123,67 @@ func watchEnd(s *server, c *net.TCPConn) {
 	s.saw(strings.TrimSpace(token), Ending(err))
 }
 
-// drip sends twenty single bytes, each as soon as the one before was acknowledged
-// by a byte: one that is held back stops the conversation.
+const (
+	// drops are sent in each direction, one every dropPace.
+	drops    = 100
+	dropPace = 5 * time.Millisecond
+	// dropLate is less than what anything adds that collects small writes.
+	dropLate = 10 * time.Millisecond
+)
+
+// drip reads a time, sends single bytes from then on, takes as many, and says how
+// late they were.
 func drip(_ *server, c *net.TCPConn) {
-	one := make([]byte, 1)
-	for i := range 20 {
-		one[0] = byte('a' + i)
-		if _, err := c.Write(one); err != nil {
-			return
-		}
-		_ = c.SetReadDeadline(time.Now().Add(stallAfter))
-		if _, err := io.ReadFull(c, one); err != nil {
-			return
+	in := bufio.NewReader(c)
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return
+	}
+	nanoseconds, err := strconv.ParseInt(strings.TrimSpace(line), 10, 64)
+	if err != nil {
+		return
+	}
+	begin := time.Unix(0, nanoseconds)
+	if dripFrom(begin, in, c) != nil {
+		return
+	}
+	if late, err := lateness(begin.Add(drops*dropPace), in, c); err == nil {
+		fmt.Fprintln(c, late)
+	}
+}
+
+// dripFrom sends single bytes at their times, whatever becomes of those before.
+func dripFrom(begin time.Time, r io.Reader, w io.Writer) error {
+	for i := range drops {
+		time.Sleep(time.Until(begin.Add(time.Duration(i) * dropPace)))
+		if _, err := w.Write([]byte{'.'}); err != nil {
+			return err
 		}
 	}
+	_, err := io.CopyN(io.Discard, r, drops/2)
+	return err
+}
+
+// lateness reads them, and is how late the one in the middle came, if they are put
+// in the order of their lateness. Both ends have the same clock. Each second byte has
+// an answer: then the first is acknowledged late, and Nagle's algorithm, if it is on
+// anywhere, holds the second back.
+func lateness(begin time.Time, r io.Reader, w io.Writer) (time.Duration, error) {
+	late := make([]time.Duration, drops)
+	for i := range late {
+		if _, err := io.ReadFull(r, make([]byte, 1)); err != nil {
+			return 0, err
+		}
+		late[i] = time.Since(begin.Add(time.Duration(i) * dropPace))
+		if i%2 == 0 {
+			continue
+		}
+		if _, err := w.Write([]byte{'!'}); err != nil {
+			return 0, err
+		}
+	}
+	slices.Sort(late)
+	return late[drops/2], nil
 }
 
 // bothWays reads "SIZE SEED\n", then sends that stream while it reads another of the

@@ -365,28 +365,46 @@ func deadAddress(ctx context.Context, t *tester) (string, error) {
 	}
 }
 
+// singleBytes: what is written byte by byte, without an answer, comes byte by byte. A
+// busy machine may be late once, but not each time.
 func singleBytes(ctx context.Context, t *tester) (string, error) {
+	var there, back time.Duration
+	for range 3 {
+		var err error
+		if there, back, err = t.drip(ctx); err != nil {
+			return "", err
+		}
+		if there < dropLate && back < dropLate {
+			return "both ways in time", nil
+		}
+	}
+	return "", fmt.Errorf("%s late to the server, and %s to the client", there, back)
+}
+
+// drip takes single bytes from the server, then sends as many, and tells how late
+// those of each direction were.
+func (t *tester) drip(ctx context.Context) (there, back time.Duration, err error) {
 	c, err := t.dial(ctx, t.target, portDrip)
 	if err != nil {
-		return "", err
+		return 0, 0, err
 	}
 	defer c.Close()
-	var got []byte
-	one := make([]byte, 1)
-	for {
-		_, err := io.ReadFull(c, one)
-		if err == io.EOF {
-			return string(got), nil
-		}
-		if err != nil {
-			return "", err
-		}
-		got = append(got, one[0])
-		time.Sleep(5 * time.Millisecond) // alone in its packet
-		if _, err := c.Write(one); err != nil {
-			return "", err
-		}
+	begin, in := time.Now(), bufio.NewReader(c)
+	if _, err := fmt.Fprintln(c, begin.UnixNano()); err != nil {
+		return 0, 0, err
 	}
+	if back, err = lateness(begin, in, c); err != nil {
+		return 0, 0, err
+	}
+	if err := dripFrom(begin.Add(drops*dropPace), in, c); err != nil {
+		return 0, 0, err
+	}
+	line, err := in.ReadString('\n')
+	if err != nil {
+		return 0, 0, err
+	}
+	there, err = time.ParseDuration(strings.TrimSpace(line))
+	return there, back, err
 }
 
 func applicationTLS(ctx context.Context, t *tester) (string, error) {
