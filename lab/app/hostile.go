@@ -41,7 +41,7 @@ type attacker struct {
 // hostile MODE HOST:PORT: tries to be taken for a proxy, and prints how the
 // other side ended it. Modes: no-certificate, tls12, foreign-root, signed (a
 // certificate of the CA in --ca for the identity --id), expired, garbage, slow (a
-// byte of a ClientHello now and then), idle (--count connections that say nothing).
+// byte of a ClientHello now and then), half-open (a ClientHello, and nothing after it).
 func hostile(ctx context.Context, words []string, out io.Writer) error {
 	var a attacker
 	flags := flag.NewFlagSet("hostile", flag.ContinueOnError)
@@ -57,7 +57,7 @@ func hostile(ctx context.Context, words []string, out io.Writer) error {
 	a.address = flags.Arg(1)
 	attack := map[string]func(context.Context, *net.TCPConn) error{
 		"no-certificate": a.noCertificate, "tls12": a.tls12, "foreign-root": a.foreignRoot, "signed": a.signed,
-		"expired": a.expired, "garbage": garbage, "slow": slow, "idle": idle,
+		"expired": a.expired, "garbage": garbage, "slow": slow, "half-open": halfOpen,
 	}[flags.Arg(0)]
 	if attack == nil {
 		return fmt.Errorf("hostile: no mode %q", flags.Arg(0))
@@ -246,8 +246,20 @@ func slow(ctx context.Context, c *net.TCPConn) error {
 	return refusedBy(err)
 }
 
-// idle says nothing until the other side ends it.
-func idle(_ context.Context, c *net.TCPConn) error {
-	_, err := io.ReadFull(c, make([]byte, 1))
+// halfOpen sends a ClientHello, and leaves what comes back without an answer until
+// the other side ends it.
+func halfOpen(ctx context.Context, c *net.TCPConn) error {
+	err := tls.Client(deaf{c}, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{"tacit/1"}}).HandshakeContext(ctx)
+	if !errors.Is(err, errDone) {
+		return refusedBy(err)
+	}
+	for err = nil; err == nil; {
+		_, err = c.Read(make([]byte, 512))
+	}
 	return refusedBy(err)
 }
+
+// deaf speaks, and does not listen.
+type deaf struct{ net.Conn }
+
+func (deaf) Read([]byte) (int, error) { return 0, errDone }
