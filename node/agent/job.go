@@ -28,6 +28,9 @@ const (
 	// its listeners, freePause is how often that is looked at.
 	freeLimit = 2 * time.Second
 	freePause = 5 * time.Millisecond
+	// closeLimit bounds how long the end of a pod waits for its peers to end
+	// connections.
+	closeLimit = time.Second
 )
 
 // job has work run beside the loop, and done, with work's error, on it.
@@ -222,6 +225,7 @@ func (a *Agent) release(ctx context.Context, p *pod) {
 	a.dropHeld(key)
 	var left error
 	a.job(ctx, p, func(ctx context.Context) error {
+		awaitOver(ctx, ns)
 		if err := a.kernel.Remove(ctx, ns); err != nil {
 			return err
 		}
@@ -270,10 +274,13 @@ func awaitFree(ctx context.Context, ns *netns.NS) error {
 // forget ends a pod. Its namespace may be gone already, and goes in any case:
 // what cannot be removed from it goes with it.
 func (a *Agent) forget(ctx context.Context, p *pod) {
-	ns := p.ns
+	ns, d, key, ruled := p.ns, a.proxy, p.key, p.rules != noRules
 	a.job(ctx, p, func(ctx context.Context) error {
 		if ns == nil {
 			return nil
+		}
+		if ruled && d != nil {
+			a.close(ctx, ns, func() { d.send(handle.Message{Kind: handle.Remove, UID: key}, nil) })
 		}
 		return a.kernel.Remove(ctx, ns)
 	}, func(err error) {
@@ -292,6 +299,32 @@ func (a *Agent) forget(ctx context.Context, p *pod) {
 			n.fail(a.save(n), time.Now())
 		}
 	})
+}
+
+// close ends what is open in an ended pod, and lets nothing new in, while rules are there
+// that translate what is still sent.
+func (a *Agent) close(ctx context.Context, ns *netns.NS, tell func()) {
+	if a.kernel.Apply(ctx, ns, redirect.Config{Drain: true}) == nil {
+		tell()
+		awaitOver(ctx, ns)
+	}
+}
+
+// awaitOver waits until no connection is open, or nobody seems to answer any more.
+func awaitOver(ctx context.Context, ns *netns.NS) {
+	ctx, cancel := context.WithTimeout(ctx, closeLimit)
+	defer cancel()
+	for {
+		open, err := redirect.HasOpen(ns)
+		if err != nil || !open {
+			return
+		}
+		select {
+		case <-time.After(freePause):
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // sayRemove has the proxy drop p, if it may have it.
