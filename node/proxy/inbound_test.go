@@ -1,14 +1,17 @@
 package proxy
 
 import (
+	"bytes"
 	"crypto/tls"
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"tacit.dev/identity"
+	"tacit.dev/mesh"
 	"tacit.dev/wire/direct"
 )
 
@@ -208,4 +211,128 @@ func TestEnrolledMaySpeakTLS(t *testing.T) {
 	if len(app.seen) > 0 {
 		t.Error("the application was dialled")
 	}
+}
+
+func TestServerFirstFromOutsideDoesNotWait(t *testing.T) {
+	c, _, server := pair(t)
+	stranger := c.pod("stranger")
+	c.publish()
+	server.serve(25, func(c *net.TCPConn) { c.Write([]byte("220")) })
+	// To look takes 200 ms at least, each time; a busy machine can take as long, but not
+	// always.
+	quickest := time.Hour
+	for range 10 {
+		conn := mustDial(t, stranger, server.at(false, 25))
+		start := time.Now()
+		if b, err := io.ReadAll(conn); err != nil || string(b) != "220" {
+			t.Errorf("read %q, %v", b, err)
+		}
+		quickest = min(quickest, time.Since(start))
+	}
+	if quickest > 150*time.Millisecond {
+		t.Errorf("%v: it was looked at", quickest)
+	}
+}
+
+// What the network may bring to a pod, besides what a proxy of ours sends.
+func TestReceiverDecides(t *testing.T) {
+	c := newCluster(t)
+	member, stranger, unknown, server := c.pod("member"), c.pod("stranger"), c.pod("unknown"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.HandshakeTimeout = 3 * time.Second })
+	n.enrol(server)
+	member.wl.Direct = true
+	unknown.wl.Addresses = nil
+	c.publish()
+	server.serve(8080, echo)
+	otherTLS := clientHello(t)
+	for i, row := range []struct {
+		name   string
+		from   *testPod
+		marked bool
+		say    string
+		reason string // "" is: passed on
+		// slow means that nothing decides before a limit.
+		slow bool
+	}{
+		{"member, marked, garbage", member, true, "garbage instead of ClientHello", "not_tls", false},
+		{"member, marked, other TLS", member, true, otherTLS, "not_our_protocol", false},
+		{"member, marked, silent", member, true, "", "timeout", true},
+		{"member, plain", member, false, "GET / HTTP/1.1\r\n\r\n", "", false},
+		{"member, its own TLS", member, false, otherTLS, "", false},
+		{"stranger, plain", stranger, false, "hello", "", false},
+		{"stranger, own TLS", stranger, false, otherTLS, "", false},
+		{"stranger, marked, plain", stranger, true, "hello", "", false},
+		{"unknown, plain", unknown, false, "hello", "", false},
+		{"unknown, marked, plain", unknown, true, "hello", "", false},
+		{"unknown, marked, TLS", unknown, true, otherTLS, "", false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			port := uint16(40000 + i)
+			if row.marked {
+				port = uint16(62000 + i)
+			}
+			before := n.count("tacit_refused_connections_total", "direction=inbound", "reason="+row.reason)
+			conn, err := row.from.bare(port, server.at(false, 8080))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			start := time.Now()
+			if row.reason == "" {
+				say(t, conn, row.say)
+				return
+			}
+			conn.Write([]byte(row.say))
+			if _, err := conn.Read(make([]byte, 1)); !isRST(err) {
+				t.Errorf("read: %v, want a reset", err)
+			}
+			if d := time.Since(start); (d > 2*time.Second) != row.slow {
+				t.Errorf("decided after %v", d)
+			}
+			await(t, "it is counted", func() bool {
+				return n.count("tacit_refused_connections_total", "direction=inbound", "reason="+row.reason) == before+1
+			})
+		})
+	}
+}
+
+func TestExpect(t *testing.T) {
+	in, between, out := &mesh.Workload{Direct: true, Enrolled: true}, &mesh.Workload{Enrolled: true}, &mesh.Workload{}
+	for _, row := range []struct {
+		source *mesh.Workload
+		port   uint16
+		want   expectation
+	}{
+		{in, 61000, expectDirect}, {in, 65535, expectDirect}, {in, 60999, expectEither},
+		{between, 61000, expectEither}, {between, 60999, expectEither},
+		{out, 61000, expectEither}, {out, 60999, expectPlaintext},
+		{nil, 61000, expectEither}, {nil, 60999, expectPlaintext},
+	} {
+		if got := expect(row.source, row.port); got != row.want {
+			t.Errorf("expect(%+v, %d) = %d, want %d", row.source, row.port, got, row.want)
+		}
+	}
+}
+
+// clientHello is the first record of a TLS client that is not ours.
+func clientHello(t *testing.T) string {
+	t.Helper()
+	var b bytes.Buffer
+	a, z := net.Pipe()
+	defer a.Close()
+	var wg sync.WaitGroup
+	wg.Go(func() { foreignTLS(a) })
+	head := make([]byte, 5)
+	if _, err := io.ReadFull(z, head); err != nil {
+		t.Fatal(err)
+	}
+	body := make([]byte, int(head[3])<<8|int(head[4]))
+	if _, err := io.ReadFull(z, body); err != nil {
+		t.Fatal(err)
+	}
+	z.Close()
+	wg.Wait()
+	b.Write(head)
+	b.Write(body)
+	return b.String()
 }

@@ -3,13 +3,16 @@ package proxy
 import (
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"tacit.dev/identity"
 	"tacit.dev/mesh"
 	"tacit.dev/wire/handle"
@@ -443,5 +446,33 @@ func TestKeptConnectionToAProxyThatIsGone(t *testing.T) {
 	}
 	if n := c.used(0); n != 0 {
 		t.Errorf("%d went over a connection to the proxy that is gone", n)
+	}
+}
+
+// A peer that is gone without a word is found out: the end that dialled asks, and the
+// one that accepted.
+func TestProxiesKeepAlive(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	askKept(t, c, client, server.at(false, 1))
+	ends := client.node.proxy.pod(client.name).ready()
+	d := server.node.proxy.pod(server.name)
+	await(t, "the server waits for the next one", d.idle.isAwaiting)
+	d.idle.mu.Lock()
+	ends = slices.AppendSeq(ends, maps.Keys(d.idle.waiting))
+	d.idle.mu.Unlock()
+	for _, end := range ends {
+		raw, err := end.Raw().SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) {
+			if on, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_KEEPALIVE); on == 0 || err != nil {
+				t.Errorf("from %s to %s: SO_KEEPALIVE is %d, %v", end.Raw().LocalAddr(), end.Raw().RemoteAddr(), on, err)
+			}
+		})
+	}
+	if len(ends) != 2 {
+		t.Errorf("looked at %d ends: want 2", len(ends))
 	}
 }

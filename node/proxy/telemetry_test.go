@@ -3,7 +3,9 @@ package proxy
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -166,5 +168,41 @@ func BenchmarkTelemetry(b *testing.B) {
 	for b.Loop() {
 		tel.Opened(f)
 		tel.Closed(f)
+	}
+}
+
+// Both nodes tell of a connection once, at its end, with the bytes of each direction.
+func TestConnectionsAreToldOfOnce(t *testing.T) {
+	c, client, server := pair(t)
+	const many, question, answer = 3, 5, 1000
+	server.serve(8080, func(c *net.TCPConn) {
+		io.Copy(io.Discard, c)
+		c.Write(make([]byte, answer))
+	})
+	for range many {
+		conn := mustDial(t, client, server.at(false, 8080))
+		conn.Write(make([]byte, question))
+		conn.CloseWrite()
+		if b, err := io.ReadAll(conn); err != nil || len(b) != answer {
+			t.Errorf("%d bytes, %v: want %d", len(b), err, answer)
+		}
+	}
+	for i, reporter := range []string{"source", "destination"} {
+		n := c.nodes[i]
+		await(t, "they have ended at the "+reporter, func() bool { return n.count("tacit_connections_open") == 0 })
+		n.stop() // it tells of nothing any more
+		for name, want := range map[string]float64{
+			"istio_tcp_connections_opened_total": many,
+			"istio_tcp_connections_closed_total": many,
+			"istio_tcp_received_bytes_total":     many * question,
+			"istio_tcp_sent_bytes_total":         many * answer,
+		} {
+			if got := n.count(name, "reporter="+reporter); got != want {
+				t.Errorf("%s of the %s is %v: want %v", name, reporter, got, want)
+			}
+		}
+		if lines := strings.Count(c.log.text(), `"connection closed" reporter=`+reporter); lines != many {
+			t.Errorf("%d lines of the %s: want %d", lines, reporter, many)
+		}
 	}
 }
