@@ -170,30 +170,39 @@ func (n *testNode) awaitEnrol(pod string, want bool) {
 	}
 }
 
-// isKnown tells whether one of the lists that have arrived says that every node knows the
-// pod at this address.
-func (n *testNode) isKnown(pod, ip string) bool {
-	for {
+// awaitKnown waits until the agent is told that every node knows the pod at this address.
+func (n *testNode) awaitKnown(pod, ip string) {
+	n.t.Helper()
+	for limit := time.After(patience); ; {
 		select {
 		case list := <-n.pods:
-			for _, p := range list {
-				if p.Name == pod && slices.Contains(p.Known, netip.MustParseAddr(ip)) {
-					return true
-				}
+			if isKnown(list, pod, ip) {
+				return
 			}
-		default:
-			return false
+		case <-limit:
+			n.t.Fatalf("agent was not told that every node knows %s at %s", pod, ip)
 		}
 	}
 }
 
-func (n *testNode) await(what string, is func() bool) {
+func (n *testNode) neverKnown(pod, ip string) {
 	n.t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			n.t.Fatalf("not %s", what)
+	for {
+		select {
+		case list := <-n.pods:
+			if isKnown(list, pod, ip) {
+				n.t.Fatalf("agent was told that every node knows %s at %s", pod, ip)
+			}
+		default:
+			return
 		}
 	}
+}
+
+func isKnown(list []mesh.Pod, pod, ip string) bool {
+	return slices.ContainsFunc(list, func(p mesh.Pod) bool {
+		return p.Name == pod && slices.Contains(p.Known, netip.MustParseAddr(ip))
+	})
 }
 
 // awaitDirect waits for a World in which the address is direct, or is not.
@@ -323,12 +332,10 @@ func TestKnownBeforeItsObjectSays(t *testing.T) {
 	const at = "10.30.1.9"
 	n1.agent.Report(xds.Report{UID: "uid-server", Namespace: "default", Name: "server", State: xds.Captured, Addresses: []netip.Addr{netip.MustParseAddr(at)}})
 	n1.awaitDirect(at, true)
-	if n1.isKnown("server", at) {
-		t.Error("n1 was told that n2 knows the pod, and n2 is away")
-	}
+	n1.neverKnown("server", at)            // n2 is away
 	n2 = b.node("n2", make(chan struct{})) // never settled
 	n2.awaitDirect(at, true)
-	n1.await("told that every node knows server", func() bool { return n1.isKnown("server", at) })
+	n1.awaitKnown("server", at)
 }
 
 // Who has left the cluster has not to know its pods.
@@ -344,7 +351,7 @@ func TestKnownWithoutANodeThatHasLeft(t *testing.T) {
 	<-n2.world
 	n2.leave()
 	n1.report("server", xds.Captured)
-	n1.await("told that every node knows server", func() bool { return n1.isKnown("server", "10.30.1.9") })
+	n1.awaitKnown("server", "10.30.1.9")
 }
 
 // A node that is gone does not hold a withdrawal up for ever.

@@ -201,6 +201,7 @@ func (e *enrolment) hear(r xds.Report) {
 		e.word, e.reason, e.told = captured, "", r.Addresses
 	case xds.Released:
 		e.told = nil
+	case xds.Unprotected: // it is where it was
 	}
 }
 

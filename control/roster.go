@@ -23,7 +23,8 @@ type roster struct {
 	// heard is what each agent said when it connected, by node and UID: it may
 	// hold a pod whose object is not here yet.
 	heard map[string]map[string]xds.Report
-	away  away
+	// away is since when agents are not connected.
+	away away
 	// past is what an earlier process remembered, by UID, until its object is here.
 	past map[string]memory
 }

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 )
@@ -37,6 +38,13 @@ func TestEndpointsAreReadyOnes(t *testing.T) {
 	got := NewWorld([]*Workload{up, down}, []*Service{s}).Endpoints(s, 90)
 	if len(got) != 1 || got[0] != (Endpoint{up, 9090}) {
 		t.Errorf("got %v, want up:9090 alone", got)
+	}
+}
+
+func TestOneOfEach(t *testing.T) {
+	list := []netip.Addr{addr("127.0.0.1"), addr("169.254.1.1"), addr("::ffff:10.0.0.1"), addr("10.0.0.2"), addr("fe80::1"), addr("fd00::1"), addr("fd00::2")}
+	if got, want := OneOfEach(list), []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}; !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }
 

@@ -25,12 +25,11 @@ const jobLimit = 15 * time.Second
 
 const (
 	// freeLimit bounds how long a released pod may wait for the proxy to close
-	// its listeners, freePause is how often that is looked at.
+	// its listeners, overLimit how long for its peers to end connections; pollPause is
+	// how often that is looked at.
 	freeLimit = 2 * time.Second
-	freePause = 5 * time.Millisecond
-	// closeLimit bounds how long the end of a pod waits for its peers to end
-	// connections.
-	closeLimit = time.Second
+	overLimit = time.Second
+	pollPause = 5 * time.Millisecond
 )
 
 // job has work run beside the loop, and done, with work's error, on it.
@@ -225,7 +224,7 @@ func (a *Agent) release(ctx context.Context, p *pod) {
 	a.dropHeld(key)
 	var left error
 	a.job(ctx, p, func(ctx context.Context) error {
-		awaitOver(ctx, ns)
+		open := awaitOver(ctx, ns)
 		if err := a.kernel.Remove(ctx, ns); err != nil {
 			return err
 		}
@@ -235,11 +234,11 @@ func (a *Agent) release(ctx context.Context, p *pod) {
 		for _, l := range listeners {
 			l.file.Close()
 		}
-		left = awaitFree(ctx, ns)
+		left = errors.Join(open, awaitFree(ctx, ns))
 		return nil
 	}, func(err error) {
 		if left != nil {
-			a.cfg.Log.Warn("a port of the capture is still taken in a released pod", append(p.attrs(), "error", left)...)
+			a.cfg.Log.Warn("a released pod still has something of the capture", append(p.attrs(), "error", left)...)
 		}
 		if err == nil {
 			p.closeFiles()
@@ -253,18 +252,42 @@ func (a *Agent) release(ctx context.Context, p *pod) {
 // awaitFree waits until nobody listens at the ports of the capture, and returns
 // why somebody seems to, if that takes too long.
 func awaitFree(ctx context.Context, ns *netns.NS) error {
-	ctx, cancel := context.WithTimeout(ctx, freeLimit)
-	defer cancel()
-	for {
+	return poll(ctx, freeLimit, func() error {
 		ls, err := openListeners(ns, nil)
 		for _, l := range ls {
 			l.file.Close()
 		}
+		return err
+	})
+}
+
+// awaitOver waits until no connection is open that was captured on its way in, and returns
+// an error if that takes too long, for nobody seems to answer any more, or at once if it
+// cannot be seen.
+func awaitOver(ctx context.Context, ns *netns.NS) error {
+	var blind error
+	late := poll(ctx, overLimit, func() error {
+		var open bool
+		if open, blind = redirect.HasOpen(ns); open {
+			return errors.New("a connection does not end")
+		}
+		return nil
+	})
+	return errors.Join(late, blind)
+}
+
+// poll asks until the answer is no error, and returns the last one if that does not come
+// in time.
+func poll(ctx context.Context, limit time.Duration, ask func() error) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err := ask()
 		if err == nil {
 			return nil
 		}
 		select {
-		case <-time.After(freePause):
+		case <-time.After(pollPause):
 		case <-ctx.Done():
 			return err
 		}
@@ -279,13 +302,14 @@ func (a *Agent) forget(ctx context.Context, p *pod) {
 		if ns == nil {
 			return nil
 		}
+		var open error
 		if ruled && d != nil {
-			a.close(ctx, ns, func() { d.send(handle.Message{Kind: handle.Remove, UID: key}, nil) })
+			open = a.endOpen(ctx, ns, func() { d.send(handle.Message{Kind: handle.Remove, UID: key}, nil) })
 		}
-		return a.kernel.Remove(ctx, ns)
+		return errors.Join(open, a.kernel.Remove(ctx, ns))
 	}, func(err error) {
 		if err != nil {
-			a.cfg.Log.Debug("rules of an ended pod not removed", append(p.attrs(), "error", err)...)
+			a.cfg.Log.Debug("an ended pod was not left as it should be", append(p.attrs(), "error", err)...)
 		}
 		a.sayRemove(p)
 		p.closeFiles()
@@ -301,30 +325,14 @@ func (a *Agent) forget(ctx context.Context, p *pod) {
 	})
 }
 
-// close ends what is open in an ended pod, and lets nothing new in, while rules are there
+// endOpen ends what is open in an ended pod, and lets nothing new in, while rules are there
 // that translate what is still sent.
-func (a *Agent) close(ctx context.Context, ns *netns.NS, tell func()) {
-	if a.kernel.Apply(ctx, ns, redirect.Config{Drain: true}) == nil {
-		tell()
-		awaitOver(ctx, ns)
+func (a *Agent) endOpen(ctx context.Context, ns *netns.NS, tell func()) error {
+	if err := a.kernel.Apply(ctx, ns, redirect.Config{Drain: true}); err != nil {
+		return err
 	}
-}
-
-// awaitOver waits until no connection is open, or nobody seems to answer any more.
-func awaitOver(ctx context.Context, ns *netns.NS) {
-	ctx, cancel := context.WithTimeout(ctx, closeLimit)
-	defer cancel()
-	for {
-		open, err := redirect.HasOpen(ns)
-		if err != nil || !open {
-			return
-		}
-		select {
-		case <-time.After(freePause):
-		case <-ctx.Done():
-			return
-		}
-	}
+	tell()
+	return awaitOver(ctx, ns)
 }
 
 // sayRemove has the proxy drop p, if it may have it.

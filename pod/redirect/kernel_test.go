@@ -59,6 +59,36 @@ func TestInboundIsRedirected(t *testing.T) {
 	})
 }
 
+// A connection that came in is open until both ends have ended it; one that waits to be
+// forgotten is not, and a listener is none.
+func TestHasOpen(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		is := func(want bool) {
+			t.Helper()
+			var open bool
+			var err error
+			for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); { // the last ACK may be on its way
+				if open, err = HasOpen(w.pod); open == want || err != nil {
+					break
+				}
+			}
+			if open != want || err != nil {
+				t.Errorf("open: %v, %v, want %v", open, err, want)
+			}
+		}
+		inbound := w.listen(w.pod, f.any, mesh.InboundPort)
+		w.apply(Config{})
+		is(false)
+		client := w.dial(w.peer, f.pod, 8080)
+		proxy := w.accept(inbound)
+		is(true)
+		proxy.Close() // first: it keeps TIME_WAIT
+		is(true)
+		client.Close()
+		is(false)
+	})
+}
+
 // The application sees the client's address, and its port as well: the outer and
 // the inner connection have both in common.
 func TestInnerConnectionHasTheClientsAddress(t *testing.T) {
