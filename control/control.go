@@ -21,6 +21,7 @@ import (
 	"tacit.dev/admin"
 	"tacit.dev/control/ca"
 	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
 )
 
 // Source brings the objects. Run calls apply with all of them as soon as they
@@ -32,9 +33,9 @@ type Source interface {
 
 // Nodes knows the nodes and how they prove themselves. It is safe for concurrent use.
 type Nodes interface {
-	// Authenticate tells which node has the token. An error refuses it, and is
-	// logged, not told to the peer.
-	Authenticate(ctx context.Context, token string) (node string, err error)
+	// Authenticate tells which process, of which node, has the token. An error
+	// refuses it, and is logged, not told to the peer.
+	Authenticate(ctx context.Context, token string) (mesh.Process, error)
 	// Names names the nodes that there are.
 	Names(ctx context.Context) ([]string, error)
 }

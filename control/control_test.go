@@ -41,7 +41,7 @@ type bench struct {
 func newBench(t *testing.T, nodes ...string) *bench {
 	dir := t.TempDir()
 	b := &bench{t: t, dir: filepath.Join(dir, "state"), source: filepath.Join(dir, "source"), tokens: filepath.Join(dir, "tokens"), gone: 10 * time.Second}
-	b.must(os.Mkdir(b.source, 0o755), os.Mkdir(b.tokens, 0o700))
+	b.must(os.Mkdir(b.source, 0o755), os.MkdirAll(b.tokens+"/proxies", 0o700), os.Mkdir(b.tokens+"/agents", 0o700))
 	for _, n := range nodes {
 		b.token(n)
 	}
@@ -57,7 +57,9 @@ func (b *bench) must(errs ...error) {
 
 func (b *bench) token(node string) {
 	b.t.Helper()
-	b.must(os.WriteFile(filepath.Join(b.tokens, node), []byte(node+"-0123456789abcdef\n"), 0o600))
+	for _, process := range []string{"proxies", "agents"} {
+		b.must(os.WriteFile(filepath.Join(b.tokens, process, node), []byte(process+"-"+node+"-0123456789abcdef\n"), 0o600))
+	}
 }
 
 // write replaces a file of the source at once.
@@ -109,7 +111,7 @@ func runControl(ctx context.Context, c *Control, ended chan<- error) { ended <- 
 // testNode is a node's agent and proxy, without pods.
 type testNode struct {
 	t      *testing.T
-	conn   *xds.Conn
+	conns  []*xds.Conn
 	world  chan *mesh.World
 	pods   chan []mesh.Pod
 	agent  *xds.PodClient
@@ -118,19 +120,21 @@ type testNode struct {
 	leave  func()
 }
 
-func (b *bench) dial(node string) *xds.Conn {
+// dial connects to control as one of a node's processes: of the proxies, or the agents.
+func (b *bench) dial(process, node string) *xds.Conn {
 	b.t.Helper()
-	conn, err := xds.Dial(xds.DialConfig{Addr: b.addr, TokenFile: filepath.Join(b.tokens, node), BundleFile: filepath.Join(b.dir, "bundle.pem")})
+	conn, err := xds.Dial(xds.DialConfig{Addr: b.addr, TokenFile: filepath.Join(b.tokens, process, node), BundleFile: filepath.Join(b.dir, "bundle.pem")})
 	b.must(err)
 	return conn
 }
 
 func (b *bench) node(name string, held chan struct{}) *testNode {
 	b.t.Helper()
-	n := &testNode{t: b.t, conn: b.dial(name), world: make(chan *mesh.World, 1000), pods: make(chan []mesh.Pod, 1000), held: held}
-	n.signer = csr.NewClient(n.conn)
-	n.agent = xds.NewPodClient(xds.ClientConfig{Conn: n.conn, Node: name}, func(p []mesh.Pod) { n.pods <- p })
-	world := xds.NewWorldClient(xds.ClientConfig{Conn: n.conn, Node: name}, func(w *mesh.World) <-chan struct{} {
+	proxy, agent := b.dial("proxies", name), b.dial("agents", name)
+	n := &testNode{t: b.t, conns: []*xds.Conn{proxy, agent}, world: make(chan *mesh.World, 1000), pods: make(chan []mesh.Pod, 1000), held: held}
+	n.signer = csr.NewClient(proxy)
+	n.agent = xds.NewPodClient(xds.ClientConfig{Conn: agent, Node: name}, func(p []mesh.Pod) { n.pods <- p })
+	world := xds.NewWorldClient(xds.ClientConfig{Conn: proxy, Node: name}, func(w *mesh.World) <-chan struct{} {
 		n.world <- w
 		return n.held
 	})
@@ -141,7 +145,9 @@ func (b *bench) node(name string, held chan struct{}) *testNode {
 	n.leave = sync.OnceFunc(func() {
 		cancel()
 		running.Wait()
-		n.conn.Close()
+		for _, conn := range n.conns {
+			conn.Close()
+		}
 	})
 	b.t.Cleanup(n.leave)
 	return n
@@ -557,7 +563,7 @@ func folder(t *testing.T) *StorageFolder {
 
 func (b *bench) nodes() Nodes {
 	b.t.Helper()
-	n, err := NewTokenFolder(b.tokens, nil)
+	n, err := OpenTokens(b.tokens, nil)
 	b.must(err)
 	return n
 }

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tacit.dev/mesh"
 )
 
 const (
@@ -27,9 +29,59 @@ const (
 // errToken hides how near a wrong token was.
 var errToken = errors.New("the token is not that of a node")
 
-// TokenFolder knows the nodes by their tokens: in a folder the file named after a
-// node holds the node's. It is safe for concurrent use.
-type TokenFolder struct {
+// errShared is for a token that proves nothing, since several processes have it.
+var errShared = errors.New("several processes have this token: give each its own")
+
+// Tokens knows the processes of the nodes by their tokens: in the folders proxies and
+// agents the file named after a node holds that of its proxy, or agent. It is safe for
+// concurrent use.
+type Tokens struct {
+	proxies, agents *tokenFolder
+}
+
+// OpenTokens returns an error if one of the two folders in dir cannot be read; a single
+// token that is of no use is only told, once. A nil log means nowhere.
+func OpenTokens(dir string, log *slog.Logger) (*Tokens, error) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	proxies, err := newTokenFolder(filepath.Join(dir, "proxies"), log)
+	agents, err2 := newTokenFolder(filepath.Join(dir, "agents"), log)
+	if err := errors.Join(err, err2); err != nil {
+		return nil, fmt.Errorf("read tokens: %w", err)
+	}
+	return &Tokens{proxies: proxies, agents: agents}, nil
+}
+
+// Names names all nodes whose proxy has a token.
+func (t *Tokens) Names(context.Context) ([]string, error) {
+	known, err := t.proxies.list()
+	var names []string
+	for _, k := range known {
+		names = append(names, k.node)
+	}
+	return names, err
+}
+
+// Authenticate tells which process has the token. A token that two have proves nothing.
+func (t *Tokens) Authenticate(_ context.Context, token string) (mesh.Process, error) {
+	proxy, err := t.proxies.find(token)
+	agent, err2 := t.agents.find(token)
+	switch err := errors.Join(err, err2); {
+	case err != nil:
+		return mesh.Process{}, err
+	case proxy != "" && agent != "":
+		return mesh.Process{}, errShared
+	case proxy != "":
+		return mesh.Process{Node: proxy}, nil
+	case agent != "":
+		return mesh.Process{Node: agent, Agent: true}, nil
+	}
+	return mesh.Process{}, errToken
+}
+
+// tokenFolder holds the tokens of one process of every node, in files named after them.
+type tokenFolder struct {
 	dir string
 	log *slog.Logger
 
@@ -46,32 +98,14 @@ type nodeToken struct {
 	hash [sha256.Size]byte
 }
 
-// NewTokenFolder returns an error if dir cannot be read; a single token that is of
-// no use is only told, once. A nil log means nowhere.
-func NewTokenFolder(dir string, log *slog.Logger) (*TokenFolder, error) {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	t := &TokenFolder{dir: dir, log: log, warned: make(map[string]string)}
-	if _, err := t.list(); err != nil {
-		return nil, fmt.Errorf("read tokens: %w", err)
-	}
-	return t, nil
+func newTokenFolder(dir string, log *slog.Logger) (*tokenFolder, error) {
+	t := &tokenFolder{dir: dir, log: log, warned: make(map[string]string)}
+	_, err := t.list()
+	return t, err
 }
 
-// Names names all nodes that have a token.
-func (t *TokenFolder) Names(context.Context) ([]string, error) {
-	known, err := t.list()
-	var names []string
-	for _, k := range known {
-		names = append(names, k.node)
-	}
-	return names, err
-}
-
-// Authenticate tells which node has the token. A token that two nodes have proves
-// nothing.
-func (t *TokenFolder) Authenticate(_ context.Context, token string) (string, error) {
+// find names the node that has the token, "" if none has.
+func (t *tokenFolder) find(token string) (string, error) {
 	known, err := t.list()
 	if err != nil {
 		return "", fmt.Errorf("read tokens: %w", err)
@@ -84,10 +118,7 @@ func (t *TokenFolder) Authenticate(_ context.Context, token string) (string, err
 		}
 	}
 	if hits > 1 {
-		return "", errors.New("several nodes have this token: give each its own")
-	}
-	if hits == 0 {
-		return "", errToken
+		return "", errShared
 	}
 	return node, nil
 }
@@ -95,7 +126,7 @@ func (t *TokenFolder) Authenticate(_ context.Context, token string) (string, err
 // list is what the folder says; at most tokenAge ago, and not before its last
 // change: a node that was just made need not wait. Stamps of files are coarse, so
 // one that is young says nothing yet.
-func (t *TokenFolder) list() ([]nodeToken, error) {
+func (t *tokenFolder) list() ([]nodeToken, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	info, err := os.Stat(t.dir)
@@ -114,7 +145,7 @@ func (t *TokenFolder) list() ([]nodeToken, error) {
 	return known, nil
 }
 
-func (t *TokenFolder) load() ([]nodeToken, error) {
+func (t *tokenFolder) load() ([]nodeToken, error) {
 	entries, err := os.ReadDir(t.dir)
 	if err != nil {
 		return nil, err
@@ -136,7 +167,7 @@ func (t *TokenFolder) load() ([]nodeToken, error) {
 }
 
 // warn says the same of a file only once.
-func (t *TokenFolder) warn(node string, err error) {
+func (t *tokenFolder) warn(node string, err error) {
 	if t.warned[node] != err.Error() {
 		t.warned[node] = err.Error()
 		t.log.Warn("token not usable", "node", node, "error", err)

@@ -101,8 +101,8 @@ func (c *Cluster) prepare() error {
 		return err
 	}
 	c.log = slog.New(slog.NewTextHandler(out, nil))
-	for _, d := range []string{"objects", "state", "tokens", "nodes", "hosts"} {
-		if err := os.Mkdir(filepath.Join(c.dir, d), 0o755); err != nil {
+	for _, d := range []string{"objects", "state", "tokens/proxies", "tokens/agents", "nodes", "hosts"} {
+		if err := os.MkdirAll(filepath.Join(c.dir, d), 0o755); err != nil {
 			return err
 		}
 	}

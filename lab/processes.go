@@ -70,7 +70,7 @@ func (c *Cluster) startNode(ctx context.Context, n *node) error {
 	if !c.options.Mesh || n.bare {
 		return nil
 	}
-	if err := errors.Join(c.makeToken(n.name), c.copyBundle(ctx)); err != nil {
+	if err := errors.Join(c.makeToken("proxies", n.name, proxyUser), c.makeToken("agents", n.name, 0), c.copyBundle(ctx)); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
@@ -83,17 +83,17 @@ func (c *Cluster) startNode(ctx context.Context, n *node) error {
 func (c *Cluster) startTeam(ctx context.Context, n *node, p team) error {
 	common := []string{
 		"--node", n.name, "--control", netip.AddrPortFrom(control4, controlPort).String(),
-		"--token", filepath.Join(c.dir, "tokens", n.name), "--bundle", filepath.Join(c.dir, bundleName),
+		"--bundle", filepath.Join(c.dir, bundleName),
 	}
 	agent := func() *exec.Cmd {
-		args := append([]string{"agent", "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin("agent")}, common...)
+		args := append([]string{"agent", "--token", c.token("agents", n.name), "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin("agent")}, common...)
 		if c.rootful() {
 			args = append(args, "--proxy-uid", strconv.Itoa(proxyUser))
 		}
 		return c.tacit("tacit-node", "agent", args...)
 	}
 	proxy := func() *exec.Cmd {
-		args := append([]string{"proxy", "--handle", p.handle(n), "--admin", p.admin("proxy")}, common...)
+		args := append([]string{"proxy", "--token", c.token("proxies", n.name), "--handle", p.handle(n), "--admin", p.admin("proxy")}, common...)
 		return c.tacit("tacit-node", "proxy", args...)
 	}
 	return errors.Join(
@@ -135,9 +135,15 @@ func (c *Cluster) startUnprivileged(n *node, cmd *exec.Cmd) error {
 	})
 }
 
-// makeToken makes the secret with which a node proves itself.
-func (c *Cluster) makeToken(node string) error {
-	path := filepath.Join(c.dir, "tokens", node)
+// token is the file of the secret with which a process of a node, one of the proxies or
+// of the agents, proves itself.
+func (c *Cluster) token(process, node string) string {
+	return filepath.Join(c.dir, "tokens", process, node)
+}
+
+// makeToken makes it, to be read by that user and nobody else.
+func (c *Cluster) makeToken(process, node string, user int) error {
+	path := c.token(process, node)
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -145,7 +151,7 @@ func (c *Cluster) makeToken(node string) error {
 		return err
 	}
 	if c.rootful() {
-		return os.Chown(path, proxyUser, 0)
+		return os.Chown(path, user, 0)
 	}
 	return nil
 }

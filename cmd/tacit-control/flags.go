@@ -35,8 +35,9 @@ func parse(args []string) (control.Config, error) {
 	f.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of all identities")
 	f.StringVar(&cfg.Cluster, "cluster", "", "`name` of the cluster (default Kubernetes)")
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long a certificate of a pod lives")
-	f.StringVar(&from.tokens, "tokens", "", "with a source folder: `folder` with one file per node, named after it, that holds its token")
-	f.StringVar(&from.audience, "token-audience", "tacit", "with kubernetes: `audience` of the tokens with which nodes prove themselves")
+	f.StringVar(&from.tokens, "tokens", "", "with a source folder: `folder` that has folders proxies and agents, each with one file per node, named after it, that holds the token of that process")
+	f.StringVar(&from.proxyAudience, "proxy-audience", "tacit-proxy", "with kubernetes: `audience` of the tokens of proxies")
+	f.StringVar(&from.agentAudience, "agent-audience", "tacit-agent", "with kubernetes: `audience` of the tokens of agents")
 	f.StringVar(&from.namespace, "namespace", "tacit-system", "with kubernetes: `namespace` of what control keeps")
 	f.StringVar(&from.account, "node-account", "tacit-system/tacit-node", "with kubernetes: service account of the nodes' processes, as `NAMESPACE/NAME`")
 	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")
@@ -63,7 +64,7 @@ func parse(args []string) (control.Config, error) {
 
 // origin is what the flags say of where objects and nodes come from.
 type origin struct {
-	source, state, kubeconfig, tokens, audience, account, namespace string
+	source, state, kubeconfig, tokens, proxyAudience, agentAudience, account, namespace string
 }
 
 // open gives cfg its source and its nodes.
@@ -75,10 +76,10 @@ func (o origin) open(cfg *control.Config) (err error) {
 		return o.openKubernetes(cfg)
 	}
 	if o.tokens == "" || o.state == "" {
-		return errors.New("want --tokens, a folder with one file per node, and --state, a folder to keep things in")
+		return errors.New("want --tokens, a folder with folders proxies and agents, and --state, a folder to keep things in")
 	}
 	cfg.Source = kube.NewFolder(kube.FolderConfig{Dir: o.source, Registerer: cfg.Registry, Log: cfg.Log})
-	if cfg.Nodes, err = control.NewTokenFolder(o.tokens, cfg.Log); err != nil {
+	if cfg.Nodes, err = control.OpenTokens(o.tokens, cfg.Log); err != nil {
 		return err
 	}
 	storage, err := control.OpenStorageFolder(o.state)
@@ -100,7 +101,8 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 	}
 	cfg.Source = kube.NewAPI(kube.APIConfig{Client: client, Registerer: cfg.Registry, Log: cfg.Log})
 	cfg.Nodes = kube.NewReviewer(kube.ReviewerConfig{
-		Client: client.Reviews, Audience: o.audience, Users: []string{"system:serviceaccount:" + namespace + ":" + name},
+		Client: client.Reviews, ProxyAudience: o.proxyAudience, AgentAudience: o.agentAudience,
+		Users: []string{"system:serviceaccount:" + namespace + ":" + name},
 	})
 	cfg.Storage, cfg.Keys = kube.NewStorage(client, o.namespace), kube.NewKeySecret(client, o.namespace, "tacit-ca")
 	cfg.Namespace, cfg.Display = o.namespace, kube.NewDisplay(client, cfg.Log)

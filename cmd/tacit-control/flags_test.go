@@ -1,13 +1,19 @@
 package main
 
 import (
+	"errors"
+	"os"
 	"strings"
 	"testing"
 	"time"
 )
 
 func TestParse(t *testing.T) {
-	cfg, err := parse([]string{"--source", t.TempDir(), "--state", t.TempDir(), "--tokens", t.TempDir(), "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
+	tokens := t.TempDir()
+	if err := errors.Join(os.Mkdir(tokens+"/proxies", 0o700), os.Mkdir(tokens+"/agents", 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := parse([]string{"--source", t.TempDir(), "--state", t.TempDir(), "--tokens", tokens, "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
 		"--trust-domain", "lab", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,8 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"tacit.dev/mesh"
 )
 
 const (
@@ -40,8 +42,9 @@ var errBusy = fmt.Errorf("more than %d tokens wait for their review by the API s
 type ReviewerConfig struct {
 	// Client needs create for tokenreviews, and list for nodes.
 	Client kubernetes.Interface
-	// Audience that a token must be meant for.
-	Audience string
+	// ProxyAudience and AgentAudience tell whose a token is: it must be meant for one
+	// of them, and for one only.
+	ProxyAudience, AgentAudience string
 	// Users are the service accounts of the node's processes, as
 	// system:serviceaccount:NAMESPACE:NAME.
 	Users []string
@@ -60,7 +63,7 @@ type Reviewer struct {
 
 // review is an answer of the API server.
 type review struct {
-	node string
+	from mesh.Process
 	err  error
 	at   time.Time
 }
@@ -83,52 +86,53 @@ func (r *Reviewer) Names(ctx context.Context) ([]string, error) {
 	return names, nil
 }
 
-// Authenticate tells on which node the pod runs that the token was made for. It
-// waits for the API server, for 10 seconds at most; when too many wait already it fails
+// Authenticate tells on which node the pod runs that the token was made for, and which
+// of its containers. It waits for the API server, for 10 seconds at most; when too many wait already it fails
 // at once.
-func (r *Reviewer) Authenticate(ctx context.Context, token string) (string, error) {
+func (r *Reviewer) Authenticate(ctx context.Context, token string) (mesh.Process, error) {
 	if token == "" || len(token) > maxBearer {
-		return "", fmt.Errorf("a token of %d bytes", len(token))
+		return mesh.Process{}, fmt.Errorf("a token of %d bytes", len(token))
 	}
 	key := sha256.Sum256([]byte(token))
 	if known, ok := r.remembered(key); ok {
-		return known.node, known.err
+		return known.from, known.err
 	}
 	select {
 	case r.reviewing <- struct{}{}:
 		defer func() { <-r.reviewing }()
 	default:
-		return "", errBusy
+		return mesh.Process{}, errBusy
 	}
 	ctx, cancel := context.WithTimeout(ctx, reviewTime)
 	defer cancel()
 	answer, err := r.cfg.Client.AuthenticationV1().TokenReviews().Create(ctx, &authv1.TokenReview{
-		Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{r.cfg.Audience}},
+		Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{r.cfg.ProxyAudience, r.cfg.AgentAudience}},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return "", fmt.Errorf("review a token: %w", err)
+		return mesh.Process{}, fmt.Errorf("review a token: %w", err)
 	}
-	node, err := r.judge(answer.Status)
-	r.remember(key, review{node: node, err: err, at: time.Now()})
-	return node, err
+	from, err := r.judge(answer.Status)
+	r.remember(key, review{from: from, err: err, at: time.Now()})
+	return from, err
 }
 
 // judge reads an answer: it has to be a token for us, of a process of ours, and
 // bound to a pod on a node.
-func (r *Reviewer) judge(s authv1.TokenReviewStatus) (string, error) {
+func (r *Reviewer) judge(s authv1.TokenReviewStatus) (mesh.Process, error) {
+	proxy, agent := slices.Contains(s.Audiences, r.cfg.ProxyAudience), slices.Contains(s.Audiences, r.cfg.AgentAudience)
 	switch {
 	case !s.Authenticated:
-		return "", fmt.Errorf("the token is not valid: %s", s.Error)
-	case !slices.Contains(s.Audiences, r.cfg.Audience):
-		return "", fmt.Errorf("the token is for %q: want %q", s.Audiences, r.cfg.Audience)
+		return mesh.Process{}, fmt.Errorf("the token is not valid: %s", s.Error)
+	case proxy == agent:
+		return mesh.Process{}, fmt.Errorf("the token is for %q: want either %q or %q", s.Audiences, r.cfg.ProxyAudience, r.cfg.AgentAudience)
 	case !slices.Contains(r.cfg.Users, s.User.Username):
-		return "", fmt.Errorf("the token is that of %s: want one of %q", s.User.Username, r.cfg.Users)
+		return mesh.Process{}, fmt.Errorf("the token is that of %s: want one of %q", s.User.Username, r.cfg.Users)
 	}
 	node := s.User.Extra[nodeName]
 	if len(node) != 1 || node[0] == "" {
-		return "", errors.New("the token is not bound to a pod on a node (needs Kubernetes 1.32, and a projected token)")
+		return mesh.Process{}, errors.New("the token is not bound to a pod on a node (needs Kubernetes 1.32, and a projected token)")
 	}
-	return node[0], nil
+	return mesh.Process{Node: node[0], Agent: agent}, nil
 }
 
 func (r *Reviewer) remembered(key [sha256.Size]byte) (review, bool) {

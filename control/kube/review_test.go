@@ -15,6 +15,8 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+
+	"tacit.dev/mesh"
 )
 
 // An API server that takes its time is waited for by so many, and by no more.
@@ -44,7 +46,7 @@ func TestReviewsThatWaitAreBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := NewReviewer(ReviewerConfig{Client: client, Audience: "tacit"})
+	r := NewReviewer(ReviewerConfig{Client: client, ProxyAudience: "tacit-proxy", AgentAudience: "tacit-agent"})
 	var strangers sync.WaitGroup
 	for i := range maxReviewing {
 		strangers.Go(func() {
@@ -67,16 +69,20 @@ func TestReviewsThatWaitAreBounded(t *testing.T) {
 }
 
 func TestJudgeOfTokens(t *testing.T) {
-	const audience, agent = "tacit", "system:serviceaccount:tacit-system:tacit-node"
-	r := NewReviewer(ReviewerConfig{Audience: audience, Users: []string{agent}})
+	const account = "system:serviceaccount:tacit-system:tacit-node"
+	r := NewReviewer(ReviewerConfig{ProxyAudience: "tacit-proxy", AgentAudience: "tacit-agent", Users: []string{account}})
 	good := func() authv1.TokenReviewStatus {
 		return authv1.TokenReviewStatus{
-			Authenticated: true, Audiences: []string{audience},
-			User: authv1.UserInfo{Username: agent, Extra: map[string]authv1.ExtraValue{nodeName: {"n1"}}},
+			Authenticated: true, Audiences: []string{"tacit-proxy"},
+			User: authv1.UserInfo{Username: account, Extra: map[string]authv1.ExtraValue{nodeName: {"n1"}}},
 		}
 	}
-	if node, err := r.judge(good()); node != "n1" || err != nil {
-		t.Errorf("node %q, %v: want n1", node, err)
+	for audience, want := range map[string]mesh.Process{"tacit-proxy": {Node: "n1"}, "tacit-agent": {Node: "n1", Agent: true}} {
+		s := good()
+		s.Audiences = []string{audience}
+		if got, err := r.judge(s); got != want || err != nil {
+			t.Errorf("a token for %s proves %+v, %v: want %+v", audience, got, err, want)
+		}
 	}
 	for name, c := range map[string]struct {
 		spoil func(*authv1.TokenReviewStatus)
@@ -84,14 +90,15 @@ func TestJudgeOfTokens(t *testing.T) {
 	}{
 		"not valid":        {func(s *authv1.TokenReviewStatus) { s.Authenticated, s.Error = false, "expired" }, "expired"},
 		"for somebody":     {func(s *authv1.TokenReviewStatus) { s.Audiences = []string{"istio-ca"} }, "istio-ca"},
+		"for both":         {func(s *authv1.TokenReviewStatus) { s.Audiences = []string{"tacit-proxy", "tacit-agent"} }, "either"},
 		"of somebody":      {func(s *authv1.TokenReviewStatus) { s.User.Username = "system:serviceaccount:default:app" }, "default:app"},
 		"of no node":       {func(s *authv1.TokenReviewStatus) { s.User.Extra = nil }, "not bound"},
 		"of several nodes": {func(s *authv1.TokenReviewStatus) { s.User.Extra[nodeName] = []string{"n1", "n2"} }, "not bound"},
 	} {
 		s := good()
 		c.spoil(&s)
-		if node, err := r.judge(s); err == nil || node != "" || !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s: node %q, %v: want an error with %q", name, node, err, c.want)
+		if got, err := r.judge(s); err == nil || got != (mesh.Process{}) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %+v, %v: want an error with %q", name, got, err, c.want)
 		}
 	}
 }

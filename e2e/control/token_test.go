@@ -9,7 +9,9 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
+	"io"
 	"os/exec"
 	"regexp"
 	"strings"
@@ -25,8 +27,9 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// stolenToken is what an attacker with a node's token can get: certificates of pods
-// that run there, and nothing else.
+// stolenToken is what an attacker with a token of a node can get. With its proxy's:
+// certificates of pods that run there, and nothing else of pods. With its agent's: which
+// pods are there, and no certificate.
 func stolenToken(s *shop) {
 	agents := strings.Fields(s.Kubectl("get", "pods", "-n", "tacit-system", "-l", "app.kubernetes.io/name=tacit-node",
 		"--field-selector=spec.nodeName=n1", "-o", "jsonpath={.items[*].metadata.name}"))
@@ -37,19 +40,21 @@ func stolenToken(s *shop) {
 	token := func(account string, more ...string) string {
 		return s.Kubectl(append([]string{"create", "token", "-n", "tacit-system", account}, more...)...)
 	}
-	node := token("tacit-node", append(bound, "--audience=tacit")...)
+	proxy := token("tacit-node", append(bound, "--audience=tacit-proxy")...)
+	agent := token("tacit-node", append(bound, "--audience=tacit-agent")...)
 	control := s.dialControl("service/tacit-control")
 	for name, c := range map[string]struct {
 		token, account string
 		want           codes.Code
 	}{
-		"a pod of the node":             {node, "one", codes.OK},
-		"a pod of another node":         {node, "two", codes.PermissionDenied},
-		"an account without a pod":      {node, "nobody", codes.PermissionDenied},
-		"a pod that is not enrolled":    {node, "three", codes.PermissionDenied},
+		"a pod of the node":             {proxy, "one", codes.OK},
+		"a pod of another node":         {proxy, "two", codes.PermissionDenied},
+		"an account without a pod":      {proxy, "nobody", codes.PermissionDenied},
+		"a pod that is not enrolled":    {proxy, "three", codes.PermissionDenied},
+		"the agent of the node":         {agent, "one", codes.PermissionDenied},
 		"a token for the API server":    {token("tacit-node", bound...), "one", codes.Unauthenticated},
-		"a token bound to no pod":       {token("tacit-node", "--audience=tacit"), "one", codes.Unauthenticated},
-		"another account of the system": {token("tacit-control", "--audience=tacit"), "one", codes.Unauthenticated},
+		"a token bound to no pod":       {token("tacit-node", "--audience=tacit-proxy"), "one", codes.Unauthenticated},
+		"another account of the system": {token("tacit-control", "--audience=tacit-proxy"), "one", codes.Unauthenticated},
 		"no token of anybody":           {"nonsense", "one", codes.Unauthenticated},
 	} {
 		s.T.Run(name, func(t *testing.T) {
@@ -60,9 +65,17 @@ func stolenToken(s *shop) {
 	}
 	s.T.Run("the pods of another node", func(t *testing.T) {
 		for who, want := range map[string]codes.Code{"n1": codes.OK, "n2": codes.PermissionDenied} {
-			if err := control.subscribe(s.Patiently(), node, who); status.Code(err) != want {
+			if err := control.subscribe(s.Patiently(), agent, who); status.Code(err) != want {
 				t.Errorf("as %s: %v, want %v", who, err, want)
 			}
+		}
+	})
+	s.T.Run("the agent's word", func(t *testing.T) {
+		if err := control.subscribe(s.Patiently(), proxy, "n1"); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("the pods of the node, to its proxy: %v, want PermissionDenied", err)
+		}
+		if err := control.report(s.Patiently(), proxy); status.Code(err) != codes.PermissionDenied {
+			t.Errorf("a report of the proxy: %v, want PermissionDenied", err)
 		}
 	})
 	s.T.Run("from any replica", func(t *testing.T) {
@@ -71,7 +84,7 @@ func stolenToken(s *shop) {
 			t.Errorf("replicas of control: %q, want two", replicas)
 		}
 		for _, replica := range replicas {
-			if err := s.dialControl(replica).sign(s.Patiently(), node, "spiffe://cluster.local/ns/shop/sa/one"); err != nil {
+			if err := s.dialControl(replica).sign(s.Patiently(), proxy, "spiffe://cluster.local/ns/shop/sa/one"); err != nil {
 				t.Errorf("%s: %v", replica, err)
 			}
 		}
@@ -161,14 +174,26 @@ func (c controlConn) sign(ctx context.Context, token, identity string) error {
 // protocol of xDS, with the node in field 1 (its name in field 1 of that) and the type
 // of resources in field 2.
 func (c controlConn) subscribe(ctx context.Context, token, node string) error {
+	return c.ask(ctx, token, "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources",
+		text(text(nil, 1, string(text(nil, 1, node))), 2, "type.googleapis.com/tacit.node.v1.Pod"))
+}
+
+// report says that the node has no captured pod: a report that ends the opening list,
+// field 2, before anything was in it.
+func (c controlConn) report(ctx context.Context, token string) error {
+	return c.ask(ctx, token, "/tacit.node.v1.Enrolment/Report", protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1))
+}
+
+// ask opens a stream, sends one message and waits for the first answer.
+func (c controlConn) ask(ctx context.Context, token, method string, message []byte) error {
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token))
 	defer cancel()
-	stream, err := c.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true},
-		"/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources", grpc.ForceCodecV2(raw{}), grpc.WaitForReady(true))
+	stream, err := c.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, method, grpc.ForceCodecV2(raw{}), grpc.WaitForReady(true))
 	if err != nil {
 		return err
 	}
-	if err := stream.SendMsg(text(text(nil, 1, string(text(nil, 1, node))), 2, "type.googleapis.com/tacit.node.v1.Pod")); err != nil {
+	// Who is refused may hear of it before this was sent; the reason comes next.
+	if err := stream.SendMsg(message); err != nil && !errors.Is(err, io.EOF) {
 		return err
 	}
 	var answer []byte

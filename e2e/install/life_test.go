@@ -1,6 +1,7 @@
 package install
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/http"
@@ -230,13 +231,17 @@ func testAccess(s subject) {
 			s.t.Errorf("may %s read Secret %s: %q, want %s", may.account, may.secret, got, may.answer)
 		}
 	}
-	for _, role := range []string{"agent", "proxy"} {
+	for role, audience := range map[string]string{"agent": "tacit-agent", "proxy": "tacit-proxy"} {
 		root := s.process("n1", role)["Root"]
 		secrets := strings.Fields(s.sh("n1", "ls "+root+"/var/run/secrets"))
 		if !slices.Equal(secrets, []string{"tacit"}) {
 			s.t.Errorf("%s has the secrets %q, want that for control alone", role, secrets)
 		}
 		token := strings.TrimSpace(s.sh("n1", "cat "+root+"/var/run/secrets/tacit/token"))
+		claims, err := base64.RawURLEncoding.DecodeString(strings.Split(token+"..", ".")[1])
+		if want := fmt.Sprintf(`"aud":[%q]`, audience); err != nil || !strings.Contains(string(claims), want) {
+			s.t.Errorf("the token of %s says %s, %v: want %s", role, claims, err, want)
+		}
 		code := s.sh("n1", "curl -sk -m 30 -o /dev/null -w '%{http_code}' -H 'Authorization: Bearer "+token+"' https://10.96.0.1/api/v1/namespaces")
 		if want := fmt.Sprint(http.StatusUnauthorized); code != want {
 			s.t.Errorf("the API server on the token of %s: %s, want %s", role, code, want)

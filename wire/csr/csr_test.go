@@ -57,12 +57,15 @@ func serve(t *testing.T, s *Server, token string) *Client {
 
 func serveLoop(g *grpc.Server, lis net.Listener, done chan<- error) { done <- g.Serve(lis) }
 
-func authenticate(_ context.Context, token string) (string, error) {
+func authenticate(_ context.Context, token string) (mesh.Process, error) {
+	if node, ok := strings.CutPrefix(token, "agent-"); ok {
+		return mesh.Process{Node: node, Agent: true}, nil
+	}
 	node, ok := strings.CutPrefix(token, "token-")
 	if !ok {
-		return "", errors.New("unknown token")
+		return mesh.Process{}, errors.New("unknown token")
 	}
-	return node, nil
+	return mesh.Process{Node: node}, nil
 }
 
 // chain is a leaf, an intermediate and two roots.
@@ -146,6 +149,7 @@ func TestErrors(t *testing.T) {
 		{"bad request", answer(nil, fmt.Errorf("%w: RSA key", ErrBadRequest)), "token-n1", id, "r", ErrBadRequest, "bad request: RSA key", ""},
 		{"internal", answer(nil, errors.New("key file: permission denied")), "token-n1", id, "r", nil, "cannot sign now", "key file"},
 		{"unknown token", answer(chain(t), nil), "stolen", id, "r", nil, "proves no node", "unknown token"},
+		{"an agent", answer(chain(t), nil), "agent-n1", id, "r", ErrDenied, "agent of n1", ""},
 		{"nobody", answer(chain(t), nil), "token-n1", mesh.ID{}, "r", ErrBadRequest, "ImpersonatedIdentity", ""},
 		{"no request", answer(chain(t), nil), "token-n1", id, "", ErrBadRequest, "0 bytes", ""},
 		{"huge request", answer(chain(t), nil), "token-n1", id, strings.Repeat("x", maxRequest+1), ErrBadRequest, "bytes", ""},

@@ -23,8 +23,9 @@ import (
 
 // Server answers signing requests. All fields are set before Register.
 type Server struct {
-	// Authenticate tells which node the bearer token proves. Required.
-	Authenticate func(ctx context.Context, token string) (node string, err error)
+	// Authenticate tells which process the bearer token proves; only a proxy has
+	// use for certificates. Required.
+	Authenticate func(ctx context.Context, token string) (mesh.Process, error)
 	// Sign decides and signs; csrPEM comes from the network and is not looked
 	// at here. The ttl is a wish, 0 for none. It answers PEM: leaf,
 	// intermediates, then the roots. An error that wraps ErrDenied or
@@ -51,27 +52,30 @@ func (v service) CreateCertificate(ctx context.Context, req *message.IstioCertif
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	node, err := s.Authenticate(ctx, bearer(ctx))
-	if err != nil || node == "" {
+	from, err := s.Authenticate(ctx, bearer(ctx))
+	if err != nil || from.Node == "" {
 		log.Warn("signing request refused", "error", err)
 		return nil, status.Error(codes.Unauthenticated, "the token proves no node")
 	}
-	id, chain, err := s.sign(ctx, node, req)
+	id, chain, err := s.sign(ctx, from, req)
 	if err != nil {
-		log.Warn("certificate not signed", "node", node, "identity", id, "error", err)
+		log.Warn("certificate not signed", "node", from.Node, "identity", id, "error", err)
 		return nil, toStatus(err)
 	}
 	parts, err := splitChain(chain)
 	if err != nil {
-		log.Error("certificate not signed", "node", node, "identity", id, "error", err)
+		log.Error("certificate not signed", "node", from.Node, "identity", id, "error", err)
 		return nil, toStatus(err)
 	}
 	return &message.IstioCertificateResponse{CertChain: parts}, nil
 }
 
-func (s *Server) sign(ctx context.Context, node string, req *message.IstioCertificateRequest) (id mesh.ID, chain []byte, err error) {
+func (s *Server) sign(ctx context.Context, from mesh.Process, req *message.IstioCertificateRequest) (id mesh.ID, chain []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
+	if from.Agent {
+		return id, nil, fmt.Errorf("%w: the token is that of the %s: want the proxy's", ErrDenied, from)
+	}
 	id, err = mesh.ParseID(req.GetMetadata().GetFields()[impersonated].GetStringValue())
 	if err != nil {
 		return id, nil, fmt.Errorf("%w: metadata %s: %w", ErrBadRequest, impersonated, err)
@@ -83,7 +87,7 @@ func (s *Server) sign(ctx context.Context, node string, req *message.IstioCertif
 		return id, nil, fmt.Errorf("%w: validity of %d s", ErrBadRequest, v)
 	}
 	ttl := time.Duration(req.GetValidityDuration()) * time.Second
-	chain, err = s.Sign(ctx, node, id, []byte(req.GetCsr()), ttl)
+	chain, err = s.Sign(ctx, from.Node, id, []byte(req.GetCsr()), ttl)
 	return id, chain, err
 }
 

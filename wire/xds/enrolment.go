@@ -13,6 +13,9 @@ import (
 	"tacit.dev/wire/xds/message"
 )
 
+// errProxy is for a token that proves the wrong process of a node.
+var errProxy = errors.New("the token is that of a proxy: only an agent reports")
+
 // maxReports bounds the opening list of one agent, far beyond the pods of a node.
 const maxReports = 16 << 10
 
@@ -36,14 +39,19 @@ type reportStream struct {
 
 func (e enrolment) Report(g message.Enrolment_ReportServer) error {
 	s := e.server
-	name, err := s.admit(g.Context())
+	from, err := s.admit(g.Context())
 	if err != nil {
 		return err
 	}
-	defer s.dismiss(name)
+	defer s.dismiss(from.Node)
+	if !from.Agent {
+		s.metrics.refused.Inc()
+		s.cfg.Log.Warn("node refused", "node", from.Node, "peer", peerAddr(g.Context()), "error", errProxy)
+		return status.Error(codes.PermissionDenied, errProxy.Error())
+	}
 	ctx, cancel := context.WithCancel(g.Context())
 	defer cancel()
-	rs := &reportStream{node: name, replace: cancel}
+	rs := &reportStream{node: from.Node, replace: cancel}
 	s.openReports(rs)
 	defer s.closeReports(rs)
 	done := make(chan error, 1)

@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+
+	"tacit.dev/mesh"
 )
 
 // TestMain fails on goroutines that outlive the tests.
@@ -91,7 +93,7 @@ func write(t testing.TB, path, text string) {
 }
 
 // control is a Server behind real TLS on loopback, which may be stopped and started
-// again on the same port. The token of node n is "token-n".
+// again on the same port. The token of node n's proxy is "proxy-n", its agent's "agent-n".
 type control struct {
 	*Server
 	pki  pki
@@ -99,12 +101,14 @@ type control struct {
 	stop func()
 }
 
-func authenticate(_ context.Context, token string) (string, error) {
-	node, ok := strings.CutPrefix(token, "token-")
-	if !ok {
-		return "", errors.New("unknown token")
+func authenticate(_ context.Context, token string) (mesh.Process, error) {
+	if node, ok := strings.CutPrefix(token, "proxy-"); ok {
+		return mesh.Process{Node: node}, nil
 	}
-	return node, nil
+	if node, ok := strings.CutPrefix(token, "agent-"); ok {
+		return mesh.Process{Node: node, Agent: true}, nil
+	}
+	return mesh.Process{}, errors.New("unknown token")
 }
 
 func startControl(t testing.TB, cfg ServerConfig) *control {
@@ -141,11 +145,22 @@ func (c *control) serve(ctx context.Context, lis net.Listener, done chan<- error
 	done <- Serve(ctx, ServeConfig{Listener: lis, TLS: c.pki.conf, Services: []func(grpc.ServiceRegistrar){c.Register}})
 }
 
-// dial makes a connection as node.
+// dial makes a connection as a node's proxy.
 func (c *control) dial(t testing.TB, node string) *Conn {
 	t.Helper()
+	return c.dialWith(t, "proxy-"+node)
+}
+
+// dialAgent makes a connection as a node's agent.
+func (c *control) dialAgent(t testing.TB, node string) *Conn {
+	t.Helper()
+	return c.dialWith(t, "agent-"+node)
+}
+
+func (c *control) dialWith(t testing.TB, secret string) *Conn {
+	t.Helper()
 	token := filepath.Join(t.TempDir(), "token")
-	write(t, token, "token-"+node+"\n")
+	write(t, token, secret+"\n")
 	conn, err := Dial(DialConfig{Addr: c.addr, TokenFile: token, BundleFile: c.pki.bundle})
 	if err != nil {
 		t.Fatal(err)

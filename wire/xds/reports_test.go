@@ -2,6 +2,8 @@ package xds
 
 import (
 	"cmp"
+	"errors"
+	"io"
 	"net/netip"
 	"slices"
 	"strings"
@@ -9,6 +11,9 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
@@ -48,7 +53,7 @@ func TestReports(t *testing.T) {
 	heard := make(chan told, 100)
 	c := startControl(t, listen(heard))
 	cut := newCutter(t, c, "n1")
-	client := NewPodClient(ClientConfig{Conn: cut.conn, Node: "n1"}, func([]mesh.Pod) {})
+	client := NewPodClient(ClientConfig{Conn: cut.agent, Node: "n1"}, func([]mesh.Pod) {})
 	a, b := report("a", Captured), report("b", Unprotected)
 	b.Reason = "the table is gone"
 	client.Report(report("a", Unprotected))
@@ -85,7 +90,7 @@ func TestReports(t *testing.T) {
 func TestReportsOfNothing(t *testing.T) {
 	heard := make(chan told, 100)
 	c := startControl(t, listen(heard))
-	run(t, NewPodClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func([]mesh.Pod) {}))
+	run(t, NewPodClient(ClientConfig{Conn: c.dialAgent(t, "n1"), Node: "n1"}, func([]mesh.Pod) {}))
 	expectTold(t, heard, told{node: "n1", all: []Report{}})
 	c.until(t, "the agent is known", func() bool { n := c.Nodes(); return len(n) == 1 && n[0].Agent })
 }
@@ -94,7 +99,7 @@ func TestReportsOfNothing(t *testing.T) {
 func TestNewAgentReplacesOld(t *testing.T) {
 	heard := make(chan told, 100)
 	c := startControl(t, listen(heard))
-	conn := c.dial(t, "n1")
+	conn := c.dialAgent(t, "n1")
 	old, err := message.NewEnrolmentClient(conn).Report(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -103,13 +108,39 @@ func TestNewAgentReplacesOld(t *testing.T) {
 		t.Fatal(err)
 	}
 	expectTold(t, heard, told{node: "n1", all: []Report{}})
-	run(t, NewPodClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func([]mesh.Pod) {}))
+	run(t, NewPodClient(ClientConfig{Conn: c.dialAgent(t, "n1"), Node: "n1"}, func([]mesh.Pod) {}))
 	expectTold(t, heard, told{node: "n1", all: []Report{}})
 	for err = nil; err == nil; {
 		_, err = old.Recv()
 	}
 	if !strings.Contains(err.Error(), "another agent") {
 		t.Errorf("the older stream: %v", err)
+	}
+}
+
+// A compromised proxy has its own token, and cannot say for the agent what is captured.
+func TestProxyReportsNothing(t *testing.T) {
+	heard := make(chan told, 100)
+	reg := prometheus.NewRegistry()
+	cfg := listen(heard)
+	cfg.Registry = reg
+	c := startControl(t, cfg)
+	g, err := message.NewEnrolmentClient(c.dial(t, "n1")).Report(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	// The server may end the stream before it is written to.
+	if err := g.Send(&message.PodReport{Synced: true, Sequence: 1}); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if _, err := g.Recv(); status.Code(err) != codes.PermissionDenied {
+		t.Errorf("%v: want PermissionDenied", err)
+	}
+	if len(heard) != 0 {
+		t.Errorf("control heard %d reports", len(heard))
+	}
+	if n := count(t, reg, "tacit_xds_streams_refused_total"); n != 1 {
+		t.Errorf("%v refusals counted: want 1", n)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
 )
 
@@ -28,9 +29,9 @@ const maxStreams = 16
 
 // ServerConfig is what a Server needs.
 type ServerConfig struct {
-	// Authenticate tells which node the bearer token proves. An error refuses
+	// Authenticate tells which process the bearer token proves. An error refuses
 	// the stream; its text goes to the log and not to the peer. Required.
-	Authenticate func(ctx context.Context, token string) (node string, err error)
+	Authenticate func(ctx context.Context, token string) (mesh.Process, error)
 	// OnReports gets all that an agent holds, whenever its stream opens: what
 	// is not in it is not captured. OnReport gets each change after that. Both
 	// are called in order per node, by several goroutines for several nodes; a
@@ -309,25 +310,25 @@ func (s *Server) Nodes() []NodeStatus {
 
 // admit authenticates a stream and makes room for it. Whoever is admitted calls
 // dismiss.
-func (s *Server) admit(ctx context.Context) (name string, err error) {
+func (s *Server) admit(ctx context.Context) (from mesh.Process, err error) {
 	defer func() {
 		if err != nil {
 			s.metrics.refused.Inc()
 		}
 	}()
-	name, err = s.cfg.Authenticate(ctx, bearer(ctx))
-	if err != nil || name == "" {
+	from, err = s.cfg.Authenticate(ctx, bearer(ctx))
+	if err != nil || from.Node == "" {
 		s.cfg.Log.Warn("node refused", "peer", peerAddr(ctx), "error", cmp.Or(err, errors.New("no such node")))
-		return "", status.Error(codes.Unauthenticated, "the token proves no node")
+		return from, status.Error(codes.Unauthenticated, "the token proves no node")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.node(name)
+	n := s.node(from.Node)
 	if n.opened >= maxStreams {
-		return "", status.Errorf(codes.ResourceExhausted, "node %s has %d streams already", name, maxStreams)
+		return from, status.Errorf(codes.ResourceExhausted, "node %s has %d streams already", from.Node, maxStreams)
 	}
 	n.opened++
-	return name, nil
+	return from, nil
 }
 
 func (s *Server) dismiss(name string) {

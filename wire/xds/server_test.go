@@ -25,7 +25,7 @@ func TestFirstWord(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	worlds, pods := make(chan *mesh.World, 9), make(chan []mesh.Pod, 9)
 	wc := NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(w *mesh.World) <-chan struct{} { worlds <- w; return nil })
-	pc := NewPodClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(p []mesh.Pod) { pods <- p })
+	pc := NewPodClient(ClientConfig{Conn: c.dialAgent(t, "n1"), Node: "n1"}, func(p []mesh.Pod) { pods <- p })
 	run(t, wc)
 	run(t, pc)
 	c.connected(t, "n1")
@@ -55,7 +55,7 @@ func TestPodsOfOwnNodeOnly(t *testing.T) {
 	c.Publish(snap)
 	for _, node := range []string{"n1", "n2", "n3"} {
 		got := make(chan []mesh.Pod, 9)
-		run(t, NewPodClient(ClientConfig{Conn: c.dial(t, node), Node: node}, func(p []mesh.Pod) { got <- p }))
+		run(t, NewPodClient(ClientConfig{Conn: c.dialAgent(t, node), Node: node}, func(p []mesh.Pod) { got <- p }))
 		want := append([]mesh.Pod{}, snap.Pods[node]...)
 		if d := gocmp.Diff(want, receiveWithin(t, "pods", got), cmpAddr, cmpPrefix); d != "" {
 			t.Errorf("%s (-want +got):\n%s", node, d)
@@ -84,31 +84,27 @@ func TestWhoIsRefused(t *testing.T) {
 	c := startControl(t, ServerConfig{Registry: reg})
 	c.Publish(Snapshot{Pods: map[string][]mesh.Pod{"n1": {newRandomMesh(1).pod(1)}}})
 	for _, row := range []struct {
-		name, proves, claims string
-		want                 codes.Code
+		name, token, claims, typeURL string
+		want                         codes.Code
 	}{
-		{"itself", "n1", "n1", codes.OK},
-		{"claims nothing", "n1", "", codes.OK},
-		{"foreign proxy", "n1", "ztunnel~10.0.0.1~z.istio-system~istio-system.svc.cluster.local", codes.OK},
-		{"claims another node", "n2", "n1", codes.PermissionDenied},
+		{"itself", "agent-n1", "n1", podType, codes.OK},
+		{"claims nothing", "agent-n1", "", podType, codes.OK},
+		{"foreign proxy", "proxy-n1", "ztunnel~10.0.0.1~z.istio-system~istio-system.svc.cluster.local", addressType, codes.OK},
+		{"claims another node", "agent-n2", "n1", podType, codes.PermissionDenied},
+		{"a proxy for pods", "proxy-n1", "n1", podType, codes.PermissionDenied},
+		{"a proxy for namespaces", "proxy-n1", "n1", namespaceType, codes.PermissionDenied},
+		{"an agent for the World", "agent-n1", "n1", addressType, codes.PermissionDenied},
 	} {
-		_, err := open(t, c.dial(t, row.proves), row.claims, podType).Recv()
+		_, err := open(t, c.dialWith(t, row.token), row.claims, row.typeURL).Recv()
 		if status.Code(err) != row.want {
 			t.Errorf("%s: %v: want %v", row.name, err, row.want)
 		}
 	}
-	token := t.TempDir() + "/token"
-	write(t, token, "stolen")
-	conn, err := Dial(DialConfig{Addr: c.addr, TokenFile: token, BundleFile: c.pki.bundle})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := open(t, conn, "n1", podType).Recv(); status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "unknown token") {
+	if _, err := open(t, c.dialWith(t, "stolen"), "n1", podType).Recv(); status.Code(err) != codes.Unauthenticated || strings.Contains(err.Error(), "unknown token") {
 		t.Errorf("unknown token: %v: want Unauthenticated, and no reason", err)
 	}
-	if n := count(t, reg, "tacit_xds_streams_refused_total"); n != 2 {
-		t.Errorf("%v refusals counted: want 2", n)
+	if n := count(t, reg, "tacit_xds_streams_refused_total"); n != 5 {
+		t.Errorf("%v refusals counted: want 5", n)
 	}
 }
 
@@ -324,7 +320,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 	expect("is empty")
 	write(t, token, "wrong")
 	expect("the token proves no node")
-	write(t, token, "token-n1")
+	write(t, token, "proxy-n1")
 	receiveWithin(t, "the first word", client.Synced())
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
 )
 
@@ -39,7 +40,7 @@ type discovery struct {
 
 // stream is one connection of one node's proxy or agent.
 type stream struct {
-	node string
+	from mesh.Process
 	poke chan struct{} // one slot
 
 	subs  map[string]*subscription // guarded by Server.mu
@@ -72,12 +73,12 @@ type response struct {
 
 func (d discovery) DeltaAggregatedResources(g deltaStream) error {
 	s := d.server
-	name, err := s.admit(g.Context())
+	from, err := s.admit(g.Context())
 	if err != nil {
 		return err
 	}
-	defer s.dismiss(name)
-	st := &stream{node: name, poke: make(chan struct{}, 1), subs: map[string]*subscription{}}
+	defer s.dismiss(from.Node)
+	st := &stream{from: from, poke: make(chan struct{}, 1), subs: map[string]*subscription{}}
 	s.join(st)
 	defer s.leave(st)
 	requests := make(chan *message.DeltaDiscoveryRequest)
@@ -111,11 +112,11 @@ func (s *Server) serve(g deltaStream, st *stream, requests <-chan *message.Delta
 		case req := <-requests:
 			if err := s.take(st, req); err != nil {
 				s.metrics.refused.Inc()
-				s.cfg.Log.Warn("node refused", "node", st.node, "peer", peerAddr(g.Context()), "error", err)
+				s.cfg.Log.Warn("node refused", "node", st.from.Node, "peer", peerAddr(g.Context()), "error", err)
 				return err
 			}
 		case err := <-failed:
-			s.cfg.Log.Debug("stream ended", "node", st.node, "error", err)
+			s.cfg.Log.Debug("stream ended", "node", st.from.Node, "error", err)
 			return nil
 		case <-st.poke:
 			if err := s.send(g, st); err != nil {
@@ -150,13 +151,13 @@ func (st *stream) wake() {
 func (s *Server) join(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.nodes[st.node].streams[st] = true
+	s.nodes[st.from.Node].streams[st] = true
 }
 
 func (s *Server) leave(st *stream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.nodes[st.node]
+	n := s.nodes[st.from.Node]
 	delete(n.streams, st)
 	for typeURL := range st.subs {
 		s.metrics.streams.WithLabelValues(typeLabel(typeURL)).Dec()
@@ -165,14 +166,14 @@ func (s *Server) leave(st *stream) {
 		return
 	}
 	if _, proxy := n.acked(); !proxy {
-		s.left(st.node)
+		s.left(st.from.Node)
 	}
 	s.notify()
 }
 
 // take handles one request.
 func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
-	if err := checkNode(st.node, req.GetNode().GetId()); err != nil {
+	if err := checkNode(st.from.Node, req.GetNode().GetId()); err != nil {
 		return err
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
@@ -222,6 +223,9 @@ func checkNode(proved, claimed string) error {
 
 // subscribe begins where the client says that it is. Called with mu.
 func (s *Server) subscribe(st *stream, req *message.DeltaDiscoveryRequest) error {
+	if forAgents := req.GetTypeUrl() == podType || req.GetTypeUrl() == namespaceType; forAgents != st.from.Agent {
+		return status.Errorf(codes.PermissionDenied, "subscribe to type %q: the token is that of the %s", req.GetTypeUrl(), st.from)
+	}
 	if req.GetTypeUrl() == "" || len(st.subs) >= maxTypes {
 		return status.Errorf(codes.InvalidArgument, "subscribe to type %q: want a type, and at most %d of them", req.GetTypeUrl(), maxTypes)
 	}
@@ -232,7 +236,7 @@ func (s *Server) subscribe(st *stream, req *message.DeltaDiscoveryRequest) error
 	st.subs[req.GetTypeUrl()] = &subscription{typeURL: req.GetTypeUrl(), sent: sent}
 	s.metrics.streams.WithLabelValues(typeLabel(req.GetTypeUrl())).Inc()
 	if req.GetTypeUrl() == addressType {
-		s.nodes[st.node].returned()
+		s.nodes[st.from.Node].returned()
 		s.notify()
 	}
 	st.wake()
@@ -255,7 +259,7 @@ func (s *Server) answered(st *stream, sub *subscription, req *message.DeltaDisco
 	if e := req.GetErrorDetail(); e != nil {
 		sub.nack = fmt.Sprintf("%.2048s", or(e.GetMessage(), "no reason given"))
 		s.metrics.rejected.WithLabelValues(typeLabel(sub.typeURL)).Inc()
-		s.cfg.Log.Error("node refuses resources", "node", st.node, "type", sub.typeURL, "error", sub.nack)
+		s.cfg.Log.Error("node refuses resources", "node", st.from.Node, "type", sub.typeURL, "error", sub.nack)
 	} else if version != 0 {
 		sub.acked = version
 	}
@@ -271,7 +275,7 @@ func (s *Server) next(st *stream) *message.DeltaDiscoveryResponse {
 		return nil
 	}
 	for _, sub := range st.subs {
-		t := s.tableFor(st.node, sub.typeURL)
+		t := s.tableFor(st.from.Node, sub.typeURL)
 		if sub.compare(t, s.version) {
 			s.notify()
 		}

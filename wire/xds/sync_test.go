@@ -59,8 +59,8 @@ func TestDeltasEqualSnapshot(t *testing.T) {
 	for _, node := range nodes {
 		worlds[node], pods[node] = &seen{}, &seen{}
 		cut := newCutter(t, c, node)
-		run(t, NewWorldClient(ClientConfig{Conn: cut.conn, Node: node}, worlds[node].setWorld))
-		run(t, NewPodClient(ClientConfig{Conn: cut.conn, Node: node}, pods[node].setPods))
+		run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: node}, worlds[node].setWorld))
+		run(t, NewPodClient(ClientConfig{Conn: cut.agent, Node: node}, pods[node].setPods))
 		for range 100 {
 			r.step(6)
 			version := c.Publish(r.snapshot())
@@ -96,7 +96,8 @@ func TestDeltasEqualSnapshot(t *testing.T) {
 
 // cutter lets a test break the connections of one node.
 type cutter struct {
-	conn *Conn
+	proxy, agent *Conn
+
 	mu   sync.Mutex
 	open []net.Conn
 }
@@ -112,8 +113,8 @@ func newCutter(t *testing.T, c *control, node string) *cutter {
 	wg.Go(func() { cut.acceptLoop(lis, to, &wg) })
 	via := *c
 	via.addr = lis.Addr().String()
-	cut.conn = via.dial(t, node)
-	t.Cleanup(func() { cut.conn.Close(); lis.Close(); cut.cut(); wg.Wait() })
+	cut.proxy, cut.agent = via.dial(t, node), via.dialAgent(t, node)
+	t.Cleanup(func() { cut.proxy.Close(); cut.agent.Close(); lis.Close(); cut.cut(); wg.Wait() })
 	return cut
 }
 
@@ -204,8 +205,8 @@ func TestReconnectResendsNothingKnown(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	known := &seen{}
 	cut := newCutter(t, c, "n1")
-	run(t, NewWorldClient(ClientConfig{Conn: cut.conn, Node: "n1", Registry: reg}, known.setWorld))
-	run(t, NewPodClient(ClientConfig{Conn: cut.conn, Node: "n1", Registry: reg}, func([]mesh.Pod) {}))
+	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1", Registry: reg}, known.setWorld))
+	run(t, NewPodClient(ClientConfig{Conn: cut.agent, Node: "n1", Registry: reg}, func([]mesh.Pod) {}))
 	c.connected(t, "n1")
 	c.settle(t, 1)
 	received := func() float64 { return count(t, reg, "tacit_xds_resources_received_total") }
@@ -312,7 +313,7 @@ func TestAckAfterSettledAcrossReconnect(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	worlds := make(chan chan struct{}, 10)
 	cut := newCutter(t, c, "n1")
-	run(t, NewWorldClient(ClientConfig{Conn: cut.conn, Node: "n1"}, func(*mesh.World) <-chan struct{} {
+	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1"}, func(*mesh.World) <-chan struct{} {
 		settled := make(chan struct{})
 		worlds <- settled
 		return settled
@@ -383,7 +384,7 @@ func TestRefusalStands(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	known := &seen{}
 	cut := newCutter(t, c, "n1")
-	run(t, NewWorldClient(ClientConfig{Conn: cut.conn, Node: "n1"}, known.setWorld))
+	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1"}, known.setWorld))
 	c.connected(t, "n1")
 	c.settle(t, c.Publish(workloads(1)))
 	c.publishBroken(t, workload(0, nil).UID, func(m *message.Workload) { m.Addresses = [][]byte{{1}} })

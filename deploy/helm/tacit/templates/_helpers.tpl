@@ -26,13 +26,14 @@ imagePullSecrets:
 tacit-control.{{ .Release.Namespace }}.svc
 {{- end }}
 
-{{/* The token by which a process proves its node. */}}
+{{/* The token by which a process, the proxy or the agent, proves itself and its node: what one of them may
+     tell control, the other may not. */}}
 {{- define "tacit.token" -}}
-name: token
+name: {{ . }}-token
 projected:
   sources:
     - serviceAccountToken:
-        audience: tacit
+        audience: tacit-{{ . }}
         expirationSeconds: 3600
         path: token
 {{- end }}
