@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -28,6 +29,8 @@ const (
 	pingEvery     = 10 * time.Second // gRPC allows a client no less
 	pingTimeout   = 9 * time.Second
 	dialTimeout   = 3 * time.Second
+	// lookupTimeout is for an answer that can be done without.
+	lookupTimeout = time.Second
 
 	// A response of our own control is far smaller (see chunkBytes); a foreign
 	// one tells the whole World in one message.
@@ -76,7 +79,7 @@ func Dial(cfg DialConfig) (*Conn, error) {
 // quick to come back.
 func dialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
-		grpc.WithContextDialer(dialTCP),
+		grpc.WithContextDialer((&finder{resolver: net.DefaultResolver}).dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableHealthCheck(),
@@ -93,13 +96,53 @@ func dialOptions() []grpc.DialOption {
 	}
 }
 
-// dialTCP resolves the name anew each time.
-func dialTCP(ctx context.Context, addr string) (net.Conn, error) {
+// finder connects to control. It asks for the addresses of control's name each time, and
+// takes those of the last time if it gets no answer: what answers names may be on a node
+// that hangs. Whoever is at an address proves with its certificate that it is control.
+// It is safe for concurrent use.
+type finder struct {
+	resolver *net.Resolver
+	last     atomic.Pointer[[]string] // where control was found
+}
+
+func (f *finder) dial(ctx context.Context, addr string) (net.Conn, error) {
+	host, port, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := f.find(ctx, host)
+	if err != nil {
+		return nil, err
+	}
 	d := net.Dialer{
-		Timeout:         dialTimeout,
+		Timeout:         dialTimeout / time.Duration(len(addrs)),
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeIdle, Interval: probeInterval, Count: probeCount},
 	}
-	return d.DialContext(ctx, "tcp", addr)
+	var failed []error
+	for _, a := range addrs {
+		conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, port))
+		if err == nil {
+			f.last.Store(&addrs)
+			return conn, nil
+		}
+		failed = append(failed, err)
+	}
+	return nil, errors.Join(failed...)
+}
+
+// find names the addresses of host, at least one.
+func (f *finder) find(ctx context.Context, host string) ([]string, error) {
+	last := f.last.Load()
+	if last == nil {
+		return f.resolver.LookupHost(ctx, host)
+	}
+	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	defer cancel()
+	addrs, err := f.resolver.LookupHost(ctx, host)
+	if err != nil {
+		return *last, nil
+	}
+	return addrs, nil
 }
 
 // trust verifies control against the bundle as it is at each handshake.
