@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"tacit.dev/mesh"
 )
@@ -95,6 +96,7 @@ func Build(o Objects, cfg BuildConfig) Result {
 		cfg:        cfg.withDefaults(),
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
 		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
+		uids:       make(map[*mesh.Workload]types.UID, len(o.Pods)),
 		zones:      make(map[string]string, len(o.Nodes)),
 		told:       o.Told,
 		toldOnly:   make(map[netip.Addr]bool),
@@ -118,6 +120,7 @@ type builder struct {
 	cfg        BuildConfig
 	namespaces map[string]map[string]string // labels by name
 	workloads  map[string]*mesh.Workload    // by UID
+	uids       map[*mesh.Workload]types.UID // of the pods
 	zones      map[string]string            // by node
 	told       map[string][]netip.Addr      // Objects.Told
 	toldOnly   map[netip.Addr]bool          // addresses that no object has

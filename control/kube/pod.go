@@ -31,7 +31,7 @@ func (b *builder) pod(p *corev1.Pod) {
 	}
 	w := b.workload(p, id)
 	if w != nil {
-		b.workloads[w.UID] = w
+		b.workloads[w.UID], b.uids[w] = w, p.UID
 	}
 	if p.Spec.HostNetwork {
 		b.except(p.Namespace, p.Name, HostNetwork)

@@ -182,7 +182,12 @@ func (e *endpoints) endpoint(key endpointKey, slice *discoveryv1.EndpointSlice, 
 // which no address leads: the World only has to know that the service has it.
 func (e *endpoints) workload(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint) *mesh.Workload {
 	if r := end.TargetRef; r != nil && r.Kind == "Pod" {
-		return e.b.workloads[e.b.workloadUID("/Pod", cmp.Or(r.Namespace, slice.Namespace), r.Name)]
+		w := e.b.workloads[e.b.workloadUID("/Pod", cmp.Or(r.Namespace, slice.Namespace), r.Name)]
+		// A StatefulSet's next pod has the name of the one that is gone.
+		if is := e.b.uids[w]; r.UID != "" && is != "" && r.UID != is {
+			return nil
+		}
+		return w
 	}
 	addrs := addresses(end.Addresses)
 	if len(addrs) == 0 {
