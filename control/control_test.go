@@ -41,7 +41,7 @@ type bench struct {
 func newBench(t *testing.T, nodes ...string) *bench {
 	dir := t.TempDir()
 	b := &bench{t: t, dir: filepath.Join(dir, "state"), source: filepath.Join(dir, "source"), tokens: filepath.Join(dir, "tokens"), gone: 10 * time.Second}
-	b.must(os.Mkdir(b.source, 0o755), os.MkdirAll(b.tokens+"/proxies", 0o700), os.Mkdir(b.tokens+"/agents", 0o700))
+	b.must(os.Mkdir(b.source, 0o755), os.MkdirAll(filepath.Join(b.tokens, "proxies"), 0o700), os.Mkdir(filepath.Join(b.tokens, "agents"), 0o700))
 	for _, n := range nodes {
 		b.token(n)
 	}
@@ -57,8 +57,8 @@ func (b *bench) must(errs ...error) {
 
 func (b *bench) token(node string) {
 	b.t.Helper()
-	for _, process := range []string{"proxies", "agents"} {
-		b.must(os.WriteFile(filepath.Join(b.tokens, process, node), []byte(process+"-"+node+"-0123456789abcdef\n"), 0o600))
+	for _, p := range []mesh.Process{{Node: node}, {Node: node, Agent: true}} {
+		b.must(os.WriteFile(b.tokenFile(p), []byte(p.String()+" 0123456789abcdef\n"), 0o600))
 	}
 }
 
@@ -120,17 +120,23 @@ type testNode struct {
 	leave  func()
 }
 
-// dial connects to control as one of a node's processes: of the proxies, or the agents.
-func (b *bench) dial(process, node string) *xds.Conn {
+func (b *bench) tokenFile(p mesh.Process) string {
+	if p.Agent {
+		return filepath.Join(b.tokens, "agents", p.Node)
+	}
+	return filepath.Join(b.tokens, "proxies", p.Node)
+}
+
+func (b *bench) dial(as mesh.Process) *xds.Conn {
 	b.t.Helper()
-	conn, err := xds.Dial(xds.DialConfig{Addr: b.addr, TokenFile: filepath.Join(b.tokens, process, node), BundleFile: filepath.Join(b.dir, "bundle.pem")})
+	conn, err := xds.Dial(xds.DialConfig{Addr: b.addr, TokenFile: b.tokenFile(as), BundleFile: filepath.Join(b.dir, "bundle.pem")})
 	b.must(err)
 	return conn
 }
 
 func (b *bench) node(name string, held chan struct{}) *testNode {
 	b.t.Helper()
-	proxy, agent := b.dial("proxies", name), b.dial("agents", name)
+	proxy, agent := b.dial(mesh.Process{Node: name}), b.dial(mesh.Process{Node: name, Agent: true})
 	n := &testNode{t: b.t, conns: []*xds.Conn{proxy, agent}, world: make(chan *mesh.World, 1000), pods: make(chan []mesh.Pod, 1000), held: held}
 	n.signer = csr.NewClient(proxy)
 	n.agent = xds.NewPodClient(xds.ClientConfig{Conn: agent, Node: name}, func(p []mesh.Pod) { n.pods <- p })

@@ -27,7 +27,7 @@ const (
 )
 
 // errToken hides how near a wrong token was.
-var errToken = errors.New("the token is not that of a node")
+var errToken = errors.New("the token is not that of a process of any node")
 
 // errShared is for a token that proves nothing, since several processes have it.
 var errShared = errors.New("several processes have this token: give each its own")
@@ -170,7 +170,7 @@ func (t *tokenFolder) load() ([]nodeToken, error) {
 func (t *tokenFolder) warn(node string, err error) {
 	if t.warned[node] != err.Error() {
 		t.warned[node] = err.Error()
-		t.log.Warn("token not usable", "node", node, "error", err)
+		t.log.Warn("token not usable", "file", filepath.Join(t.dir, node), "error", err)
 	}
 }
 

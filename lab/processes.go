@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/mesh"
 )
 
 const (
@@ -70,7 +72,7 @@ func (c *Cluster) startNode(ctx context.Context, n *node) error {
 	if !c.options.Mesh || n.bare {
 		return nil
 	}
-	if err := errors.Join(c.makeToken("proxies", n.name, proxyUser), c.makeToken("agents", n.name, 0), c.copyBundle(ctx)); err != nil {
+	if err := errors.Join(c.makeToken(mesh.Process{Node: n.name}, proxyUser), c.makeToken(mesh.Process{Node: n.name, Agent: true}, 0), c.copyBundle(ctx)); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(n.dir, 0o755); err != nil {
@@ -86,14 +88,14 @@ func (c *Cluster) startTeam(ctx context.Context, n *node, p team) error {
 		"--bundle", filepath.Join(c.dir, bundleName),
 	}
 	agent := func() *exec.Cmd {
-		args := append([]string{"agent", "--token", c.token("agents", n.name), "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin("agent")}, common...)
+		args := append([]string{"agent", "--token", c.token(mesh.Process{Node: n.name, Agent: true}), "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin("agent")}, common...)
 		if c.rootful() {
 			args = append(args, "--proxy-uid", strconv.Itoa(proxyUser))
 		}
 		return c.tacit("tacit-node", "agent", args...)
 	}
 	proxy := func() *exec.Cmd {
-		args := append([]string{"proxy", "--token", c.token("proxies", n.name), "--handle", p.handle(n), "--admin", p.admin("proxy")}, common...)
+		args := append([]string{"proxy", "--token", c.token(mesh.Process{Node: n.name}), "--handle", p.handle(n), "--admin", p.admin("proxy")}, common...)
 		return c.tacit("tacit-node", "proxy", args...)
 	}
 	return errors.Join(
@@ -135,15 +137,19 @@ func (c *Cluster) startUnprivileged(n *node, cmd *exec.Cmd) error {
 	})
 }
 
-// token is the file of the secret with which a process of a node, one of the proxies or
-// of the agents, proves itself.
-func (c *Cluster) token(process, node string) string {
-	return filepath.Join(c.dir, "tokens", process, node)
+// token is the file of the secret with which a process proves itself.
+func (c *Cluster) token(p mesh.Process) string {
+	folder := "proxies"
+	if p.Agent {
+		folder = "agents"
+	}
+	return filepath.Join(c.dir, "tokens", folder, p.Node)
 }
 
-// makeToken makes it, to be read by that user and nobody else.
-func (c *Cluster) makeToken(process, node string, user int) error {
-	path := c.token(process, node)
+// makeToken makes it, to be read by that user and nobody else; in a user namespace there
+// is only one.
+func (c *Cluster) makeToken(p mesh.Process, user int) error {
+	path := c.token(p)
 	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

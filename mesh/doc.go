@@ -5,6 +5,7 @@
 //
 //	mesh         all pods that talk mutual TLS to each other under one trust domain
 //	node         a machine with one agent and one proxy
+//	process      the agent or the proxy of a node, as its token proves it
 //	pod          a network namespace with an identity, on one node
 //	workload     a pod as the others see it: addresses, identity, services
 //	service      a name and virtual addresses for a set of workloads

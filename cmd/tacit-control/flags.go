@@ -95,6 +95,9 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 	if !ok {
 		return fmt.Errorf("--node-account %q: want NAMESPACE/NAME", o.account)
 	}
+	if o.proxyAudience == "" || o.agentAudience == "" || o.proxyAudience == o.agentAudience {
+		return fmt.Errorf("--proxy-audience %q, --agent-audience %q: want two that differ", o.proxyAudience, o.agentAudience)
+	}
 	client, err := kube.NewClient(o.kubeconfig)
 	if err != nil {
 		return err

@@ -32,6 +32,7 @@ func TestParseRefuses(t *testing.T) {
 		"no arguments":   "--source . more",
 		"--tokens":       "--source .",
 		"NAMESPACE/NAME": "--source kubernetes --node-account x",
+		"two that":       "--source kubernetes --proxy-audience a --agent-audience a",
 		"--log-format":   "--source . --log-format loud",
 		"--log-level":    "--source . --log-level loud",
 		"not defined":    "--sauce .",

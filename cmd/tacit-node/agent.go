@@ -32,7 +32,7 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s := flag.NewFlagSet("tacit-node agent", flag.ContinueOnError)
 	s.StringVar(&f.node, "node", "", "`name` of this node")
 	s.StringVar(&f.dial.Addr, "control", "", "`HOST:PORT` of tacit-control")
-	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node to control")
+	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node's agent to control")
 	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
 	s.StringVar(&f.agent.RunDir, "run", "/run/tacit", "`folder` of the node: cni.sock, the records of pods, and what one agent hands over to the next by")
 	s.StringVar(&f.agent.Handle, "handle", "", "`path` of the socket for the proxy, in a folder that no other agent has; handle.sock in that of --run if empty")

@@ -34,7 +34,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s := flag.NewFlagSet("tacit-node proxy", flag.ContinueOnError)
 	s.StringVar(&f.proxy.Node, "node", "", "`name` of this node")
 	s.StringVar(&f.dial.Addr, "control", "", "`HOST:PORT` of tacit-control")
-	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node to control")
+	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node's proxy to control")
 	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
 	s.StringVar(&f.proxy.Handle, "handle", "/run/tacit/handle.sock", "`path` of the agent's socket")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15021", "`HOST:PORT` of readiness, metrics, profiles and dumps")

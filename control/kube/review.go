@@ -87,8 +87,8 @@ func (r *Reviewer) Names(ctx context.Context) ([]string, error) {
 }
 
 // Authenticate tells on which node the pod runs that the token was made for, and which
-// of its containers. It waits for the API server, for 10 seconds at most; when too many wait already it fails
-// at once.
+// of its processes has it. It waits for the API server, for 10 seconds at most; when too
+// many wait already it fails at once.
 func (r *Reviewer) Authenticate(ctx context.Context, token string) (mesh.Process, error) {
 	if token == "" || len(token) > maxBearer {
 		return mesh.Process{}, fmt.Errorf("a token of %d bytes", len(token))

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -65,6 +66,44 @@ func TestReviewsThatWaitAreBounded(t *testing.T) {
 	strangers.Wait()
 	if _, err := r.Authenticate(t.Context(), "later"); err == nil || errors.Is(err, errBusy) {
 		t.Errorf("later: %v, want that it was reviewed", err)
+	}
+}
+
+// The API server is asked about both audiences, and what it said is remembered.
+func TestReviewTellsAgentFromProxy(t *testing.T) {
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked++
+		var review authv1.TokenReview
+		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+			t.Error(err)
+		}
+		review.Status = authv1.TokenReviewStatus{Authenticated: true, User: authv1.UserInfo{Username: "node", Extra: map[string]authv1.ExtraValue{nodeName: {"n1"}}}}
+		// As the API server: those of the audiences asked about that the token is for.
+		for _, a := range review.Spec.Audiences {
+			if a == review.Spec.Token {
+				review.Status.Audiences = append(review.Status.Audiences, a)
+			}
+		}
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(review); err != nil {
+			t.Error(err)
+		}
+	}))
+	defer server.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewReviewer(ReviewerConfig{Client: client, ProxyAudience: "proxy", AgentAudience: "agent", Users: []string{"node"}})
+	for _, token := range []string{"proxy", "agent", "agent", "proxy"} {
+		want := mesh.Process{Node: "n1", Agent: token == "agent"}
+		if got, err := r.Authenticate(t.Context(), token); got != want || err != nil {
+			t.Errorf("the token for %s proves %v, %v: want %v", token, got, err, want)
+		}
+	}
+	if asked != 2 {
+		t.Errorf("the API server was asked %d times, want once for each token", asked)
 	}
 }
 

@@ -74,7 +74,7 @@ func (s *Server) sign(ctx context.Context, from mesh.Process, req *message.Istio
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if from.Agent {
-		return id, nil, fmt.Errorf("%w: the token is that of the %s: want the proxy's", ErrDenied, from)
+		return id, nil, fmt.Errorf("%w: the token is that of the %s: certificates are the proxy's", ErrDenied, from)
 	}
 	id, err = mesh.ParseID(req.GetMetadata().GetFields()[impersonated].GetStringValue())
 	if err != nil {

@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -44,7 +45,7 @@ type DialConfig struct {
 	// ServerName is the name that control's certificate must hold; by default
 	// the host of Addr.
 	ServerName string
-	// TokenFile holds what proves the node, BundleFile the PEM roots that
+	// TokenFile holds what proves this process of the node, BundleFile the PEM roots that
 	// control's certificate must lead to. Each is read again whenever it is
 	// needed, so that it may be replaced. Required.
 	TokenFile  string
@@ -79,7 +80,7 @@ func Dial(cfg DialConfig) (*Conn, error) {
 // quick to come back.
 func dialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
-		grpc.WithContextDialer((&finder{resolver: net.DefaultResolver}).dial),
+		grpc.WithContextDialer(newFinder().dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableHealthCheck(),
@@ -90,59 +91,52 @@ func dialOptions() []grpc.DialOption {
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingEvery, Timeout: pingTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.3, MaxDelay: time.Second},
-			MinConnectTimeout: dialTimeout,
+			MinConnectTimeout: lookupTimeout + dialTimeout,
 		}),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxReceive)),
 	}
 }
 
-// finder connects to control. It asks for the addresses of control's name each time, and
-// takes those of the last time if it gets no answer: what answers names may be on a node
-// that hangs. Whoever is at an address proves with its certificate that it is control.
-// It is safe for concurrent use.
+// finder connects to control by its name, and where it found control last while the name
+// leads nowhere: what answers names may be on a node that hangs. Whoever is there proves
+// by a certificate to be control. It is safe for concurrent use.
 type finder struct {
-	resolver *net.Resolver
-	last     atomic.Pointer[[]string] // where control was found
+	dialer   net.Dialer
+	patience time.Duration          // with the name, if there is a last
+	last     atomic.Pointer[string] // HOST:PORT
 }
 
-func (f *finder) dial(ctx context.Context, addr string) (net.Conn, error) {
-	host, port, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
-	}
-	addrs, err := f.find(ctx, host)
-	if err != nil {
-		return nil, err
-	}
-	d := net.Dialer{
-		Timeout:         dialTimeout / time.Duration(len(addrs)),
+func newFinder() *finder {
+	return &finder{patience: lookupTimeout, dialer: net.Dialer{
+		Timeout:         dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeIdle, Interval: probeInterval, Count: probeCount},
-	}
-	var failed []error
-	for _, a := range addrs {
-		conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(a, port))
-		if err == nil {
-			f.last.Store(&addrs)
-			return conn, nil
-		}
-		failed = append(failed, err)
-	}
-	return nil, errors.Join(failed...)
+	}}
 }
 
-// find names the addresses of host, at least one.
-func (f *finder) find(ctx context.Context, host string) ([]string, error) {
-	last := f.last.Load()
-	if last == nil {
-		return f.resolver.LookupHost(ctx, host)
+// dial resolves the name anew each time.
+func (f *finder) dial(ctx context.Context, addr string) (net.Conn, error) {
+	if last := f.last.Load(); last != nil && !f.leads(ctx, addr) {
+		addr = *last
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookupTimeout)
+	conn, err := f.dialer.DialContext(ctx, "tcp", addr)
+	if err == nil {
+		where := conn.RemoteAddr().String()
+		f.last.Store(&where)
+	}
+	return conn, err
+}
+
+// leads tells whether the name leads anywhere now.
+func (f *finder) leads(ctx context.Context, addr string) bool {
+	ctx, cancel := context.WithTimeout(ctx, f.patience)
 	defer cancel()
-	addrs, err := f.resolver.LookupHost(ctx, host)
+	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
-		return *last, nil
+		return false
 	}
-	return addrs, nil
+	resolver := cmp.Or(f.dialer.Resolver, net.DefaultResolver)
+	addrs, err := resolver.LookupHost(ctx, host)
+	return err == nil && len(addrs) > 0
 }
 
 // trust verifies control against the bundle as it is at each handshake.

@@ -13,9 +13,6 @@ import (
 	"tacit.dev/wire/xds/message"
 )
 
-// errProxy is for a token that proves the wrong process of a node.
-var errProxy = errors.New("the token is that of a proxy: only an agent reports")
-
 // maxReports bounds the opening list of one agent, far beyond the pods of a node.
 const maxReports = 16 << 10
 
@@ -43,11 +40,12 @@ func (e enrolment) Report(g message.Enrolment_ReportServer) error {
 	if err != nil {
 		return err
 	}
-	defer s.dismiss(from.Node)
+	defer s.dismiss(from)
 	if !from.Agent {
+		err := status.Errorf(codes.PermissionDenied, "the token is that of the %s: reports are the agent's", from)
 		s.metrics.refused.Inc()
-		s.cfg.Log.Warn("node refused", "node", from.Node, "peer", peerAddr(g.Context()), "error", errProxy)
-		return status.Error(codes.PermissionDenied, errProxy.Error())
+		s.cfg.Log.Warn("node refused", "node", from.Node, "peer", peerAddr(g.Context()), "error", err)
+		return err
 	}
 	ctx, cancel := context.WithCancel(g.Context())
 	defer cancel()

@@ -25,7 +25,7 @@ func newServerMetrics(r prometheus.Registerer) *serverMetrics {
 		rejected: register(r, prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tacit_xds_nacks_total", Help: "Responses of which a node refused a resource."}, []string{"type"})),
 		refused: register(r, prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "tacit_xds_streams_refused_total", Help: "Streams refused: no valid token, another node's name, too many."})),
+			Name: "tacit_xds_streams_refused_total", Help: "Streams refused: no valid token, that of another process, another node's name, too many."})),
 		invalid: register(r, prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tacit_xds_invalid_resources_total", Help: "Resources that could not be published and were left as they were."})),
 		version: register(r, prometheus.NewGauge(prometheus.GaugeOpts{

@@ -23,8 +23,9 @@ import (
 	"tacit.dev/wire/xds/message"
 )
 
-// maxStreams bounds the streams of one node: a proxy, an agent and its reports,
-// each twice while a restarted one has not been missed yet, and some.
+// maxStreams bounds the streams of one process of a node: an agent's pods, namespaces and
+// reports, each twice while a restarted one has not been missed yet, and some. A proxy in
+// other hands takes none of its agent's.
 const maxStreams = 16
 
 // ServerConfig is what a Server needs.
@@ -72,7 +73,7 @@ type Server struct {
 // node is what a Server remembers of a node; guarded by Server.mu.
 type node struct {
 	streams map[*stream]bool
-	opened  int // streams, those of reports too
+	opened  map[mesh.Process]int // streams, those of reports too; not 0
 	reports *reportStream
 	// gone is when the last proxy left, zero if none was ever there or one is.
 	gone  time.Time
@@ -188,7 +189,7 @@ func (s *Server) wake() {
 // node finds or makes the record. Called with mu.
 func (s *Server) node(name string) *node {
 	if s.nodes[name] == nil {
-		s.nodes[name] = &node{streams: map[*stream]bool{}}
+		s.nodes[name] = &node{streams: map[*stream]bool{}, opened: map[mesh.Process]int{}}
 	}
 	return s.nodes[name]
 }
@@ -324,25 +325,29 @@ func (s *Server) admit(ctx context.Context) (from mesh.Process, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.node(from.Node)
-	if n.opened >= maxStreams {
-		return from, status.Errorf(codes.ResourceExhausted, "node %s has %d streams already", from.Node, maxStreams)
+	if n.opened[from] >= maxStreams {
+		s.cfg.Log.Warn("node refused", "node", from.Node, "agent", from.Agent, "peer", peerAddr(ctx), "error", "too many streams")
+		return from, status.Errorf(codes.ResourceExhausted, "the %s has %d streams already", from, maxStreams)
 	}
-	n.opened++
+	n.opened[from]++
 	return from, nil
 }
 
-func (s *Server) dismiss(name string) {
+func (s *Server) dismiss(from mesh.Process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.nodes[name].opened--
-	s.forget(name)
+	n := s.nodes[from.Node]
+	if n.opened[from]--; n.opened[from] == 0 {
+		delete(n.opened, from)
+	}
+	s.forget(from.Node)
 }
 
 // forget drops a node of which nothing is left, so that names do not pile up.
 // Called with mu.
 func (s *Server) forget(name string) {
 	n := s.nodes[name]
-	if n != nil && n.opened == 0 && (n.gone.IsZero() || time.Since(n.gone) >= s.cfg.GoneAfter) {
+	if n != nil && len(n.opened) == 0 && (n.gone.IsZero() || time.Since(n.gone) >= s.cfg.GoneAfter) {
 		delete(s.nodes, name)
 	}
 }

@@ -140,6 +140,9 @@ func TestOddRequests(t *testing.T) {
 	if status.Code(last) != codes.ResourceExhausted {
 		t.Errorf("stream %d: %v: want ResourceExhausted", maxStreams+1, last)
 	}
+	if _, err := open(t, c.dialAgent(t, "n1"), "n1", podType).Recv(); err != nil {
+		t.Errorf("an agent whose proxy has all its streams: %v", err)
+	}
 }
 
 // A client that does not read is later told the latest, not everything between.

@@ -77,7 +77,7 @@ func (d discovery) DeltaAggregatedResources(g deltaStream) error {
 	if err != nil {
 		return err
 	}
-	defer s.dismiss(from.Node)
+	defer s.dismiss(from)
 	st := &stream{from: from, poke: make(chan struct{}, 1), subs: map[string]*subscription{}}
 	s.join(st)
 	defer s.leave(st)
@@ -224,7 +224,7 @@ func checkNode(proved, claimed string) error {
 // subscribe begins where the client says that it is. Called with mu.
 func (s *Server) subscribe(st *stream, req *message.DeltaDiscoveryRequest) error {
 	if forAgents := req.GetTypeUrl() == podType || req.GetTypeUrl() == namespaceType; forAgents != st.from.Agent {
-		return status.Errorf(codes.PermissionDenied, "subscribe to type %q: the token is that of the %s", req.GetTypeUrl(), st.from)
+		return status.Errorf(codes.PermissionDenied, "the token is that of the %s: it gets no %q", st.from, req.GetTypeUrl())
 	}
 	if req.GetTypeUrl() == "" || len(st.subs) >= maxTypes {
 		return status.Errorf(codes.InvalidArgument, "subscribe to type %q: want a type, and at most %d of them", req.GetTypeUrl(), maxTypes)
