@@ -19,7 +19,7 @@ const (
 	// it; a node has two.
 	maxForwarded = 16 << 10
 	// leaderLimit is how long a connection waits for a leader. Whoever dialled gives
-	// up after 3 s.
+	// up after 4 s, one of which its name server may have taken.
 	leaderLimit = 2 * time.Second
 	// dialLimit bounds the dial to the leader.
 	dialLimit = 2 * time.Second
