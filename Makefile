@@ -8,6 +8,11 @@ REGISTRY ?= tacit.dev
 LDFLAGS  := -s -w -X main.version=$(VERSION)
 # Without x/net/trace the linker drops what gRPC would show on a page of its own.
 TAGS     := grpcnotrace
+# Tests are compiled as the programs are: what they test is what is shipped, nothing is
+# compiled for each of the two, and what one clone compiled serves another.
+STATIC   := -trimpath -tags=$(TAGS)
+export CGO_ENABLED = 0
+export GOFLAGS := $(filter-out $(STATIC),$(GOFLAGS)) $(STATIC)
 # Stories (lab/) are tests too, but take minutes; everything else is quick. What is vetted
 # once is not vetted by each go test again, which compiles nothing but takes as long.
 QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench)
@@ -24,7 +29,7 @@ test: packages check race stories user-stories documented e2e ## everything that
 
 build: ## the programs, into bin/
 	@mkdir -p bin
-	@for p in $(PROGRAMS); do CGO_ENABLED=0 $(GO) build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; done
+	@for p in $(PROGRAMS); do $(GO) build -ldflags '$(LDFLAGS)' -o bin/$$p ./cmd/$$p || exit 1; done
 	@big=$$(find bin -name tacit-node -size +20000000c -o -name tacit-cni -size +4000000c); \
 	 test -z "$$big" || { ls -l $$big; echo 'build: what is on every node is small: tacit-node at most 20 MB, tacit-cni 4 MB'; exit 1; }
 
@@ -34,6 +39,7 @@ check: ## format, vet, staticcheck, unit, kernel and architecture tests
 	$(GO) tool staticcheck ./...
 	.ci/noskip $(GO) test -vet=off -v $(QUICK)
 
+race: export CGO_ENABLED = 1
 race: ## the quick tests again, with the race detector
 	.ci/noskip $(GO) test -vet=off -v -race $(QUICK)
 
@@ -48,14 +54,14 @@ documented: build packages ## every command of the documentation, the demo among
 
 soak: build ## what takes long: ten minutes of silence, many rounds, five minutes without an API server
 	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -v ./lab
-	$(subst CGO_ENABLED,TACIT_SOAK=1 CGO_ENABLED,$(E2E)) test -v -count=1 -timeout 30m -run TestUnderLoad ./rollout
+	$(subst GOFLAGS,TACIT_SOAK=1 GOFLAGS,$(E2E)) test -v -count=1 -timeout 30m -run TestUnderLoad ./rollout
 
 lab: build ## a lab to play with: then try bin/tacit lab --help
 	bin/tacit lab up
 
-# e2e/ is a module of its own. Its programs are built without cgo and with -trimpath
-# into a cache; built otherwise here, all that they depend on would be compiled twice.
-E2E := cd e2e && CGO_ENABLED=0 GOFLAGS='$(GOFLAGS) -trimpath' $(GO)
+# e2e/ is a module of its own, whose programs are built without our tags into a cache; built
+# otherwise here, all that they depend on would be compiled twice.
+E2E := cd e2e && GOFLAGS='$(filter-out $(STATIC),$(GOFLAGS)) -trimpath' $(GO)
 
 kube: ## a real Kubernetes with two nodes to play with, as root
 	@$(E2E) run ./cmd/kube up
