@@ -19,14 +19,28 @@ import (
 )
 
 const (
-	// headerLimit bounds how long a request may take to arrive, requestLimit
-	// how long one may last: a profile of two minutes is the longest.
-	headerLimit  = 5 * time.Second
-	requestLimit = 3 * time.Minute
+	// headerLimit bounds how long another process may take to answer.
+	headerLimit = 5 * time.Second
 	// farewell is what open requests get when the process ends.
 	farewell = time.Second
 	// metricsLimit bounds what is passed on of another process, in bytes.
 	metricsLimit = 16 << 20
+)
+
+// limits bound what one connection may take.
+type limits struct {
+	// header bounds how long a request may take to arrive, request how long one may
+	// last, idle how long a connection may wait for the next one.
+	header, request, idle time.Duration
+	// headerBytes bounds the size of a request's header, give or take 4 kB.
+	headerBytes int
+}
+
+var (
+	// fromHere: a profile of two minutes is the longest request.
+	fromHere = limits{header: 5 * time.Second, request: 3 * time.Minute, idle: 3 * time.Minute, headerBytes: 16 << 10}
+	// fromNetwork: whoever reads metrics is done in seconds, and sends little.
+	fromNetwork = limits{header: 2 * time.Second, request: 10 * time.Second, idle: 5 * time.Second, headerBytes: 4 << 10}
 )
 
 // Config is what Run serves.
@@ -82,37 +96,37 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return listen(ctx, cfg.Addr, newHandler(cfg), cfg.Log) })
+	g.Go(func() error { return listen(ctx, cfg.Addr, newHandler(cfg), fromHere, cfg.Log) })
 	if cfg.Metrics != "" {
-		g.Go(func() error { return listen(ctx, cfg.Metrics, newMetricsHandler(cfg), cfg.Log) })
+		g.Go(func() error { return listen(ctx, cfg.Metrics, newMetricsHandler(cfg), fromNetwork, cfg.Log) })
 	}
 	return g.Wait()
 }
 
-func listen(ctx context.Context, addr string, h http.Handler, log *slog.Logger) error {
+func listen(ctx context.Context, addr string, h http.Handler, lim limits, log *slog.Logger) error {
 	var lc net.ListenConfig
 	l, err := lc.Listen(ctx, "tcp", addr)
 	if err != nil {
 		return fmt.Errorf("listen on admin address: %w", err)
 	}
-	return serve(ctx, l, h, log)
+	return serve(ctx, l, h, lim, log)
 }
 
 // serve owns l.
-func serve(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+func serve(ctx context.Context, l net.Listener, h http.Handler, lim limits, log *slog.Logger) error {
 	s := &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: headerLimit,
-		ReadTimeout:       headerLimit,
-		WriteTimeout:      requestLimit,
-		IdleTimeout:       requestLimit,
-		MaxHeaderBytes:    16 << 10,
+		ReadHeaderTimeout: lim.header,
+		ReadTimeout:       lim.header,
+		WriteTimeout:      lim.request,
+		IdleTimeout:       lim.idle,
+		MaxHeaderBytes:    lim.headerBytes,
 		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 	}
 	ended := make(chan error, 1)
 	stop := context.AfterFunc(ctx, func() { ended <- shutdown(s) })
-	err := s.Serve(l)
+	err := s.Serve(&bounded{Listener: l})
 	if stop() || !errors.Is(err, http.ErrServerClosed) {
 		return fmt.Errorf("serve admin on %s: %w", l.Addr(), err)
 	}

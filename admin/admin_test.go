@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -104,7 +105,7 @@ func TestServeUntilTheContextEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serve(ctx, l, newHandler(Config{Registry: NewRegistry()}), slog.New(slog.DiscardHandler))
+		ended <- serve(ctx, l, newHandler(Config{Registry: NewRegistry()}), fromHere, slog.New(slog.DiscardHandler))
 	}()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
 	if err != nil {
@@ -114,6 +115,82 @@ func TestServeUntilTheContextEnds(t *testing.T) {
 	resp.Body.Close()
 	if err != nil || !strings.Contains(string(body), "process_resident_memory_bytes") {
 		t.Errorf("metrics without the process's own: %v", err)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+// Whoever floods the port for metrics holds few connections, and keeps nobody else out.
+func TestMetricsConnectionsAreBounded(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- serve(ctx, l, newMetricsHandler(Config{Registry: NewRegistry()}), fromNetwork, slog.New(slog.DiscardHandler))
+	}()
+	const many = 3 * mostConnections
+	closed := make(chan struct{}, many)
+	for range many {
+		c, err := net.Dial("tcp", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		go func() {
+			c.Read(make([]byte, 1))
+			closed <- struct{}{}
+		}()
+	}
+	for range many - mostConnections {
+		select {
+		case <-closed:
+		case <-time.After(fromNetwork.header / 2):
+			t.Fatalf("more than %d silent connections are open", mostConnections)
+		}
+	}
+	resp, err := http.Get("http://" + l.Addr().String() + "/healthz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("got %d during a flood, want 200", resp.StatusCode)
+	}
+	http.DefaultClient.CloseIdleConnections()
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("serve: %v", err)
+	}
+}
+
+func TestMetricsRequestsAreSmall(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		ended <- serve(ctx, l, newMetricsHandler(Config{}), fromNetwork, slog.New(slog.DiscardHandler))
+	}()
+	req, err := http.NewRequest("GET", "http://"+l.Addr().String()+"/healthz", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Long", strings.Repeat("x", 12<<10))
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("got %d for a header of 12 kB, want %d", resp.StatusCode, http.StatusRequestHeaderFieldsTooLarge)
 	}
 	http.DefaultClient.CloseIdleConnections()
 	cancel()

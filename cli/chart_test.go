@@ -156,6 +156,37 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 	}
 }
 
+// Metrics are open to nobody but the peers that the values name, and a flood of their port kills no proxy.
+func TestMetricsAreClosedToStrangers(t *testing.T) {
+	for set, want := range map[string]string{
+		"":                               "[map[from:[map[podSelector:map[]]] ports:[map[port:15025 protocol:TCP]]]]",
+		"networkPolicy.metricsFrom=null": "<nil>",
+		"networkPolicy.metricsFrom[0].namespaceSelector.matchLabels.name=monitoring": "[map[from:[map[namespaceSelector:map[matchLabels:map[name:monitoring]]]] ports:[map[port:15025 protocol:TCP]]]]",
+	} {
+		var values []string
+		if set != "" {
+			values = append(values, set)
+		}
+		spec := objects(t, values...)["NetworkPolicy tacit-node"].Object["spec"].(map[string]any)
+		if got := fmt.Sprint(spec["ingress"]); got != want {
+			t.Errorf("--set %q: ingress %s, want %s", set, got, want)
+		}
+	}
+	list, err := rendered(t)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ds, err := daemonSetOf(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range ds.Spec.Template.Spec.Containers {
+		if c.LivenessProbe.Exec == nil {
+			t.Errorf("%s: liveness is asked for over the network", c.Name)
+		}
+	}
+}
+
 func TestChartVersions(t *testing.T) {
 	for built, want := range map[string]string{"v1.2.3": "1.2.3", "v1.2.3-4-gabc-dirty": "1.2.3-4-gabc-dirty", "f4bbc59": "0.0.0+f4bbc59", "e2e/x": "0.0.0+e2e-x"} {
 		if got := chartVersion(built); got != want {

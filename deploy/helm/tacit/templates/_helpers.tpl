@@ -38,11 +38,11 @@ projected:
         path: token
 {{- end }}
 
-{{/* Who may scrape, as a rule of ingress. */}}
+{{/* Who may scrape, as a rule of ingress. Without a peer there is no rule: one without `from` would let everybody in. */}}
 {{- define "tacit.metricsFrom" }}
+    {{- with .Values.networkPolicy.metricsFrom }}
     - ports:
         - {port: 15025, protocol: TCP}
-      {{- with .Values.networkPolicy.metricsFrom }}
       from: {{- toYaml . | nindent 8 }}
-      {{- end }}
+    {{- end }}
 {{- end }}
