@@ -58,9 +58,6 @@ func isMesh(w *mesh.Workload) bool { return w != nil && w.Direct }
 
 func isEnrolled(w *mesh.Workload) bool { return w != nil && w.Enrolled }
 
-// foreverQuiet is how long two sides may wait for each other's first word.
-const foreverQuiet = 365 * 24 * time.Hour
-
 // inbound takes a connection that came for the pod to its application, which
 // it returns. Nothing of what came has been consumed, but the preamble.
 func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
@@ -125,10 +122,10 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 			j.place.leave() // it may be quiet, and nobody else is to wait for that
 		}
 	}
-	kind, err := direct.Look(ctx, j.conn, limit)
+	kind, err := d.peek(ctx, j, limit)
 	switch {
 	case err != nil:
-		return kind, &refusal{identity.Reason(err), flagDownstreamReset, err}
+		return kind, err
 	case kind == direct.KindDirect, e == expectEither, e == expectNews && kind != direct.KindQuiet:
 		return kind, nil
 	case kind == direct.KindQuiet:
@@ -141,10 +138,25 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 	return kind, refuse(identity.ReasonNotTLS, flagDenied, "no TLS from a pod of the mesh")
 }
 
+// peek is one of the pod's looks. A limit of 0 is none.
+func (d *pod) peek(ctx context.Context, j *journey, limit time.Duration) (direct.Kind, error) {
+	from := j.flow.SourceAddr.Addr()
+	if !d.looks.begin(from) {
+		return direct.KindQuiet, &refusal{reasonQuietLimit, flagOverload, errQuietLimit}
+	}
+	defer d.looks.end(from)
+	kind, err := direct.Look(ctx, j.conn, limit)
+	if err != nil {
+		return kind, &refusal{identity.Reason(err), flagDownstreamReset, err}
+	}
+	return kind, nil
+}
+
 // admitFirstWord dials the application for a client that has said nothing while
 // it was looked at. Who speaks first decides: if it is the application, or
 // the client in plaintext, then plaintext it is. A ClientHello that was late, as on
-// an overloaded node, still meets TLS, and never the application.
+// an overloaded node, still meets TLS, and never the application. There is no limit of time:
+// an idle connection of a pool costs as little here as when it is joined.
 func (d *pod) admitFirstWord(ctx context.Context, j *journey, w *mesh.World) (relay.Conn, error) {
 	app, err := d.admitPlaintext(ctx, j)
 	if err != nil {
@@ -156,7 +168,7 @@ func (d *pod) admitFirstWord(ctx context.Context, j *journey, w *mesh.World) (re
 		_ = app.AwaitReadable()
 		stop()
 	})
-	kind, err := direct.Look(spoken, j.conn, foreverQuiet)
+	kind, err := d.peek(spoken, j, 0)
 	app.SetReadDeadline(time.Unix(1, 0)) // ends the wait; Join lifts it
 	wait.Wait()
 	switch {
@@ -165,7 +177,7 @@ func (d *pod) admitFirstWord(ctx context.Context, j *journey, w *mesh.World) (re
 		return nil, ctx.Err()
 	case err != nil && !errors.Is(err, context.Canceled): // not: the application spoke
 		app.Abort()
-		return nil, &refusal{identity.Reason(err), flagDownstreamReset, err}
+		return nil, err
 	case kind == direct.KindDirect:
 		app.Abort()
 		return d.admitDirect(ctx, j, w)

@@ -125,3 +125,44 @@ func (q *quota) take() bool {
 
 // give returns one and reports whether it was the last.
 func (q *quota) give() (last bool) { return q.open.Add(-1) == 0 }
+
+// looks bounds the connections to a pod that have not said yet whether they are TLS, in
+// all and from one address. Each may be silent for as long as it likes. Who comes above
+// is refused. It is safe for concurrent use.
+type looks struct {
+	most, each int
+	// node counts those of all pods, for the gauge.
+	node *atomic.Int64
+
+	mu   sync.Mutex
+	all  int                // guarded by mu
+	from map[netip.Addr]int // guarded by mu, without those that have none
+}
+
+// newLooks bounds them for a pod with that many connections, half of which may be silent.
+func newLooks(connections int, node *atomic.Int64) *looks {
+	return &looks{most: max(1, connections/2), each: max(1, connections/8), node: node, from: make(map[netip.Addr]int)}
+}
+
+// begin notes one more from that address, until end, or reports false if there are too many.
+func (l *looks) begin(from netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all >= l.most || l.from[from] >= l.each {
+		return false
+	}
+	l.all++
+	l.from[from]++
+	l.node.Add(1)
+	return true
+}
+
+func (l *looks) end(from netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.node.Add(-1)
+	l.all--
+	if l.from[from]--; l.from[from] == 0 {
+		delete(l.from, from)
+	}
+}

@@ -92,6 +92,47 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	await(t, "all slots are free", func() bool { return n2.proxy.answering.used.Load() == 0 })
 }
 
+// Peers that say nothing are waited for, up to a number of them from one address and to
+// one pod. Beyond it they are refused, and others are let in.
+func TestSilentConnectionsAreBounded(t *testing.T) {
+	c := newCluster(t)
+	server, loris, other := c.pod("server"), c.pod("loris"), c.pod("other")
+	n := c.node(func(cfg *Config) { cfg.MaxConnectionsPerPod = 24 }) // 3 of one address
+	n.enrol(server)
+	server.serve(1, echo)
+	var silent []*net.TCPConn
+	for i := range 5 {
+		conn, err := loris.bare(uint16(62000+i), server.at(false, 1))
+		if isRST(err) { // refused already
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		silent = append(silent, conn)
+	}
+	await(t, "two are refused", func() bool {
+		return n.count("tacit_refused_connections_total", "direction=inbound", "reason=quiet_limit") == 2
+	})
+	if got := n.count("tacit_quiet_connections"); got != 3 {
+		t.Errorf("%v are quiet: want 3", got)
+	}
+	conn, err := other.bare(62000, server.at(false, 1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	say(t, conn, "of another address")
+	for _, conn := range silent {
+		conn.Close()
+	}
+	await(t, "there is room", func() bool { return n.count("tacit_quiet_connections") == 0 })
+	if left := len(n.proxy.pod(server.name).looks.from); left != 0 {
+		t.Errorf("%d addresses are still known", left)
+	}
+}
+
 func TestConnectionsOfAPodAreLimited(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")

@@ -95,6 +95,8 @@ func registerGauges(reg *prometheus.Registry, p *Proxy) {
 		func() float64 { return float64(p.dialling.used.Load()) })
 	gauge("tacit_inbound_handshakes", "TLS handshakes under way as server.",
 		func() float64 { return float64(p.answering.used.Load()) })
+	gauge("tacit_quiet_connections", "Inbound connections that have not said yet whether they are TLS.",
+		func() float64 { return float64(p.looking.Load()) })
 	gauge("tacit_kept_connections", "Connections to and from peers that are kept for the next connection of an application.",
 		func() float64 { return float64(p.keeps.open.Load()) })
 	gauge("tacit_agent_connected", "Whether the agent's socket is connected.", func() float64 {

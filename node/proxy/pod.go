@@ -52,6 +52,7 @@ type pod struct {
 	sockets4, sockets6 *sockets
 	// quota counts the connections, whatever their kind.
 	quota quota
+	looks *looks
 	lines *lines
 	// affinity outlives facts.
 	affinity *affinity
@@ -131,6 +132,7 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
+		looks: newLooks(p.cfg.MaxConnectionsPerPod, &p.looking),
 		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(), keeps: quota{max: keepMostOf},
 	}
 	d.sockets4 = newSockets(&p.starved, d.need(4))

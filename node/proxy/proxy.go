@@ -154,6 +154,8 @@ type Proxy struct {
 	pods map[string]*pod
 	// keeps counts the connections that are kept, of all pods.
 	keeps quota
+	// looking counts the connections that have not said yet what they are, of all pods.
+	looking atomic.Int64
 	// starved counts the dials that had to wait for a socket.
 	starved atomic.Uint64
 	// running are the pods' goroutines; Run waits for them.

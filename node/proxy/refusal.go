@@ -24,6 +24,7 @@ const (
 	reasonNoSocket        = "no_socket"
 	reasonConnectionLimit = "connection_limit"
 	reasonHandshakeLimit  = "handshake_limit"
+	reasonQuietLimit      = "quiet_limit"
 	reasonConnRefused     = "connection_refused"
 	reasonUnreachable     = "unreachable"
 	reasonReset           = "reset"
@@ -45,6 +46,7 @@ const (
 var (
 	errHandshakeLimit  = errors.New("too many handshakes under way (--max-handshakes)")
 	errConnectionLimit = errors.New("too many connections of this pod (--max-connections-per-pod)")
+	errQuietLimit      = errors.New("too many silent connections to this pod, or from this address (--max-connections-per-pod)")
 	errNoWorld         = errors.New("control has not told yet who is in the mesh")
 	errPodGone         = errors.New("the pod or the proxy goes away")
 )

@@ -156,3 +156,42 @@ func TestQuietConnectionsAreSmall(t *testing.T) {
 	}
 	say(t, open[0], "still there")
 }
+
+// A peer that says the start of a ClientHello and no more is waited for, and costs no more
+// than a connection that is quiet: what it has said stays in the kernel.
+func TestSilentConnectionsAreSmall(t *testing.T) {
+	if raceEnabled {
+		return // the race detector's own memory is not of interest
+	}
+	many, _ := strconv.Atoi(os.Getenv("TACIT_QUIET"))
+	many = max(many, 1500)
+	needDescriptors(t, uint64(4*many+500))
+	c := newCluster(t)
+	stranger, server := c.pod("stranger"), c.pod("server")
+	server.wl.Direct = true
+	pid := c.child(server)
+	app := server.serve(1, func(c *net.TCPConn) { io.Copy(io.Discard, c) })
+	idle := rss(t, pid)
+	hello := make([]byte, 15<<10)
+	copy(hello, []byte{22, 3, 1, 0x3f, 0xff, 1, 0, 0x3f, 0xfb})
+	var open []*net.TCPConn
+	for i := range many {
+		conn, err := stranger.bare(uint16(mesh.DirectPortFirst+i), server.at(false, 1))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := conn.Write(hello); err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, conn)
+	}
+	await(t, "the application has them all", func() bool { return len(app.seen) == many })
+	full := rss(t, pid)
+	t.Logf("%d kB idle, %.1f kB per connection", idle, float64(full-idle)/float64(many))
+	if full > 20_000+25*many {
+		t.Errorf("%d kB with %d silent connections: want at most 20 MB and 25 kB each", full, many)
+	}
+	for _, conn := range open {
+		conn.Close()
+	}
+}

@@ -31,24 +31,26 @@ func (k Kind) String() string {
 }
 
 // Look tells what stands at the start of the stream, and consumes nothing of
-// it. It returns as soon as that is decided, at the latest after limit. No
-// one else may read from c meanwhile; the read deadline of c is cleared. The
-// error is that of the socket (a reset), or of ctx.
+// it. It returns as soon as that is decided, at the latest after limit; a limit of 0
+// is none. No one else may read from c meanwhile; the read deadline of c is cleared.
+// The error is that of the socket (a reset), or of ctx.
 //
 // Each time that bytes arrive they are read once, with MSG_PEEK, from the
-// start; a ClientHello arrives in two or three segments.
+// start; a ClientHello arrives in two or three segments. While Look waits, it holds
+// no buffer: what has come stays in the kernel.
 func Look(ctx context.Context, c *net.TCPConn, limit time.Duration) (Kind, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return KindQuiet, fmt.Errorf("look at the start of a stream: %w", err)
 	}
-	until := time.Now().Add(limit)
-	if d, ok := ctx.Deadline(); ok && d.Before(until) {
-		until = d
+	until := deadline(ctx)
+	if limit > 0 {
+		if t := time.Now().Add(limit); until.IsZero() || t.Before(until) {
+			until = t
+		}
 	}
 	lift := bound(ctx, until, c.SetReadDeadline)
-	p := peek{buf: lend(smallSize)}
-	defer takeBack(p.buf)
+	var p peek
 	err = raw.Read(p.attempt)
 	lift()
 	switch {
@@ -66,7 +68,6 @@ func Look(ctx context.Context, c *net.TCPConn, limit time.Duration) (Kind, error
 
 // peek is one look.
 type peek struct {
-	buf  []byte
 	kind Kind
 	err  error
 }
@@ -74,9 +75,11 @@ type peek struct {
 // attempt reports whether the look is over. The poller calls it again whenever
 // more bytes have arrived, because it is told of edges, not of levels.
 func (p *peek) attempt(fd uintptr) bool {
-	n, _, err := unix.Recvfrom(int(fd), p.buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+	b := lend(smallSize)
+	defer takeBack(b)
+	n, _, err := unix.Recvfrom(int(fd), b, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	for err == unix.EINTR {
-		n, _, err = unix.Recvfrom(int(fd), p.buf, unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		n, _, err = unix.Recvfrom(int(fd), b, unix.MSG_PEEK|unix.MSG_DONTWAIT)
 	}
 	switch {
 	case err == unix.EAGAIN:
@@ -88,6 +91,23 @@ func (p *peek) attempt(fd uintptr) bool {
 		p.kind = KindPlain
 		return true
 	}
-	p.kind = helloKind(p.buf[:n])
-	return p.kind != KindQuiet
+	if p.kind = helloKind(b[:n]); p.kind != KindQuiet {
+		return true
+	}
+	return p.isAll(fd)
+}
+
+// isAll reports whether nothing comes behind the start of a ClientHello: a peek sees
+// neither FIN nor RST while there are bytes before it.
+func (p *peek) isAll(fd uintptr) bool {
+	ask := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	if n, err := unix.Poll(ask[:], 0); n == 0 || err != nil {
+		return false
+	}
+	if ask[0].Revents&(unix.POLLERR|unix.POLLHUP) != 0 {
+		p.err = os.NewSyscallError("recvfrom", unix.ECONNRESET)
+		return true
+	}
+	p.kind = KindPlain
+	return true
 }

@@ -133,6 +133,18 @@ func TestLookEnds(t *testing.T) {
 		t.Errorf("FIN: %v, %v", k, err)
 	}
 	c, s = w.sockets(t)
+	_, err = c.Write([]byte{22, 3, 1})
+	must(t, errors.Join(err, c.CloseWrite()))
+	if k, err := Look(soon(t), s, time.Minute); k != KindPlain || err != nil {
+		t.Errorf("the start of a ClientHello and FIN: %v, %v", k, err)
+	}
+	c, s = w.sockets(t)
+	_, err = c.Write([]byte{22, 3, 1})
+	must(t, errors.Join(err, c.SetLinger(0), c.Close()))
+	if _, err := Look(soon(t), s, 0); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the start of a ClientHello and RST: %v", err)
+	}
+	c, s = w.sockets(t)
 	must(t, c.SetLinger(0))
 	must(t, c.Close())
 	if _, err := Look(soon(t), s, time.Minute); !errors.Is(err, syscall.ECONNRESET) {
