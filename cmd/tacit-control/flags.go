@@ -4,8 +4,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"log/slog"
-	"os"
 	"strings"
 	"time"
 
@@ -15,11 +13,11 @@ import (
 	"tacit.dev/control/kube"
 )
 
-// parse turns flags into a Config.
-func parse(args []string) (control.Config, error) {
-	cfg := control.Config{Registry: admin.NewRegistry()}
+// parse turns flags into a Config, and the log that it has.
+func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
+	cfg.Registry = admin.NewRegistry()
 	var from origin
-	var format, level string
+	told := admin.LogConfig{Registry: cfg.Registry}
 	f := flag.NewFlagSet("tacit-control", flag.ContinueOnError)
 	f.StringVar(&from.source, "source", "", "where the objects are: kubernetes, or a `folder` of Kubernetes YAML")
 	f.StringVar(&from.kubeconfig, "kubeconfig", "", "`file` that names the API server (default: that of the cluster this runs in)")
@@ -41,25 +39,24 @@ func parse(args []string) (control.Config, error) {
 	f.StringVar(&from.namespace, "namespace", "tacit-system", "with kubernetes: `namespace` of what control keeps")
 	f.StringVar(&from.account, "node-account", "tacit-system/tacit-node", "with kubernetes: service account of the nodes' processes, as `NAMESPACE/NAME`")
 	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")
-	f.StringVar(&format, "log-format", "json", "text or json")
-	f.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	f.StringVar(&told.Format, "log-format", "json", "text or json")
+	f.StringVar(&told.Level, "log-level", "info", "debug, info, warn or error")
 	print := f.Bool("version", false, "print the version and end")
 	if err := f.Parse(args); err != nil {
-		return cfg, err
+		return cfg, nil, err
 	}
 	if *print {
 		fmt.Println(version)
-		return cfg, flag.ErrHelp
+		return cfg, nil, flag.ErrHelp
 	}
 	if f.NArg() > 0 {
-		return cfg, fmt.Errorf("%q: want flags and no arguments", f.Args())
+		return cfg, nil, fmt.Errorf("%q: want flags and no arguments", f.Args())
 	}
-	log, err := logTo(format, level)
-	if err != nil {
-		return cfg, err
+	if log, err = admin.NewLog(told); err != nil {
+		return cfg, nil, err
 	}
-	cfg.Log = log
-	return cfg, from.open(&cfg)
+	cfg.Log = log.Logger
+	return cfg, log, from.open(&cfg)
 }
 
 // origin is what the flags say of where objects and nodes come from.
@@ -111,21 +108,4 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 	cfg.Namespace, cfg.Display = o.namespace, kube.NewDisplay(client, cfg.Log)
 	cfg.Election = kube.NewElection(kube.ElectionConfig{Client: client, Namespace: o.namespace, Log: cfg.Log})
 	return nil
-}
-
-// logTo is the logger that the flags --log-format and --log-level ask for.
-func logTo(format, level string) (*slog.Logger, error) {
-	var o slog.HandlerOptions
-	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level: %w", err)
-	}
-	o.Level = l
-	switch format {
-	case "json":
-		return slog.New(slog.NewJSONHandler(os.Stderr, &o)), nil
-	case "text":
-		return slog.New(slog.NewTextHandler(os.Stderr, &o)), nil
-	}
-	return nil, fmt.Errorf("--log-format %q: want json or text", format)
 }

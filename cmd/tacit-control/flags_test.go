@@ -13,7 +13,7 @@ func TestParse(t *testing.T) {
 	if err := errors.Join(os.Mkdir(tokens+"/proxies", 0o700), os.Mkdir(tokens+"/agents", 0o700)); err != nil {
 		t.Fatal(err)
 	}
-	cfg, err := parse([]string{"--source", t.TempDir(), "--state", t.TempDir(), "--tokens", tokens, "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
+	cfg, _, err := parse([]string{"--source", t.TempDir(), "--state", t.TempDir(), "--tokens", tokens, "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
 		"--trust-domain", "lab", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
 	if err != nil {
 		t.Fatal(err)
@@ -37,7 +37,7 @@ func TestParseRefuses(t *testing.T) {
 		"--log-level":    "--source . --log-level loud",
 		"not defined":    "--sauce .",
 	} {
-		if _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), text) {
+		if _, _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), text) {
 			t.Errorf("%q: error %v, want %q", args, err, text)
 		}
 	}

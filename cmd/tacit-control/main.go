@@ -27,13 +27,15 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	cfg, err := parse(args)
+	cfg, log, err := parse(args)
 	if err != nil {
 		return err
 	}
-	c, err := control.New(cfg)
-	if err != nil {
-		return err
-	}
-	return c.Run(ctx)
+	return log.While(func() error {
+		c, err := control.New(cfg)
+		if err != nil {
+			return err
+		}
+		return c.Run(ctx)
+	})
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"tacit.dev/admin"
@@ -19,12 +20,12 @@ import (
 
 // agentFlags are the agent's flags, as given.
 type agentFlags struct {
-	agent               agent.Config
-	node                string
-	dial                xds.DialConfig
-	admin               string
-	exempt              string
-	logFormat, logLevel string
+	agent  agent.Config
+	node   string
+	dial   xds.DialConfig
+	admin  string
+	exempt string
+	log    admin.LogConfig
 }
 
 func parseAgentFlags(args []string) (*agentFlags, error) {
@@ -54,8 +55,8 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.agent.ProgramDir, "cni-bin-dir", "", "`folder` of the node's CNI plugins, to put ours there; \"\" leaves it alone")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15020", "`HOST:PORT` of readiness, metrics, profiles and dumps")
 	s.DurationVar(&f.agent.CheckInterval, "check-interval", 10*time.Second, "how often rules are read back when nobody seems to have changed them")
-	s.StringVar(&f.logFormat, "log-format", "json", "text or json")
-	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
+	s.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
 	if err := s.Parse(args); err != nil {
 		return nil, err
 	}
@@ -72,7 +73,9 @@ func runAgent(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	log, err := logTo(f.logFormat, f.logLevel)
+	reg := admin.NewRegistry()
+	f.log.Registry = reg
+	log, err := admin.NewLog(f.log)
 	if err != nil {
 		return err
 	}
@@ -81,7 +84,7 @@ func runAgent(ctx context.Context, args []string) error {
 		return fmt.Errorf("agent: %w", err)
 	}
 	defer conn.Close()
-	return f.serve(ctx, log, conn)
+	return log.While(func() error { return f.serve(ctx, log.Logger, reg, conn) })
 }
 
 // control is there before the clients that it carries words and reports by.
@@ -100,8 +103,7 @@ func (c *control) Run(ctx context.Context) error {
 }
 
 // serve runs the agent and what feeds it until ctx ends or one of them fails.
-func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn) error {
-	reg := admin.NewRegistry()
+func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
 	var c control
 	cfg := f.agent
 	cfg.Reporter, cfg.Control, cfg.Registry, cfg.Log = &c, c.Run, reg, log

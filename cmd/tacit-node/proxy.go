@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"tacit.dev/admin"
@@ -21,12 +20,12 @@ import (
 
 // proxyFlags are the proxy's flags, as given.
 type proxyFlags struct {
-	proxy               proxy.Config
-	dial                xds.DialConfig
-	admin, metrics      string
-	agentAdmin          string
-	ttl                 time.Duration
-	logFormat, logLevel string
+	proxy          proxy.Config
+	dial           xds.DialConfig
+	admin, metrics string
+	agentAdmin     string
+	ttl            time.Duration
+	log            admin.LogConfig
 }
 
 func parseProxyFlags(args []string) (*proxyFlags, error) {
@@ -47,8 +46,8 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.IntVar(&f.proxy.MaxConnectionsPerPod, "max-connections-per-pod", 32768, "connections of one pod, both ways together")
 	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 512, "TLS handshakes under way, each way, an eighth of them with one peer; more wait for their turn")
 	s.DurationVar(&f.ttl, "ttl", 0, "wished life of a certificate; 0 leaves it to control")
-	s.StringVar(&f.logFormat, "log-format", "json", "text or json")
-	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
+	s.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
 	if err := s.Parse(args); err != nil {
 		return nil, err
 	}
@@ -64,7 +63,9 @@ func runProxy(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	log, err := logTo(f.logFormat, f.logLevel)
+	reg := admin.NewRegistry()
+	f.log.Registry = reg
+	log, err := admin.NewLog(f.log)
 	if err != nil {
 		return err
 	}
@@ -76,13 +77,11 @@ func runProxy(ctx context.Context, args []string) error {
 		return fmt.Errorf("proxy: %w", err)
 	}
 	defer conn.Close()
-	return f.serve(ctx, log, conn)
+	return log.While(func() error { return f.serve(ctx, log.Logger, reg, conn) })
 }
 
 // serve runs the proxy and what feeds it until ctx ends or one of them fails.
-func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, conn *xds.Conn) error {
-	reg := prometheus.NewRegistry()
-	reg.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
 	signer := csr.NewClient(conn)
 	signer.TTL = f.ttl
 	keeper := identity.NewKeeper(identity.KeeperConfig{Signer: signer, Log: log})

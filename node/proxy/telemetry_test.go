@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/common/expfmt"
 
+	"tacit.dev/admin"
 	"tacit.dev/mesh"
 )
 
@@ -163,12 +165,64 @@ func TestTelemetryAllocatesNothingForKnownSeries(t *testing.T) {
 }
 
 func BenchmarkTelemetry(b *testing.B) {
-	tel, f := newTelemetry(nil, nil), telemetryFlow()
-	b.ReportAllocs()
-	for b.Loop() {
-		tel.Opened(f)
-		tel.Closed(f)
+	run := func(b *testing.B, log *slog.Logger) {
+		tel, f := newTelemetry(nil, log), telemetryFlow()
+		b.ReportAllocs()
+		for b.Loop() {
+			tel.Opened(f)
+			tel.Closed(f)
+		}
 	}
+	sink, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer sink.Close()
+	b.Run("log=none", func(b *testing.B) { run(b, nil) })
+	b.Run("log=at once", func(b *testing.B) { run(b, slog.New(slog.NewJSONHandler(sink, nil))) })
+	b.Run("log=queue", func(b *testing.B) {
+		log, err := admin.NewLog(admin.LogConfig{Format: "json", Level: "info", To: sink})
+		if err != nil {
+			b.Fatal(err)
+		}
+		log.While(func() error { run(b, log.Logger); return nil })
+	})
+}
+
+// A log that nobody reads holds up nobody: neither who accepts and refuses, nor who ends.
+func TestALogThatIsNotReadStopsNoConnection(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	w.SetWriteDeadline(time.Now().Add(10 * time.Millisecond))
+	for err == nil {
+		_, err = w.Write(make([]byte, 4096))
+	}
+	w.SetWriteDeadline(time.Time{})
+	log, err := admin.NewLog(admin.LogConfig{Format: "text", Level: "debug", To: w})
+	if err != nil {
+		t.Fatal(err)
+	}
+	log.While(func() error {
+		c := newCluster(t)
+		client, server := c.pod("client"), c.pod("server")
+		n1, n2 := c.node(func(cfg *Config) { cfg.Log, cfg.MaxConnectionsPerPod = log.Logger, 1 }), c.node(nil)
+		n1.enrol(client)
+		n2.enrol(server)
+		server.serve(1, echo)
+		first := mustDial(t, client, server.at(false, 1))
+		say(t, first, "first")
+		if _, err := mustDial(t, client, server.at(false, 1)).Read(make([]byte, 1)); !isRST(err) {
+			t.Errorf("one connection too many ends with %v: want a reset", err)
+		}
+		first.Close()
+		await(t, "there is room again", func() bool { return n1.proxy.pod(client.name).quota.open.Load() == 0 })
+		say(t, mustDial(t, client, server.at(false, 1)), "second")
+		return nil
+	})
 }
 
 // Both nodes tell of a connection once, at its end, with the bytes of each direction.
