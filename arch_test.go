@@ -21,7 +21,7 @@ const module = "tacit.dev"
 // layers: a package imports from lower layers only (docs/architecture.md). A folder
 // ending in /... stands for all below it. A new package is entered here first.
 var layers = [][]string{
-	{"mesh"},
+	{"mesh", "pause", "socket"},
 	{"policy", "identity", "relay", "admin", "pod/cni", "pod/netns", "pod/redirect",
 		"wire/direct", "wire/hbone", "wire/xds", "wire/csr", "wire/handle", "wire/finding",
 		"waypoint/route", "control/ca", "control/kube", "deploy"},
@@ -44,6 +44,7 @@ var neighbours = map[string][]string{
 var parts = map[string][]string{
 	"wire/xds/message": {"wire/xds"},
 	"wire/csr/message": {"wire/csr"},
+	"wire/bearer":      {"wire/xds", "wire/csr"},
 	"lab/app":          {"lab", "cli"},
 }
 
@@ -68,7 +69,7 @@ var only = map[string][]string{
 }
 
 // standard packages import the standard library and each other, nothing else.
-var standard = []string{"mesh", "pod/cni", "cmd/tacit-cni"}
+var standard = []string{"mesh", "pause", "pod/cni", "cmd/tacit-cni"}
 
 // never: what a package must not import, whatever its layer allows.
 var never = map[string][]string{
@@ -77,10 +78,10 @@ var never = map[string][]string{
 
 // links is all of ours that a program may contain, however far down.
 var links = map[string][]string{
-	"cmd/tacit-cni": {"mesh", "pod/cni"},
-	"cmd/tacit-node": {"mesh", "identity", "relay", "admin", "policy", "waypoint", "waypoint/route",
+	"cmd/tacit-cni": {"mesh", "pause", "pod/cni"},
+	"cmd/tacit-node": {"mesh", "pause", "socket", "identity", "relay", "admin", "policy", "waypoint", "waypoint/route",
 		"node/agent", "node/proxy", "pod/cni", "pod/netns", "pod/redirect",
-		"wire/direct", "wire/hbone", "wire/handle", "wire/finding", "wire/xds", "wire/csr", "wire/xds/message", "wire/csr/message"},
+		"wire/direct", "wire/hbone", "wire/handle", "wire/finding", "wire/xds", "wire/csr", "wire/bearer", "wire/xds/message", "wire/csr/message"},
 }
 
 // unreachable: modules that a program must not contain, however far down.

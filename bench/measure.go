@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"tacit.dev/pause"
 )
 
 // settle is how long connections are quiet before memory is read.
@@ -46,7 +48,7 @@ func measures() []measure {
 // The result holds what was measured, also beside an error.
 func measureAll(ctx context.Context, r *rig, cfg config) (*result, error) {
 	res := newResult(r.modes)
-	if !pause(ctx, settle) {
+	if !pause.For(ctx, settle) {
 		return res, ctx.Err()
 	}
 	if err := measureMemory(res, r.modes, "idle"); err != nil {
@@ -94,7 +96,7 @@ func measureHeld(ctx context.Context, r *rig, res *result) error {
 		n    int
 	}{{"few", res.few}, {"many", res.many}} {
 		err := r.hold(ctx, held.n, func() error {
-			if !pause(ctx, settle) {
+			if !pause.For(ctx, settle) {
 				return ctx.Err()
 			}
 			return measureMemory(res, r.modes, held.when)

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"tacit.dev/lab"
+	"tacit.dev/pause"
 )
 
 // Ports: of the servers, and what stands before them in the plain pods.
@@ -238,25 +239,13 @@ func (r *rig) awaitServers(ctx context.Context) error {
 		words := []string{"exec", m.client, "--", "load", "hold", "1", m.address(httpPort)}
 		_, err := r.output(ctx, words...)
 		for err != nil {
-			if !pause(ctx, 100*time.Millisecond) {
+			if !pause.For(ctx, 100*time.Millisecond) {
 				return fmt.Errorf("no answer with %s between client and server: %w", m.name, err)
 			}
 			_, err = r.output(ctx, words...)
 		}
 	}
 	return nil
-}
-
-// pause reports whether ctx lasted that long.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // findProcesses finds the proxies of either kind by their command lines.

@@ -17,6 +17,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 
+	"tacit.dev/pause"
 	"tacit.dev/wire/finding"
 )
 
@@ -156,10 +157,8 @@ func createSoon(ctx context.Context, create func() (*corev1.Pod, error)) (*corev
 		if err == nil || !apierrors.IsForbidden(err) || !strings.Contains(err.Error(), "serviceaccount") {
 			return pod, err
 		}
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, pollEvery) {
 			return nil, errors.Join(ctx.Err(), err)
-		case <-time.After(pollEvery):
 		}
 	}
 }
@@ -199,11 +198,9 @@ func (c *cluster) hear(ctx context.Context, name string) ([]finding.Finding, err
 		if why != "" {
 			return []finding.Finding{{What: "pods", Lacks: why, Remedy: remedyOf(why)}}, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, pollEvery) {
 			return []finding.Finding{{What: "pods", Lacks: fmt.Sprintf("a pod that looks at the node did not end in time (%s)", pod.Status.Phase),
 				Remedy: "see why pods do not start on this node"}}, nil
-		case <-time.After(pollEvery):
 		}
 	}
 }

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"tacit.dev/pause"
 )
 
 // pollEvery is how often the cluster is asked whether something has happened.
@@ -38,10 +40,8 @@ func (p *progress) await(ctx context.Context, ask func(context.Context) (missing
 			p.say("waiting for %s", missing)
 			said = missing
 		}
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, pollEvery) {
 			return fmt.Errorf("waiting for %s: %w", said, ctx.Err())
-		case <-time.After(pollEvery):
 		}
 	}
 }

@@ -78,8 +78,8 @@ const (
 	free word = "free"
 )
 
-// view is what decides about the next state.
-type view struct {
+// situation is all that decides about the state after this one.
+type situation struct {
 	// wanted: the labels ask for the pod to be enrolled.
 	wanted bool
 	word   word
@@ -92,36 +92,36 @@ type view struct {
 	settled bool
 }
 
-// next is the state machine: pure, one step.
-func (s State) next(v view) State {
+// after is the state machine: pure, one step.
+func (s State) after(o situation) State {
 	switch s {
 	case Outside:
 		switch {
-		case v.wanted:
+		case o.wanted:
 			return Enrolling
-		case v.word == captured:
+		case o.word == captured:
 			return Releasing
 		}
 	case Enrolling:
 		switch {
-		case !v.wanted:
+		case !o.wanted:
 			return Releasing
-		case v.word == captured, v.word == stale && v.settled:
+		case o.word == captured, o.word == stale && o.settled:
 			return Announced
 		}
 	case Announced:
-		if !v.wanted {
+		if !o.wanted {
 			return Withdrawing
 		}
 	case Withdrawing:
 		switch {
-		case v.wanted:
+		case o.wanted:
 			return Announced
-		case v.acked:
+		case o.acked:
 			return Releasing
 		}
 	case Releasing:
-		if v.word == free && v.rested || v.settled && (v.wanted || v.word == silent) {
+		if o.word == free && o.rested || o.settled && (o.wanted || o.word == silent) {
 			return Outside
 		}
 	}
@@ -237,7 +237,7 @@ func (e *enrolment) known() []netip.Addr {
 func (e *enrolment) advance(o outlook) bool {
 	before := e.state
 	for {
-		next := e.state.next(view{
+		next := e.state.after(situation{
 			wanted:  e.pod.Enrol,
 			word:    e.word,
 			acked:   e.state == Withdrawing && e.withdrawn != 0 && o.acked(e.withdrawn),

@@ -50,7 +50,7 @@ var rules = []rule{
 	{Releasing, "yes", "stale", "-", "settled", Outside},
 }
 
-func (r rule) meets(s State, v view) bool {
+func (r rule) meets(s State, v situation) bool {
 	is := func(want string, have bool) bool {
 		return want == "-" || want == "yes" && have || want == "no" && !have
 	}
@@ -64,12 +64,12 @@ func (r rule) meets(s State, v view) bool {
 		(r.passed == "-" || r.passed == passed) && (r.word == "-" || r.word == string(v.word))
 }
 
-func TestEveryStateAndView(t *testing.T) {
+func TestEveryStateAndSituation(t *testing.T) {
 	count := 0
 	for _, s := range []State{Outside, Enrolling, Announced, Withdrawing, Releasing} {
 		for _, w := range []word{silent, captured, stale, free} {
 			for bits := range 12 {
-				checkStep(t, s, view{wanted: bits&1 != 0, word: w, acked: bits&2 != 0, rested: bits >= 4, settled: bits >= 8})
+				checkStep(t, s, situation{wanted: bits&1 != 0, word: w, acked: bits&2 != 0, rested: bits >= 4, settled: bits >= 8})
 				count++
 			}
 		}
@@ -79,7 +79,7 @@ func TestEveryStateAndView(t *testing.T) {
 	}
 }
 
-func checkStep(t *testing.T, s State, v view) {
+func checkStep(t *testing.T, s State, v situation) {
 	t.Helper()
 	var met []rule
 	for _, r := range rules {
@@ -90,8 +90,8 @@ func checkStep(t *testing.T, s State, v view) {
 	if len(met) != 1 {
 		t.Fatalf("%s %+v: meets %d rules, want one", s, v, len(met))
 	}
-	if got := s.next(v); got != met[0].to {
-		t.Errorf("%s %+v: next is %s, want %s", s, v, got, met[0].to)
+	if got := s.after(v); got != met[0].to {
+		t.Errorf("%s %+v: after it is %s, want %s", s, v, got, met[0].to)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"tacit.dev/pause"
 	"tacit.dev/relay"
 )
 
@@ -91,19 +92,10 @@ func (f *frontend) run(ctx context.Context) error {
 			return err
 		case err != nil: // out of descriptors, most likely
 			f.log.Warn("connection not accepted", "error", err)
-			rest(ctx, 50*time.Millisecond)
+			pause.For(ctx, 50*time.Millisecond)
 			continue
 		}
 		f.receive(ctx, c, &forwarded)
-	}
-}
-
-func rest(ctx context.Context, how time.Duration) {
-	t := time.NewTimer(how)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"tacit.dev/control/ca"
 	"tacit.dev/control/kube"
+	"tacit.dev/pause"
 	"tacit.dev/wire/csr"
 	"tacit.dev/wire/xds"
 )
@@ -95,7 +96,7 @@ const bundleEvery = 10 * time.Second
 
 func (t *term) keepBundle(ctx context.Context) error {
 	for {
-		if rest(ctx, bundleEvery); ctx.Err() != nil {
+		if pause.For(ctx, bundleEvery); ctx.Err() != nil {
 			return nil
 		}
 		if !t.leads() {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tacit.dev/control/kube"
+	"tacit.dev/pause"
 	"tacit.dev/wire/xds"
 )
 
@@ -75,10 +76,10 @@ func (p *presenter) run(ctx context.Context) error {
 				p.log.Warn("not shown, will try again", "error", err)
 				last = text
 			}
-			rest(ctx, retryAfter)
+			pause.For(ctx, retryAfter)
 			p.put(*p.latest.Load())
 		}
-		rest(ctx, showEvery)
+		pause.For(ctx, showEvery)
 	}
 }
 

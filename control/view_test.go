@@ -9,6 +9,7 @@ import (
 
 	"tacit.dev/control/kube"
 	"tacit.dev/mesh"
+	"tacit.dev/pause"
 	"tacit.dev/wire/xds"
 )
 
@@ -155,7 +156,7 @@ func TestWhatIsNotShownIsTriedAgain(t *testing.T) {
 	defer cancel()
 	go func() {
 		for len(d.shown) < 2 && ctx.Err() == nil {
-			rest(ctx, time.Millisecond)
+			pause.For(ctx, time.Millisecond)
 		}
 		cancel()
 	}()

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"tacit.dev/pause"
 )
 
 // keeper keeps one process of Tacit running, as a kubelet keeps a container:
@@ -37,7 +39,7 @@ func newKeeper(c *Cluster, name string, command func() *exec.Cmd, start func(*ex
 
 // run keeps the process until ctx ends, and then waits for it.
 func (k *keeper) run(ctx context.Context) {
-	pause := time.Duration(0)
+	wait := time.Duration(0)
 	for ctx.Err() == nil {
 		if !k.await(ctx, func() bool { return k.wanted }) {
 			return
@@ -46,8 +48,8 @@ func (k *keeper) run(ctx context.Context) {
 		if err := k.once(ctx); err != nil {
 			k.cluster.log.Error("process does not start", "process", k.name, "err", err)
 		}
-		if pause = nextPause(pause, time.Since(began)); pause > 0 {
-			sleep(ctx, pause)
+		if wait = nextPause(wait, time.Since(began)); wait > 0 {
+			pause.For(ctx, wait)
 		}
 	}
 }
@@ -59,15 +61,6 @@ func nextPause(last, lived time.Duration) time.Duration {
 		return 0
 	}
 	return min(max(2*last, 10*time.Millisecond), time.Second)
-}
-
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 // once starts the process and waits for its end.

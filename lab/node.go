@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"tacit.dev/pause"
 	"tacit.dev/pod/netns"
 )
 
@@ -117,16 +118,16 @@ const patience = 20 * time.Second
 // until tries again, in short and growing intervals, until try succeeds or ctx
 // ends; the error is then the last one.
 func until(ctx context.Context, try func() error) error {
-	pause := 5 * time.Millisecond
+	wait := 5 * time.Millisecond
 	for {
 		err := try()
 		if err == nil {
 			return nil
 		}
-		if sleep(ctx, pause); ctx.Err() != nil {
+		if !pause.For(ctx, wait) {
 			return fmt.Errorf("waited in vain: %w", err)
 		}
-		pause = min(2*pause, 100*time.Millisecond)
+		wait = min(2*wait, 100*time.Millisecond)
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"k8s.io/client-go/tools/leaderelection"
 	"k8s.io/client-go/tools/leaderelection/resourcelock"
 	"k8s.io/klog/v2"
+
+	"tacit.dev/pause"
 )
 
 const (
@@ -77,10 +79,8 @@ func (e *Election) Run(ctx context.Context, address string, lead func(ctx contex
 			return nil
 		}
 		e.cfg.Log.Warn("leads no more, trying again", "error", err, "after", again)
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, again) {
 			return nil
-		case <-time.After(again):
 		}
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/pause"
 )
 
 // connect HOST:PORT: says a line to an echo server and prints what comes back.
@@ -174,7 +176,7 @@ func load(ctx context.Context, words []string, out io.Writer) error {
 		g.Go(func() {
 			for ctx.Err() == nil && (*count == 0 || begun.Add(1) <= int64(*count)) {
 				t.add(once(flags.Arg(0), *timeout))
-				pause(ctx, *pace)
+				pause.For(ctx, *pace)
 			}
 		})
 	}
@@ -221,7 +223,7 @@ func (t *tally) keep(ctx context.Context, address string, timeout time.Duration)
 			break
 		}
 		if _, err = exchange(c, c, "still here\n"); err == nil {
-			pause(ctx, 100*time.Millisecond)
+			pause.For(ctx, 100*time.Millisecond)
 		}
 	}
 	if c != nil {

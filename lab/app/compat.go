@@ -13,6 +13,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"tacit.dev/pause"
 )
 
 // The ports of "serve compat".
@@ -443,20 +445,11 @@ func silence(ctx context.Context, t *tester) (string, error) {
 	if _, err := exchange(c, c, "still there?"); err != nil {
 		return "", err
 	}
-	pause(ctx, t.silence)
+	pause.For(ctx, t.silence)
 	if err := c.SetDeadline(time.Now().Add(stallAfter)); err != nil {
 		return "", err
 	}
 	return exchange(c, c, "yes")
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-	case <-ctx.Done():
-	}
 }
 
 func bothAtOnce(ctx context.Context, t *tester) (string, error) {

@@ -25,6 +25,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/pause"
 )
 
 // attacker is who knocks at a pod's port and pretends to be a proxy.
@@ -238,7 +240,7 @@ func slow(ctx context.Context, c *net.TCPConn) error {
 		if _, err := c.Write([]byte{b}); err != nil {
 			return refusedBy(err)
 		}
-		if pause(ctx, 100*time.Millisecond); ctx.Err() != nil {
+		if pause.For(ctx, 100*time.Millisecond); ctx.Err() != nil {
 			return errors.New("outlived")
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit.dev/pause"
 	"tacit.dev/pod/cni"
 )
 
@@ -42,7 +43,7 @@ func (a *Agent) keepChain(ctx context.Context) error {
 			a.cfg.Log.Error("plugin not in the chain of CNI plugins: new pods are not protected before they begin", "error", err)
 		}
 		said = text(err)
-		if !sleep(ctx, chainPause) {
+		if !pause.For(ctx, chainPause) {
 			return nil
 		}
 		select {

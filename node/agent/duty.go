@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"tacit.dev/pause"
 	"tacit.dev/pod/cni"
 	"tacit.dev/wire/handle"
 	"tacit.dev/wire/xds"
@@ -103,10 +104,8 @@ func (a *Agent) obtain(ctx context.Context, fresh bool) (*office, error) {
 				a.cfg.Log.Info("another agent acts", "waits_for", said)
 			}
 		}
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, lockPause) {
 			return nil, nil
-		case <-time.After(lockPause):
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/pause"
 	"tacit.dev/pod/netns"
 	"tacit.dev/pod/redirect"
 	"tacit.dev/wire/handle"
@@ -286,9 +287,7 @@ func poll(ctx context.Context, limit time.Duration, ask func() error) error {
 		if err == nil {
 			return nil
 		}
-		select {
-		case <-time.After(pollPause):
-		case <-ctx.Done():
+		if !pause.For(ctx, pollPause) {
 			return err
 		}
 	}

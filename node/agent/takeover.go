@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"tacit.dev/pause"
 	"tacit.dev/wire/handle"
 )
 
@@ -214,7 +215,7 @@ func (a *Agent) confirm(ctx context.Context, o *office) error {
 		if o.lock == nil && time.Now().After(end) {
 			return fmt.Errorf("take over: the agent before keeps the lock for more than %v", lockLimit)
 		}
-		if o.lock == nil && !sleep(ctx, lockPause/10) {
+		if o.lock == nil && !pause.For(ctx, lockPause/10) {
 			return nil
 		}
 	}
@@ -231,15 +232,5 @@ func (a *Agent) dropLegacy() {
 	for key, held := range a.legacy {
 		closeHeld(held)
 		delete(a.legacy, key)
-	}
-}
-
-// sleep reports false if ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(d):
-		return true
 	}
 }

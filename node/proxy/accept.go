@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"tacit.dev/pause"
 	"tacit.dev/relay"
 )
 
@@ -34,7 +35,7 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 		if err != nil {
 			d.p.metrics.acceptErrors.Inc()
 			d.log.Error("accept", "role", string(l.role), "err", err, "retry", delay)
-			if !pause(ctx, delay) {
+			if !pause.For(ctx, delay) {
 				return
 			}
 			delay = min(2*delay, acceptDelayMax)
@@ -92,17 +93,5 @@ func (d *pod) connect(ctx context.Context, j *journey) (far relay.Conn, sent int
 func (d *pod) finished() {
 	if d.quota.give() && d.drains.Load() {
 		d.wake()
-	}
-}
-
-// pause waits, and reports false if ctx ended first.
-func pause(ctx context.Context, t time.Duration) bool {
-	timer := time.NewTimer(t)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/socket"
 )
 
 const (
@@ -91,7 +92,7 @@ func prepare(fd int, g dialling, try int) error {
 	if err != nil {
 		return err
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, sockaddr(netip.AddrPortFrom(g.from, port))))
+	return os.NewSyscallError("bind", unix.Bind(fd, socket.Address(netip.AddrPortFrom(g.from, port))))
 }
 
 // choose returns the source port of the nth try; 0 is the kernel's choice, at connect.
@@ -109,13 +110,6 @@ func (g dialling) choose(fd, try int) (uint16, error) {
 // markedPort is one of those that hint at TLS, and that the client's kernel gives to nobody.
 func markedPort() uint16 {
 	return mesh.DirectPortFirst + uint16(rand.N(mesh.DirectPortLast-mesh.DirectPortFirst+1))
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
 // connectSocket connects fd, which it owns. It returns no later than ctx ends.
@@ -144,7 +138,7 @@ func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn
 // beginConnect reports whether fd is connected already, as it mostly is to a
 // socket of the same machine.
 func beginConnect(fd int, to netip.AddrPort) (done bool, err error) {
-	err = unix.Connect(fd, sockaddr(to))
+	err = unix.Connect(fd, socket.Address(to))
 	if err == unix.EINPROGRESS || err == unix.EINTR {
 		return isConnected(fd)
 	}

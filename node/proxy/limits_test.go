@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 func TestSlotsDelayAndThenRefuse(t *testing.T) {
@@ -172,7 +174,7 @@ func TestAcceptSurvivesWithoutDescriptors(t *testing.T) {
 	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: 3, Max: was.Max}); err != nil {
 		t.Fatal(err)
 	}
-	unix.Connect(fd, sockaddr(server.at(false, 1)))
+	unix.Connect(fd, socket.Address(server.at(false, 1)))
 	n := c.nodes[0]
 	failures := func() float64 { return n.count("tacit_accept_errors_total") }
 	await(t, "accepting has failed twice", func() bool { return failures() >= 2 })

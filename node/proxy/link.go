@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"tacit.dev/pause"
 	"tacit.dev/wire/handle"
 )
 
@@ -47,10 +48,8 @@ func (l *link) run(ctx context.Context) error {
 		// Once is enough: nothing that serves now depends on it.
 		l.p.log.Log(ctx, level, "no agent", "path", l.p.cfg.Handle, "err", err)
 		level = slog.LevelDebug
-		select {
-		case <-ctx.Done():
+		if !pause.For(ctx, delay/2+rand.N(delay/2)) {
 			return nil
-		case <-time.After(delay/2 + rand.N(delay/2)):
 		}
 		delay = min(2*delay, redialMax)
 	}

@@ -45,7 +45,6 @@ const (
 	CodeDecode   = 6  // stdin is no JSON
 	CodeConfig   = 7  // invalid network configuration
 	CodeTryAgain = 11 // the runtime should try again later
-	CodeNotReady = 50 // STATUS: the plugin cannot take ADDs
 
 	// CodeEnding is our own (100 and more are a plugin's): the agent ends, or hands
 	// over to the next one, which is to be asked.

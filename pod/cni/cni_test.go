@@ -103,7 +103,7 @@ func TestAdd(t *testing.T) {
 
 func TestRefusalsAreTold(t *testing.T) {
 	a := startAgent(t, func(context.Context, Request) error { return errors.New("no certificate") })
-	typed := startAgent(t, func(context.Context, Request) error { return &Error{Code: CodeNotReady, Msg: "not yet"} })
+	typed := startAgent(t, func(context.Context, Request) error { return &Error{Code: CodeTryAgain, Msg: "not yet"} })
 	full := `,"prevResult":` + result
 	for name, c := range map[string]struct {
 		stdin, env string
@@ -111,7 +111,7 @@ func TestRefusalsAreTold(t *testing.T) {
 		text       string
 	}{
 		"the agent's no":       {conf(a.path, full), "CNI_COMMAND=ADD", CodeTryAgain, "no certificate"},
-		"the agent's own code": {conf(typed.path, full), "CNI_COMMAND=ADD", CodeNotReady, "not yet"},
+		"the agent's own code": {conf(typed.path, full), "CNI_COMMAND=ADD", CodeTryAgain, "not yet"},
 		"no agent":             {conf("/nowhere", `,"timeout":"300ms"`+full), "CNI_COMMAND=ADD", CodeTryAgain, "does not answer"},
 		"no agent, CHECK":      {conf("/nowhere", `,"timeout":"300ms"`+full), "CNI_COMMAND=CHECK", CodeTryAgain, "does not answer"},
 		"no prevResult":        {conf(a.path, ""), "CNI_COMMAND=ADD", CodeConfig, "prevResult"},

@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"time"
+
+	"tacit.dev/pause"
 )
 
 // Plugin is the program tacit-cni.
@@ -83,7 +85,7 @@ func (p Plugin) ask(ctx context.Context, c config, r Request) *Error {
 		answer, err := Ask(ctx, c.Agent, r)
 		away := err != nil && ctx.Err() == nil && time.Since(began) < awayPatience && p.mustWait(c, r)
 		ending := err == nil && answer.Error != nil && answer.Error.Code == CodeEnding
-		if (away || ending) && pause(ctx) {
+		if (away || ending) && pause.For(ctx, askPause) {
 			continue
 		}
 		if err != nil {
@@ -96,16 +98,6 @@ func (p Plugin) ask(ctx context.Context, c config, r Request) *Error {
 // mustWait reports whether r is not to be done without an agent.
 func (p Plugin) mustWait(c config, r Request) bool {
 	return r.Command != Del && MayEnrol(c.Namespaces, r.Namespace)
-}
-
-// pause reports false if ctx ended.
-func pause(ctx context.Context) bool {
-	select {
-	case <-ctx.Done():
-		return false
-	case <-time.After(askPause):
-		return true
-	}
 }
 
 // unanswered decides what an absent agent means. What may have to be protected

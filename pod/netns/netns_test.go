@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 func unnamed(t *testing.T) *NS {
@@ -194,7 +196,7 @@ func TestSocketsDialFromInside(t *testing.T) {
 		if on, err := unix.GetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT); err != nil || on != 1 {
 			t.Errorf("transparent %d, %v", on, err)
 		}
-		if err := unix.Connect(fd, sockaddr(at)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		if err := unix.Connect(fd, socket.Address(at)); err != nil && !errors.Is(err, unix.EINPROGRESS) {
 			t.Fatal(err)
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 // Backlog is how many connections may wait in a listener while the proxy is
@@ -52,7 +54,7 @@ func bindAndListen(fd int, addr netip.AddrPort) error {
 			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
 		}
 	}
-	if err := unix.Bind(fd, sockaddr(addr)); err != nil {
+	if err := unix.Bind(fd, socket.Address(addr)); err != nil {
 		return os.NewSyscallError("bind", err)
 	}
 	return os.NewSyscallError("listen", unix.Listen(fd, Backlog))
@@ -123,7 +125,7 @@ func (n *NS) HasIPv6() (bool, error) {
 			return err
 		}
 		defer unix.Close(fd)
-		return unix.Bind(fd, sockaddr(netip.AddrPortFrom(netip.IPv6Loopback(), 0)))
+		return unix.Bind(fd, socket.Address(netip.AddrPortFrom(netip.IPv6Loopback(), 0)))
 	})
 	if errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EADDRNOTAVAIL) {
 		return false, nil
@@ -163,13 +165,6 @@ func family(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
-}
-
 // IsListener checks that a file is a TCP listener at addr, inside this namespace.
 func (n *NS) IsListener(f *os.File, addr netip.AddrPort) error {
 	raw, err := f.SyscallConn()
@@ -194,7 +189,7 @@ func (n *NS) isListener(fd int, addr netip.AddrPort) error {
 	if err != nil {
 		return os.NewSyscallError("getsockname", err)
 	}
-	if got := addrPort(at); got != addr {
+	if got := socket.AddrPort(at); got != addr {
 		return fmt.Errorf("listens at %s", got)
 	}
 	home, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
@@ -211,14 +206,4 @@ func (n *NS) isListener(fd int, addr netip.AddrPort) error {
 		return fmt.Errorf("is in namespace %d", key.Inode)
 	}
 	return nil
-}
-
-func addrPort(a unix.Sockaddr) netip.AddrPort {
-	switch a := a.(type) {
-	case *unix.SockaddrInet4:
-		return netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
-	case *unix.SockaddrInet6:
-		return netip.AddrPortFrom(netip.AddrFrom16(a.Addr), uint16(a.Port))
-	}
-	return netip.AddrPort{}
 }

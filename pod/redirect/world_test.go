@@ -16,6 +16,7 @@ import (
 
 	"tacit.dev/mesh"
 	"tacit.dev/pod/netns"
+	"tacit.dev/socket"
 )
 
 // limit bounds everything that these tests wait for.
@@ -277,11 +278,11 @@ func (w *world) inner(f family, from, to netip.AddrPort) (*net.TCPConn, error) {
 	file := os.NewFile(uintptr(fds[0]), "inner")
 	defer file.Close()
 	if from.IsValid() {
-		if err := unix.Bind(fds[0], sockaddr(from)); err != nil {
+		if err := unix.Bind(fds[0], socket.Address(from)); err != nil {
 			return nil, fmt.Errorf("bind %s: %w", from, err)
 		}
 	}
-	if err := unix.Connect(fds[0], sockaddr(to)); err != nil && err != unix.EINPROGRESS {
+	if err := unix.Connect(fds[0], socket.Address(to)); err != nil && err != unix.EINPROGRESS {
 		return nil, fmt.Errorf("connect %s: %w", to, err)
 	}
 	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fds[0]), Events: unix.POLLOUT}}, int(limit.Milliseconds()))
@@ -296,13 +297,6 @@ func (w *world) inner(f family, from, to netip.AddrPort) (*net.TCPConn, error) {
 		w.t.Fatal(err)
 	}
 	return w.keep(c), nil
-}
-
-func sockaddr(a netip.AddrPort) unix.Sockaddr {
-	if a.Addr().Is4() {
-		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
-	}
-	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
 }
 
 // dialled is where the peer of an accepted connection wanted to go.

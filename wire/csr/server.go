@@ -14,10 +14,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"tacit.dev/mesh"
+	"tacit.dev/wire/bearer"
 	"tacit.dev/wire/csr/message"
 )
 
@@ -52,7 +52,7 @@ func (v service) CreateCertificate(ctx context.Context, req *message.IstioCertif
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	from, err := s.Authenticate(ctx, bearer(ctx))
+	from, err := s.Authenticate(ctx, bearer.Token(ctx))
 	if err != nil || from.Node == "" {
 		log.Warn("signing request refused", "error", err)
 		return nil, status.Error(codes.Unauthenticated, "the token proves no node")
@@ -131,14 +131,4 @@ func splitChain(chain []byte) ([]string, error) {
 		return nil, fmt.Errorf("split the signed chain: %d certificates and %d bytes of roots: want both", len(parts), bundle.Len())
 	}
 	return append(parts, bundle.String()), nil
-}
-
-func bearer(ctx context.Context) string {
-	md, _ := metadata.FromIncomingContext(ctx)
-	for _, v := range md.Get("authorization") {
-		if len(v) > 7 && strings.EqualFold(v[:7], "bearer ") {
-			return strings.TrimSpace(v[7:])
-		}
-	}
-	return ""
 }

@@ -64,7 +64,7 @@ func (w *world) connect(t testing.TB, clientOwn, serverOwn bool) (c, s *Conn) {
 	t.Helper()
 	cs, ss := w.sockets(t)
 	ctx := soon(t)
-	want := Hello{Service: "default/db.default.svc:5432", Traceparent: "00-aa-bb-01", SourcePod: "default/client-1"}
+	want := Hello{Service: "default/db.default.svc:5432", SourcePod: "default/client-1"}
 	accepted := make(chan error, 1)
 	go func() {
 		var got Hello

@@ -26,9 +26,9 @@ const ALPNKeep = "tacit-keep/1"
 const (
 	version = 1
 
-	tlvService     = 1
-	tlvTraceparent = 2
-	tlvSourcePod   = 3
+	tlvService = 1
+	// 2 is reserved: it was a traceparent, which nobody ever sent.
+	tlvSourcePod = 3
 
 	clientHeader = 3
 	serverHeader = 4
@@ -42,8 +42,6 @@ type Hello struct {
 	// Service is what the application dialled, NAMESPACE/HOSTNAME:PORT, "" if
 	// it dialled a pod.
 	Service string
-	// Traceparent is W3C Trace Context, "" for none.
-	Traceparent string
 	// SourcePod is NAMESPACE/NAME; for logs only, since nothing proves it.
 	SourcePod string
 }
@@ -96,7 +94,7 @@ func appendHello(b []byte, h Hello) ([]byte, error) {
 	for _, f := range []struct {
 		typ   byte
 		value string
-	}{{tlvService, h.Service}, {tlvTraceparent, h.Traceparent}, {tlvSourcePod, h.SourcePod}} {
+	}{{tlvService, h.Service}, {tlvSourcePod, h.SourcePod}} {
 		if f.value == "" {
 			continue
 		}
@@ -153,14 +151,12 @@ func parseFields(body []byte) (Hello, error) {
 		seen[typ] = true
 		value := body[:n]
 		body = body[n:]
-		if !utf8.Valid(value) && typ <= tlvSourcePod {
+		if !utf8.Valid(value) && (typ == tlvService || typ == tlvSourcePod) {
 			return Hello{}, fmt.Errorf("preamble of the client: field %d is not UTF-8", typ)
 		}
 		switch typ {
 		case tlvService:
 			h.Service = string(value)
-		case tlvTraceparent:
-			h.Traceparent = string(value)
 		case tlvSourcePod:
 			h.SourcePod = string(value)
 		}

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"tacit.dev/pause"
 )
 
 // Backoff is how long to wait after failed attempts. The zero value means 50 ms,
@@ -31,12 +33,5 @@ func (b Backoff) after(n int) time.Duration {
 
 // wait returns false if ctx ended first.
 func (b Backoff) wait(ctx context.Context, n int) bool {
-	t := time.NewTimer(b.after(n))
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
+	return pause.For(ctx, b.after(n))
 }

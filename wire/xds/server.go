@@ -8,18 +8,17 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"tacit.dev/mesh"
+	"tacit.dev/wire/bearer"
 	"tacit.dev/wire/xds/message"
 )
 
@@ -317,7 +316,7 @@ func (s *Server) admit(ctx context.Context) (from mesh.Process, err error) {
 			s.metrics.refused.Inc()
 		}
 	}()
-	from, err = s.cfg.Authenticate(ctx, bearer(ctx))
+	from, err = s.cfg.Authenticate(ctx, bearer.Token(ctx))
 	if err != nil || from.Node == "" {
 		s.cfg.Log.Warn("node refused", "peer", peerAddr(ctx), "error", cmp.Or(err, errors.New("no such node")))
 		return from, status.Error(codes.Unauthenticated, "the token proves no node")
@@ -350,16 +349,6 @@ func (s *Server) forget(name string) {
 	if n != nil && len(n.opened) == 0 && (n.gone.IsZero() || time.Since(n.gone) >= s.cfg.GoneAfter) {
 		delete(s.nodes, name)
 	}
-}
-
-func bearer(ctx context.Context) string {
-	md, _ := metadata.FromIncomingContext(ctx)
-	for _, v := range md.Get("authorization") {
-		if len(v) > 7 && strings.EqualFold(v[:7], "bearer ") {
-			return strings.TrimSpace(v[7:])
-		}
-	}
-	return ""
 }
 
 func peerAddr(ctx context.Context) string {
