@@ -28,6 +28,9 @@ type Workload struct {
 	// ExcludeInbound are ports that are not captured: reached in plaintext even
 	// if the pod is Direct.
 	ExcludeInbound []uint16
+	// ExcludeOutbound are destinations that are not captured: the pod may reach them in
+	// plaintext even if it is Direct.
+	ExcludeOutbound []Exclusion
 	// HostNetwork pods share their node's addresses; they are never enrolled,
 	// and an address leads to no one of them.
 	HostNetwork bool
@@ -132,4 +135,9 @@ func OneOfEach(list []netip.Addr) (few []netip.Addr) {
 type Exclusion struct {
 	Prefix netip.Prefix
 	Port   uint16
+}
+
+// Has reports whether the destination is one of the set.
+func (e Exclusion) Has(to netip.AddrPort) bool {
+	return (e.Port == 0 || e.Port == to.Port()) && (!e.Prefix.IsValid() || e.Prefix.Contains(to.Addr().Unmap()))
 }

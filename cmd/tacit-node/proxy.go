@@ -41,7 +41,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.StringVar(&f.agentAdmin, "agent-admin", "127.0.0.1:15020", "`HOST:PORT` of the agent's --admin, whose metrics --metrics serves as /metrics/agent")
 	s.DurationVar(&f.proxy.DialTimeout, "dial-timeout", 10*time.Second, "how long a connection may take to reach its other end")
 	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
-	s.DurationVar(&f.proxy.AnnounceGrace, "announce-grace", 5*time.Second, "how long a peer and this node may differ on whether a pod is announced, so that the peer dials in plaintext from a port that hints at TLS")
+	s.DurationVar(&f.proxy.AnnounceGrace, "announce-grace", 5*time.Second, "how long a peer and this node may differ on whether a pod is announced; plaintext from a mesh pod waits this long before it is refused")
 	s.DurationVar(&f.proxy.HalfCloseTimeout, "half-close-timeout", time.Hour, "how long a half-closed connection may be quiet")
 	s.IntVar(&f.proxy.MaxConnectionsPerPod, "max-connections-per-pod", 32768, "connections of one pod, both ways together")
 	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 512, "TLS handshakes under way, each way, an eighth of them with one peer; more wait for their turn")

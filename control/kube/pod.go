@@ -39,7 +39,7 @@ func (b *builder) pod(p *corev1.Pod) {
 	}
 	m := b.enrolment(p, id)
 	if w != nil {
-		w.ExcludeInbound = m.ExcludeInbound
+		w.ExcludeInbound, w.ExcludeOutbound = m.ExcludeInbound, m.ExcludeOutbound
 	}
 	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil})
 }

@@ -13,51 +13,6 @@ import (
 	"tacit.dev/wire/direct"
 )
 
-// expectation is what the receiver makes of a new connection, before a byte of it
-// has come.
-type expectation uint8
-
-const (
-	// expectPlaintext: served at once, without a look.
-	expectPlaintext expectation = iota
-	// expectEither: looked at for the time of LookLimit, then plaintext.
-	expectEither
-	// expectNews: waited for as with expectDirect, but who speaks plaintext may do
-	// so. Who says nothing is refused: were it TLS that is late, and the
-	// application spoke first, its words would be on the wire in clear.
-	expectNews
-	// expectDirect: TLS, or refused.
-	expectDirect
-)
-
-// expect is the receiver's decision table: who the World knows at the source
-// address, and the source port.
-//
-//	source               port marked     not marked
-//	mesh pod             direct          either: the port was rewritten on the way
-//	enrolled pod         either          either
-//	pod outside of it    either          plaintext
-//	unknown              either          plaintext
-//
-// A pod is captured before it is announced, and withdrawn before it is released: in
-// between it is enrolled and not yet, or no longer, a mesh pod, and speaks TLS. So may
-// one that only our World does not know to be enrolled. Without the look its
-// ClientHello would reach the application.
-func expect(source *mesh.Workload, port uint16) expectation {
-	known := isMesh(source)
-	switch {
-	case known && mesh.IsDirectPort(port):
-		return expectDirect
-	case known || isEnrolled(source) || mesh.IsDirectPort(port):
-		return expectEither
-	}
-	return expectPlaintext
-}
-
-func isMesh(w *mesh.Workload) bool { return w != nil && w.Direct }
-
-func isEnrolled(w *mesh.Workload) bool { return w != nil && w.Enrolled }
-
 // inbound takes a connection that came for the pod to its application, which
 // it returns. Nothing of what came has been consumed, but the preamble.
 func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
@@ -67,10 +22,7 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	if mesh.IsCapturePort(j.flow.Dialled.Port()) {
 		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
-	e := expect(source, j.flow.SourceAddr.Port())
-	if e == expectDirect && d.isNews(j.flow.Destination) {
-		e = expectNews
-	}
+	e := expect(source, j.flow.SourceAddr.Port(), d.standing(j.flow.Destination), mayExclude(w, source, j.flow.Destination, j.flow.Dialled))
 	kind, err := d.look(ctx, j, e)
 	switch {
 	case err != nil:
@@ -81,31 +33,6 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 		return d.admitFirstWord(ctx, j, w)
 	}
 	return d.admitPlaintext(ctx, j)
-}
-
-// isNews reports whether a peer may not know yet that this pod, self in the World,
-// is in the mesh. Such a peer dials in plaintext, and a NAT on its way may have
-// given it a marked port.
-func (d *pod) isNews(self *mesh.Workload) bool {
-	if self == nil || !self.Direct {
-		d.announced.Store(0)
-		return d.p.cfg.AnnounceGrace > 0
-	}
-	now := time.Now().UnixNano()
-	if d.announced.CompareAndSwap(0, now) {
-		return d.p.cfg.AnnounceGrace > 0
-	}
-	return now-d.announced.Load() < int64(d.p.cfg.AnnounceGrace)
-}
-
-// awaitWithdrawal reports whether it becomes known, within AnnounceGrace, that this
-// pod leaves the mesh. The peer of j may have heard of it before us: it dialled in
-// plaintext, and a NAT on its way has given it a marked port.
-func (d *pod) awaitWithdrawal(ctx context.Context, j *journey) bool {
-	j.place.leave() // nobody else is to wait for that
-	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.AnnounceGrace)
-	defer cancel()
-	return d.p.know.awaitWorld(ctx, func(w *mesh.World) bool { return !isMesh(d.self(w)) })
 }
 
 // look tells TLS from plaintext, and refuses what is neither where TLS is
@@ -130,7 +57,7 @@ func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind,
 		return kind, nil
 	case kind == direct.KindQuiet:
 		return kind, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)
-	case d.awaitWithdrawal(ctx, j):
+	case d.awaitReason(ctx, j):
 		return kind, nil
 	case kind == direct.KindOtherTLS:
 		return kind, refuse(identity.ReasonNotOurProtocol, flagDenied, "TLS of another kind from a pod of the mesh")

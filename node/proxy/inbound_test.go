@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -122,14 +123,15 @@ func TestNewsIsNoReasonToSpeakFirst(t *testing.T) {
 	}
 }
 
-// TestLateClientHello: a member without a marked port says nothing for longer than
-// the look lasts, and then begins with TLS. The application must not get it.
+// TestLateClientHello: a pod that is captured and not announced, without a marked port,
+// says nothing for longer than the look lasts, and then begins with TLS. The application
+// must not get it.
 func TestLateClientHello(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(nil)
 	n.enrol(server)
-	member.wl.Direct = true
+	member.wl.Enrolled = true
 	c.publish()
 	dialled, got := make(chan struct{}, 1), make(chan []byte, 1)
 	server.serve(8080, func(conn *net.TCPConn) {
@@ -238,9 +240,11 @@ func TestServerFirstFromOutsideDoesNotWait(t *testing.T) {
 func TestReceiverDecides(t *testing.T) {
 	c := newCluster(t)
 	member, stranger, unknown, server := c.pod("member"), c.pod("stranger"), c.pod("unknown"), c.pod("server")
+	excluding := c.pod("excluding")
+	excluding.wl.ExcludeOutbound = []mesh.Exclusion{{Port: 8080}}
 	n := c.node(func(cfg *Config) { cfg.HandshakeTimeout = 3 * time.Second })
 	n.enrol(server)
-	member.wl.Direct = true
+	member.wl.Direct, excluding.wl.Direct = true, true
 	unknown.wl.Addresses = nil
 	c.publish()
 	server.serve(8080, echo)
@@ -257,8 +261,12 @@ func TestReceiverDecides(t *testing.T) {
 		{"member, marked, garbage", member, true, "garbage instead of ClientHello", "not_tls", false},
 		{"member, marked, other TLS", member, true, otherTLS, "not_our_protocol", false},
 		{"member, marked, silent", member, true, "", "timeout", true},
-		{"member, plain", member, false, "GET / HTTP/1.1\r\n\r\n", "", false},
-		{"member, its own TLS", member, false, otherTLS, "", false},
+		{"member, plain", member, false, "GET / HTTP/1.1\r\n\r\n", "not_tls", false},
+		{"member, its own TLS", member, false, otherTLS, "not_our_protocol", false},
+		{"member, not marked, silent", member, false, "", "timeout", true},
+		{"member that excludes us, plain", excluding, false, "GET / HTTP/1.1\r\n\r\n", "", false},
+		{"member that excludes us, marked, plain", excluding, true, "hello", "", false},
+		{"member that excludes us, marked, silent", excluding, true, "", "timeout", true},
 		{"stranger, plain", stranger, false, "hello", "", false},
 		{"stranger, own TLS", stranger, false, otherTLS, "", false},
 		{"stranger, marked, plain", stranger, true, "hello", "", false},
@@ -298,18 +306,50 @@ func TestReceiverDecides(t *testing.T) {
 
 func TestExpect(t *testing.T) {
 	in, between, out := &mesh.Workload{Direct: true, Enrolled: true}, &mesh.Workload{Enrolled: true}, &mesh.Workload{}
+	const marked, plain = 61000, 60999
 	for _, row := range []struct {
-		source *mesh.Workload
-		port   uint16
-		want   expectation
+		source   *mesh.Workload
+		port     uint16
+		self     standing
+		excluded bool
+		want     expectation
 	}{
-		{in, 61000, expectDirect}, {in, 65535, expectDirect}, {in, 60999, expectEither},
-		{between, 61000, expectEither}, {between, 60999, expectEither},
-		{out, 61000, expectEither}, {out, 60999, expectPlaintext},
-		{nil, 61000, expectEither}, {nil, 60999, expectPlaintext},
+		{in, marked, announced, false, expectDirect}, {in, 65535, announced, false, expectDirect}, {in, plain, announced, false, expectDirect},
+		{in, marked, news, false, expectNews}, {in, plain, news, false, expectNews},
+		{in, marked, unannounced, false, expectNews}, {in, plain, unannounced, false, expectEither},
+		{in, marked, announced, true, expectNews}, {in, plain, announced, true, expectEither},
+		{between, marked, announced, false, expectEither}, {between, plain, announced, false, expectEither},
+		{out, marked, announced, false, expectEither}, {out, plain, announced, false, expectPlaintext},
+		{nil, marked, announced, false, expectEither}, {nil, plain, announced, false, expectPlaintext},
 	} {
-		if got := expect(row.source, row.port); got != row.want {
-			t.Errorf("expect(%+v, %d) = %d, want %d", row.source, row.port, got, row.want)
+		if got := expect(row.source, row.port, row.self, row.excluded); got != row.want {
+			t.Errorf("expect(%+v, %d, %d, %v) = %d, want %d", row.source, row.port, row.self, row.excluded, got, row.want)
+		}
+	}
+}
+
+func TestMayExclude(t *testing.T) {
+	svc := &mesh.Service{Namespace: "d", Hostname: "s", Addresses: addrs("10.96.0.1")}
+	self := &mesh.Workload{Addresses: addrs("10.1.0.2"), Services: map[string][]mesh.Port{"d/s": {{Service: 80, Target: 8080}}}}
+	w := mesh.NewWorld([]*mesh.Workload{self}, []*mesh.Service{svc})
+	prefix := netip.MustParsePrefix
+	for _, row := range []struct {
+		dialled string
+		exclude mesh.Exclusion
+		want    bool
+	}{
+		{"10.1.0.2:8080", mesh.Exclusion{Port: 8080}, true},
+		{"10.1.0.2:8080", mesh.Exclusion{Port: 80}, true}, // the port of the service
+		{"10.1.0.2:9090", mesh.Exclusion{Port: 80}, false},
+		{"10.1.0.2:8080", mesh.Exclusion{Prefix: prefix("10.1.0.0/24")}, true},
+		{"10.1.0.2:8080", mesh.Exclusion{Prefix: prefix("10.96.0.0/16")}, true},
+		{"10.1.0.2:8080", mesh.Exclusion{Prefix: prefix("10.96.0.0/16"), Port: 443}, false},
+		{"10.1.0.2:9090", mesh.Exclusion{Prefix: prefix("10.96.0.0/16")}, false}, // no service leads there
+		{"10.1.0.2:8080", mesh.Exclusion{Prefix: prefix("192.0.2.0/24")}, false},
+	} {
+		source := &mesh.Workload{ExcludeOutbound: []mesh.Exclusion{row.exclude}}
+		if got := mayExclude(w, source, self, netip.MustParseAddrPort(row.dialled)); got != row.want {
+			t.Errorf("%+v and %s: %v", row.exclude, row.dialled, got)
 		}
 	}
 }

@@ -73,7 +73,8 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 }
 
 func encodeDirect(w *mesh.Workload) (*message.Extension, error) {
-	config, err := anypb.New(&message.Direct{ExcludeInbound: encodeNumbers(w.ExcludeInbound)})
+	config, err := anypb.New(&message.Direct{
+		ExcludeInbound: encodeNumbers(w.ExcludeInbound), ExcludeOutbound: encodeExclusions(w.ExcludeOutbound)})
 	return &message.Extension{Name: directExtension, Config: config}, err
 }
 
@@ -116,7 +117,7 @@ func decodeAddress(m *message.Address) (name string, v any, err error) {
 }
 
 func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
-	direct, exclude, err := decodeDirect(m.GetExtensions())
+	direct, excluded, err := decodeDirect(m.GetExtensions())
 	if err != nil {
 		return nil, err
 	}
@@ -133,7 +134,7 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	}
 	w := &mesh.Workload{
 		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), Zone: m.GetLocality().GetZone(), ID: id,
-		Direct: direct, Enrolled: direct || isEnrolled(m.GetExtensions()), ExcludeInbound: exclude,
+		Direct: direct, Enrolled: direct || isEnrolled(m.GetExtensions()),
 		HostNetwork: m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
 		Ready:       m.GetStatus() == message.WorkloadStatus_HEALTHY,
 		OwnerName:   m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
@@ -145,27 +146,28 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	if w.Services, err = decodeServices(m.GetServices()); err != nil {
 		return nil, err
 	}
-	return w, nil
+	if w.ExcludeInbound, err = decodeNumbers(excluded.GetExcludeInbound()); err != nil {
+		return nil, err
+	}
+	w.ExcludeOutbound, err = decodeExclusions(excluded.GetExcludeOutbound())
+	return w, err
 }
 
-// decodeDirect reads the extension that says that a workload is reached by direct.
-func decodeDirect(extensions []*message.Extension) (direct bool, exclude []uint16, err error) {
+// decodeDirect reads the extension that says that a workload is reached by direct, and
+// where it is not.
+func decodeDirect(extensions []*message.Extension) (direct bool, d *message.Direct, err error) {
 	for _, e := range extensions {
 		if e.GetName() != directExtension {
 			continue
 		}
-		var d message.Direct
+		direct, d = true, &message.Direct{}
 		if c := e.GetConfig(); c != nil {
-			if err := c.UnmarshalTo(&d); err != nil {
+			if err := c.UnmarshalTo(d); err != nil {
 				return false, nil, fmt.Errorf("extension %s: %w", directExtension, err)
 			}
 		}
-		direct = true
-		if exclude, err = decodeNumbers(d.GetExcludeInbound()); err != nil {
-			return false, nil, err
-		}
 	}
-	return direct, exclude, nil
+	return direct, d, nil
 }
 
 // isEnrolled looks for the extension that says that a workload may be captured.

@@ -83,7 +83,7 @@ func TestRoundTrip(t *testing.T) {
 		if err != nil || name != w.UID {
 			t.Fatalf("decode %+v: name %q, error %v", w, name, err)
 		}
-		if d := gocmp.Diff(any(w), got, cmpAddr); d != "" {
+		if d := gocmp.Diff(any(w), got, cmpAddr, cmpPrefix); d != "" {
 			t.Fatalf("workload (-want +got):\n%s", d)
 		}
 		s := r.service(i % 200)
@@ -93,7 +93,7 @@ func TestRoundTrip(t *testing.T) {
 		if name, got, err = decodeAddress(m); err != nil || name != s.Key() {
 			t.Fatalf("decode %+v: name %q, error %v", s, name, err)
 		}
-		if d := gocmp.Diff(any(s), got, cmpAddr); d != "" {
+		if d := gocmp.Diff(any(s), got, cmpAddr, cmpPrefix); d != "" {
 			t.Fatalf("service (-want +got):\n%s", d)
 		}
 	}
@@ -112,7 +112,7 @@ func TestDecodeDefaults(t *testing.T) {
 	}
 	want := &mesh.Workload{UID: "u", Namespace: "ns", Ready: true, OwnerKind: "deployment", Cluster: "Kubernetes",
 		ID: mesh.ID{TrustDomain: "cluster.local", Namespace: "ns", ServiceAccount: "default"}}
-	if d := gocmp.Diff(want, w, cmpAddr); d != "" {
+	if d := gocmp.Diff(want, w, cmpAddr, cmpPrefix); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 }
@@ -235,7 +235,7 @@ func fuzzAddress(t *testing.T, b []byte) {
 		t.Fatalf("encode %+v: %v", v, err)
 	}
 	nameAgain, again, err := decodeAddress(m)
-	if d := gocmp.Diff(v, again, cmpAddr); err != nil || name != nameAgain || d != "" {
+	if d := gocmp.Diff(v, again, cmpAddr, cmpPrefix); err != nil || name != nameAgain || d != "" {
 		t.Fatalf("error %v, names %q and %q (-want +got):\n%s", err, name, nameAgain, d)
 	}
 }

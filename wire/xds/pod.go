@@ -14,13 +14,7 @@ const podType = "type.googleapis.com/tacit.node.v1.Pod"
 
 func encodePod(p mesh.Pod) (*message.Pod, error) {
 	m := &message.Pod{Uid: p.UID, Namespace: p.Namespace, Name: p.Name, Identity: p.ID.String(), Enrol: p.Enrol}
-	for _, e := range p.ExcludeOutbound {
-		x := &message.Exclusion{Port: uint32(e.Port)}
-		if e.Prefix.IsValid() {
-			x.Address, x.Length = e.Prefix.Addr().AsSlice(), uint32(e.Prefix.Bits())
-		}
-		m.ExcludeOutbound = append(m.ExcludeOutbound, x)
-	}
+	m.ExcludeOutbound = encodeExclusions(p.ExcludeOutbound)
 	m.ExcludeInbound, m.ProbePorts = encodeNumbers(p.ExcludeInbound), encodeNumbers(p.ProbePorts)
 	m.Known = encodeAddresses(p.Known)
 	// What a node would refuse is not sent.
@@ -40,12 +34,8 @@ func decodePod(m *message.Pod) (mesh.Pod, error) {
 	if p.ID.Namespace != p.Namespace {
 		return p, fmt.Errorf("pod of namespace %q with identity %s", p.Namespace, p.ID)
 	}
-	for _, x := range m.GetExcludeOutbound() {
-		e, err := decodeExclusion(x)
-		if err != nil {
-			return p, err
-		}
-		p.ExcludeOutbound = append(p.ExcludeOutbound, e)
+	if p.ExcludeOutbound, err = decodeExclusions(m.GetExcludeOutbound()); err != nil {
+		return p, err
 	}
 	if p.ExcludeInbound, err = decodeNumbers(m.GetExcludeInbound()); err != nil {
 		return p, fmt.Errorf("inbound exclusion: %w", err)
@@ -96,6 +86,28 @@ func decodeNumbers(ports []uint32) (all []uint16, err error) {
 			return nil, fmt.Errorf("port %d: want 1 to 65535", port)
 		}
 		all = append(all, uint16(port))
+	}
+	return all, nil
+}
+
+func encodeExclusions(list []mesh.Exclusion) (all []*message.Exclusion) {
+	for _, e := range list {
+		x := &message.Exclusion{Port: uint32(e.Port)}
+		if e.Prefix.IsValid() {
+			x.Address, x.Length = e.Prefix.Addr().AsSlice(), uint32(e.Prefix.Bits())
+		}
+		all = append(all, x)
+	}
+	return all
+}
+
+func decodeExclusions(list []*message.Exclusion) (all []mesh.Exclusion, err error) {
+	for _, x := range list {
+		e, err := decodeExclusion(x)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, e)
 	}
 	return all, nil
 }

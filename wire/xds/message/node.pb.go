@@ -237,8 +237,10 @@ type Direct struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Ports that are not captured, and so not reached by direct.
 	ExcludeInbound []uint32 `protobuf:"varint,1,rep,packed,name=exclude_inbound,json=excludeInbound,proto3" json:"exclude_inbound,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Destinations that are not captured: the workload may reach them in plaintext.
+	ExcludeOutbound []*Exclusion `protobuf:"bytes,2,rep,name=exclude_outbound,json=excludeOutbound,proto3" json:"exclude_outbound,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Direct) Reset() {
@@ -274,6 +276,13 @@ func (*Direct) Descriptor() ([]byte, []int) {
 func (x *Direct) GetExcludeInbound() []uint32 {
 	if x != nil {
 		return x.ExcludeInbound
+	}
+	return nil
+}
+
+func (x *Direct) GetExcludeOutbound() []*Exclusion {
+	if x != nil {
+		return x.ExcludeOutbound
 	}
 	return nil
 }
@@ -504,9 +513,10 @@ const file_node_proto_rawDesc = "" +
 	"probePorts\x12\x14\n" +
 	"\x05known\x18\t \x03(\fR\x05known\"\x1f\n" +
 	"\tNamespace\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"1\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"v\n" +
 	"\x06Direct\x12'\n" +
-	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\"Q\n" +
+	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\x12C\n" +
+	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\"Q\n" +
 	"\tExclusion\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x12\n" +
@@ -555,14 +565,15 @@ var file_node_proto_goTypes = []any{
 }
 var file_node_proto_depIdxs = []int32{
 	4, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	0, // 1: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	5, // 2: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
-	6, // 3: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
-	3, // [3:4] is the sub-list for method output_type
-	2, // [2:3] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	4, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	0, // 2: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
+	5, // 3: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
+	6, // 4: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
+	4, // [4:5] is the sub-list for method output_type
+	3, // [3:4] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
