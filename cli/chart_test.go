@@ -118,15 +118,19 @@ func TestNodesHaveThePrivilegesOfTheDesign(t *testing.T) {
 
 func TestSchemaRefuses(t *testing.T) {
 	for set, want := range map[string]string{
-		"colour=red":                    "colour",
-		"node.agent.colour=red":         "colour",
-		"image.pullPolicy=Sometimes":    "pullPolicy",
-		"control.replicas=0":            "replicas",
-		"trustDomain=a/b":               "trustDomain",
-		"node.runDir=run":               "runDir",
-		"certificates.ttl=tomorrow":     "ttl",
-		"control.extraArgs[0]=rm":       "extraArgs",
-		"networkPolicy.enabled=perhaps": "enabled",
+		"colour=red":                             "colour",
+		"node.agent.colour=red":                  "colour",
+		"image.pullPolicy=Sometimes":             "pullPolicy",
+		"control.replicas=0":                     "replicas",
+		"trustDomain=a/b":                        "trustDomain",
+		"node.runDir=run":                        "runDir",
+		"certificates.ttl=tomorrow":              "ttl",
+		"control.extraArgs[0]=rm":                "extraArgs",
+		"node.updateStrategy.maxSurge=half":      "maxSurge",
+		"node.updateStrategy.maxSurge=0":         "want one of them to be 0",
+		"node.updateStrategy.maxUnavailable=10%": "want one of them to be 0",
+		"node.terminationGracePeriodSeconds=1":   "terminationGracePeriodSeconds",
+		"networkPolicy.enabled=perhaps":          "enabled",
 	} {
 		if _, err := rendered(t, set); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("--set %s: error %v, want one about %s", set, err, want)
@@ -142,7 +146,10 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 		"node.netnsDir=/var/run/netns":     {"DaemonSet tacit-node", "mountPath:/run/netns"},
 		"trustDomain=example.org":          {"Deployment tacit-control", "--trust-domain=example.org"},
 		"crd.keep=true":                    {"CustomResourceDefinition meshes.tacit.dev", "helm.sh/resource-policy:keep"},
-		"node.proxy.extraArgs[0]=--ttl=1m": {"DaemonSet tacit-node", "--ttl=1m"},
+		"node.updateStrategy.maxSurge=25%": {"DaemonSet tacit-node", "maxSurge:25% maxUnavailable:0"},
+		"node.updateStrategy.maxSurge=0,node.updateStrategy.maxUnavailable=3": {"DaemonSet tacit-node", "maxSurge:0 maxUnavailable:3"},
+		"node.terminationGracePeriodSeconds=600":                              {"DaemonSet tacit-node", "terminationGracePeriodSeconds:600"},
+		"node.proxy.extraArgs[0]=--ttl=1m":                                    {"DaemonSet tacit-node", "--ttl=1m"},
 	} {
 		if got := fmt.Sprint(objects(t, set)[want.object]); !strings.Contains(got, want.text) {
 			t.Errorf("--set %s: %s has no %q", set, want.object, want.text)
@@ -153,6 +160,26 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 	}
 	if objects(t, "networkPolicy.enabled=false")["NetworkPolicy tacit-default"] != nil {
 		t.Error("there is a NetworkPolicy with networkPolicy.enabled=false")
+	}
+}
+
+// The proxy drains within the time that the kubelet gives it, and the agent goes on for as long as the proxy accepts.
+func TestDrainFitsTheGracePeriod(t *testing.T) {
+	for grace, want := range map[string][]string{"10": {"--drain=4s", "--drain=5s"}, "30": {"--drain=20s", "--drain=25s"}, "600": {"--drain=590s", "--drain=595s"}} {
+		list, err := rendered(t, "node.terminationGracePeriodSeconds="+grace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ds, err := daemonSetOf(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spec := ds.Spec.Template.Spec
+		for i, c := range spec.Containers {
+			if !slices.Contains(c.Args, want[i]) || fmt.Sprint(*spec.TerminationGracePeriodSeconds) != grace {
+				t.Errorf("%s s: %s has %v, want %s", grace, c.Name, c.Args, want[i])
+			}
+		}
 	}
 }
 

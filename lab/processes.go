@@ -95,7 +95,8 @@ func (c *Cluster) startTeam(ctx context.Context, n *node, p team) error {
 		return c.tacit("tacit-node", "agent", args...)
 	}
 	proxy := func() *exec.Cmd {
-		args := append([]string{"proxy", "--token", c.token(mesh.Process{Node: n.name}), "--handle", p.handle(n), "--admin", p.admin("proxy")}, common...)
+		args := append([]string{"proxy", "--token", c.token(mesh.Process{Node: n.name}), "--handle", p.handle(n), "--admin", p.admin("proxy"),
+			"--drain", "0s"}, common...) // a story that wants a drain says how long
 		return c.tacit("tacit-node", "proxy", args...)
 	}
 	return errors.Join(

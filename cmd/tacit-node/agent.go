@@ -25,6 +25,7 @@ type agentFlags struct {
 	dial   xds.DialConfig
 	admin  string
 	exempt string
+	drain  time.Duration
 	log    admin.LogConfig
 }
 
@@ -53,6 +54,7 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.exempt, "cni-exempt", "kube-system,tacit-system", "`namespaces` whose pods begin without a question to us, with commas: those that we need to begin ourselves")
 	s.StringVar(&f.agent.Program, "cni-program", "/tacit-cni", "`file` of the plugin, with --cni-bin-dir")
 	s.StringVar(&f.agent.ProgramDir, "cni-bin-dir", "", "`folder` of the node's CNI plugins, to put ours there; \"\" leaves it alone")
+	s.DurationVar(&f.drain, "drain", 0, "how long, after a signal to end, to go on for a proxy that is connected, which may drain; 0 ends at once, and so does a second signal")
 	s.StringVar(&f.admin, "admin", "127.0.0.1:15020", "`HOST:PORT` of readiness, metrics, profiles and dumps")
 	s.DurationVar(&f.agent.CheckInterval, "check-interval", 10*time.Second, "how often rules are read back when nobody seems to have changed them")
 	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
@@ -102,8 +104,8 @@ func (c *control) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// serve runs the agent and what feeds it until ctx ends or one of them fails.
-func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
+// serve runs the agent and what feeds it until asked ends and no proxy drains, or one of them fails.
+func (f *agentFlags) serve(asked context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
 	var c control
 	cfg := f.agent
 	cfg.Reporter, cfg.Control, cfg.Registry, cfg.Log = &c, c.Run, reg, log
@@ -114,7 +116,10 @@ func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheu
 	client := xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}
 	c.pods = xds.NewPodClient(client, a.Apply)
 	c.namespaces = xds.NewNamespaceClient(client, a.ApplyNamespaces)
+	ctx, end := context.WithCancel(context.WithoutCancel(asked))
+	defer end()
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { defer end(); outlast(asked, ctx, f.awaitProxy(a)); return nil })
 	g.Go(func() error { return a.Run(ctx) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
@@ -127,6 +132,18 @@ func (f *agentFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheu
 		return err
 	}
 	return nil
+}
+
+// awaitProxy has a go on for its proxy for as long as --drain says.
+func (f *agentFlags) awaitProxy(a *agent.Agent) func(context.Context) {
+	return func(ctx context.Context) {
+		if f.drain <= 0 {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, f.drain)
+		defer cancel()
+		a.Drain(ctx)
+	}
 }
 
 // ready says why the agent is not.

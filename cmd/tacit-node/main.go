@@ -45,3 +45,16 @@ func run(ctx context.Context, args []string) error {
 	}
 	return roles[args[0]](ctx, args[1:])
 }
+
+// outlast has drain run when asked has ended, and returns when that has; or when life ends.
+// Another signal ends drain.
+func outlast(asked, life context.Context, drain func(context.Context)) {
+	select {
+	case <-asked.Done():
+	case <-life.Done():
+		return
+	}
+	ctx, stop := signal.NotifyContext(life, os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	drain(ctx)
+}

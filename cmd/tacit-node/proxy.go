@@ -43,6 +43,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
 	s.DurationVar(&f.proxy.AnnounceGrace, "announce-grace", 5*time.Second, "how long a peer and this node may differ on whether a pod is announced; plaintext from a mesh pod waits this long before it is refused")
 	s.DurationVar(&f.proxy.HalfCloseTimeout, "half-close-timeout", time.Hour, "how long a half-closed connection may be quiet")
+	s.DurationVar(&f.proxy.Drain, "drain", 25*time.Second, "how long, after a signal to end, connections may go on and new ones are served; less than what the kubelet waits (terminationGracePeriodSeconds). 0 resets all at once, and so does a second signal")
 	s.IntVar(&f.proxy.MaxConnectionsPerPod, "max-connections-per-pod", 32768, "connections of one pod, both ways together")
 	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 512, "TLS handshakes under way, each way, an eighth of them with one peer; more wait for their turn")
 	s.DurationVar(&f.ttl, "ttl", 0, "wished life of a certificate; 0 leaves it to control")
@@ -80,8 +81,9 @@ func runProxy(ctx context.Context, args []string) error {
 	return log.While(func() error { return f.serve(ctx, log.Logger, reg, conn) })
 }
 
-// serve runs the proxy and what feeds it until ctx ends or one of them fails.
-func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
+// serve runs the proxy and what feeds it until asked ends and nobody needs it any more,
+// or one of them fails.
+func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
 	signer := csr.NewClient(conn)
 	signer.TTL = f.ttl
 	keeper := identity.NewKeeper(identity.KeeperConfig{Signer: signer, Log: log})
@@ -93,7 +95,10 @@ func (f *proxyFlags) serve(ctx context.Context, log *slog.Logger, reg *prometheu
 		return err
 	}
 	world := xds.NewWorldClient(xds.ClientConfig{Conn: conn, Node: cfg.Node, Log: log, Registry: reg}, p.Apply)
+	ctx, end := context.WithCancel(context.WithoutCancel(asked))
+	defer end()
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { defer end(); outlast(asked, ctx, p.Drain); return nil })
 	g.Go(func() error { return keeper.Run(ctx) })
 	g.Go(func() error { return world.Run(ctx) })
 	g.Go(func() error { return p.Run(ctx) })

@@ -316,7 +316,8 @@ func (s *site) podDeleted() {
 	// reset; one that comes later waits.
 	const ends = 2
 	began, tries, failed, slowest := time.Now(), 0, 0, time.Duration(0)
-	for ; time.Since(began) < 10*time.Second; tries++ {
+	// For some seconds the proxies drain, and accept what is new; then there is nobody for a while.
+	for ; time.Since(began) < 15*time.Second; tries++ {
 		at := time.Now()
 		if err := s.dial("shop", "client"); err != nil {
 			failed++

@@ -145,9 +145,16 @@ func deleteNodes(s *shop) {
 }
 
 func rollNodes(s *shop) {
-	without := s.nodesWithout()
+	without, nodes := s.nodesWithout(), len(s.pods("tacit-system", nodePods))
 	s.Kubectl("rollout", "restart", "-n", "tacit-system", "daemonset/tacit-node")
 	s.Kubectl("rollout", "status", "-n", "tacit-system", "daemonset/tacit-node")
+	// What clients keep open stays with the old proxies for as long as these drain.
+	s.Await("the nodes' pods of before have ended", func(context.Context) error {
+		if list := s.pods("tacit-system", nodePods); len(list) != nodes {
+			return fmt.Errorf("there are %v", list)
+		}
+		return nil
+	})
 	if nodes := without(); len(nodes) > 0 {
 		s.T.Errorf("nodes were without a ready pod of Tacit: %v", nodes)
 	}

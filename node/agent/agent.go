@@ -186,8 +186,9 @@ type Agent struct {
 	// left are the sandboxes that a runtime has said to be at their end, by UID of
 	// their pod, as long as control names it: they are not found again.
 	left map[string]string
-	// proxy is nil while none is connected.
+	// proxy is nil while none is connected; alone hear when it has gone.
 	proxy *door
+	alone []chan struct{}
 	// installed is keepChain's own: this process has put its plugin in place.
 	installed bool
 	// recovering counts the pods of the last agent's that are not yet checked.
@@ -225,6 +226,23 @@ func New(cfg Config) (*Agent, error) {
 // Recovered is closed when Run acts, has looked at every pod of the last agent's, and
 // reported it.
 func (a *Agent) Recovered() <-chan struct{} { return a.recovered }
+
+// Drain returns when no proxy is connected, or when ctx ends: a proxy that is told to end
+// together with its agent needs sockets, and the node an agent, for as long as
+// it drains. It is for an end that is asked for: Run goes on meanwhile, its ctx ends after it.
+func (a *Agent) Drain(ctx context.Context) {
+	alone := make(chan struct{})
+	a.run(func() {
+		if a.alone = append(a.alone, alone); a.proxy == nil {
+			a.alone = closeEach(a.alone)
+		}
+	})
+	select {
+	case <-alone:
+	case <-a.ended:
+	case <-ctx.Done():
+	}
+}
 
 // Run serves its proxy, and as soon as no other agent of the node acts, or the one
 // that does hands over, the CNI plugin; and keeps the pods as control wants them, until ctx

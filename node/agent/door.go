@@ -258,6 +258,7 @@ func (a *Agent) disconnected(d *door, err error) {
 		return
 	}
 	a.proxy = nil
+	a.alone = closeEach(a.alone)
 	a.cfg.Log.Warn("proxy disconnected; pods stay captured", "error", err)
 	for _, p := range a.pods {
 		p.proxy = unsaid

@@ -228,3 +228,32 @@ func TestOneAgentHearsControl(t *testing.T) {
 		}
 	}
 }
+
+// An agent that is told to end together with its proxy goes on for as long as that drains:
+// it acts, and gives sockets.
+func TestDrainWaitsForTheProxy(t *testing.T) {
+	n, p, _ := inPlace(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	drained := make(chan struct{})
+	go func() {
+		defer close(drained)
+		n.agent.Drain(ctx)
+	}()
+	_, path := namespace(t, "b")
+	n.agent.Apply([]mesh.Pod{word("a", true), word("b", true)})
+	if err := n.ask(addOf("b", path)); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-drained:
+		t.Fatal("it does not wait for its proxy")
+	default:
+	}
+	p.disconnect()
+	<-drained
+	n.agent.Drain(ctx) // nobody is there any more
+	dialProxy(t, n.dir, nil)
+	n.eventually("a proxy is there", func() bool { return n.metric("tacit_agent_proxy_connected") == 1 })
+	cancel()
+	n.agent.Drain(ctx)
+}

@@ -99,6 +99,8 @@ func registerGauges(reg *prometheus.Registry, p *Proxy) {
 		func() float64 { return float64(p.looking.Load()) })
 	gauge("tacit_kept_connections", "Connections to and from peers that are kept for the next connection of an application.",
 		func() float64 { return float64(p.keeps.open.Load()) })
+	gauge("tacit_proxy_draining", "Whether this proxy was told to end and serves what is open.",
+		func() float64 { return float64(min(p.departs.Load(), 1)) })
 	gauge("tacit_agent_connected", "Whether the agent's socket is connected.", func() float64 {
 		if p.link.up.Load() {
 			return 1

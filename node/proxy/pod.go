@@ -120,7 +120,9 @@ func (p *Proxy) serve(ctx context.Context, m handle.Message, files []int) {
 	d.facts.Store(d.factsOf(m.Pod))
 	d.adopt(m.Roles, files)
 	d.drains.Store(false)
-	d.idle.open()
+	if p.departs.Load() == int32(staying) {
+		d.idle.open()
+	}
 	d.order()
 	begin()
 }
@@ -221,7 +223,7 @@ func (d *pod) adopt(roles []handle.Role, files []int) {
 	for i, fd := range files {
 		cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
 		known := slices.ContainsFunc(d.listeners, func(l *listener) bool { return l.cookie == cookie })
-		if err != nil || known || len(d.listeners) >= maxListeners {
+		if err != nil || known || d.p.departs.Load() == int32(closed) || len(d.listeners) >= maxListeners {
 			unix.Close(fd)
 			continue
 		}

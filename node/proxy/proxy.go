@@ -9,7 +9,7 @@
 // dialled), outbound.go, route.go (where that leads), dial.go with sockets.go
 // (from inside the pod's namespace); then, on the other node, inbound.go;
 // journey.go tells of it at the end, and keep.go keeps what crossed the network for the
-// next one. knowledge.go holds the World, limits.go the bounds.
+// next one. drain.go is the end of a proxy. knowledge.go holds the World, limits.go the bounds.
 //
 // It refuses to enter a namespace, to make a socket, to change a rule, or to
 // hold a privilege. It fails closed: a pod of the mesh is reached by mutual TLS
@@ -75,6 +75,8 @@ type Config struct {
 	// DrainQuiet is how long a draining pod must be without a connection
 	// before it counts as drained. Default 1 s.
 	DrainQuiet time.Duration
+	// Drain bounds how long Drain waits. 0 means not at all.
+	Drain time.Duration
 	// TrimInterval is how often quiet pods give sockets back. Default 30 s.
 	TrimInterval time.Duration
 	// MaxConnectionsPerPod bounds those going out and coming in together. Default 32,768.
@@ -156,6 +158,8 @@ type Proxy struct {
 	keeps quota
 	// looking counts the connections that have not said yet what they are, of all pods.
 	looking atomic.Int64
+	// departs is how far the end of this proxy is, a departure.
+	departs atomic.Int32
 	// starved counts the dials that had to wait for a socket.
 	starved atomic.Uint64
 	// running are the pods' goroutines; Run waits for them.
@@ -190,9 +194,12 @@ func New(cfg Config) (*Proxy, error) {
 // acknowledged.
 func (p *Proxy) Apply(w *mesh.World) <-chan struct{} { return p.know.apply(w) }
 
-// Ready says why the proxy is not ready, nil if it is: the agent is there, and
-// control has told of the mesh once.
+// Ready says why the proxy is not ready, nil if it is: the agent is there, control
+// has told of the mesh once, and nobody has told it to end.
 func (p *Proxy) Ready() error {
+	if p.departs.Load() != int32(staying) {
+		return errDraining
+	}
 	if !p.know.isKnown() {
 		return errNoWorld
 	}
@@ -204,7 +211,7 @@ func (p *Proxy) Ready() error {
 
 // Run serves until ctx ends. Then connections are reset, and Run returns when
 // the last one is gone. The listeners are the agent's too: new
-// connections wait in them for the next proxy.
+// connections wait in them for the next proxy. Drain is there to be called before.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.relay.Pool.Close()
 	g, ctx := errgroup.WithContext(ctx)
