@@ -256,6 +256,11 @@ func askOnce(p *testPod, to netip.AddrPort) error {
 	if err != nil {
 		return err
 	}
+	return ask(c)
+}
+
+// ask says something to an echo, reads the answer to its end, and closes c.
+func ask(c *net.TCPConn) error {
 	defer c.Close()
 	if _, err := c.Write([]byte("hello")); err != nil {
 		return err

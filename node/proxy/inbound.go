@@ -165,11 +165,11 @@ func (d *pod) answer(ctx context.Context, j *journey) (*peerConn, direct.Hello, 
 	if err != nil {
 		return nil, direct.Hello{}, err
 	}
-	peer := j.flow.SourceAddr.Addr()
-	if err := d.p.answering.take(ctx, peer); err != nil {
+	tn := d.answering.join(j.flow.SourceAddr.Addr())
+	defer tn.leave()
+	if err := d.awaitAnswer(ctx, tn, j); err != nil {
 		return nil, direct.Hello{}, err
 	}
-	defer d.p.answering.give(peer)
 	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
 	defer cancel()
 	c, hello, err := direct.Server(ctx, j.conn, d.p.cfg.TLS.Server(leaf))
@@ -177,6 +177,17 @@ func (d *pod) answer(ctx context.Context, j *journey) (*peerConn, direct.Hello, 
 		return nil, hello, err
 	}
 	return d.newPeerConn(c, leaf), hello, nil
+}
+
+// awaitAnswer returns when tn holds a slot. The peer may give up before.
+func (d *pod) awaitAnswer(ctx context.Context, tn *turn, j *journey) error {
+	if tn.isHeld() {
+		return nil
+	}
+	gone, unwatch := j.watch()
+	defer unwatch()
+	_, err := tn.await(ctx, gone, nil)
+	return err
 }
 
 // identify compares the identity that the peer proved with that of the

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
 	"tacit.dev/relay"
@@ -23,6 +26,8 @@ type journey struct {
 	conn *net.TCPConn
 	// place is where it stands among those with the same ends, until the dial.
 	place *place
+	// lease is that of the World that decides where it goes, while it is on its way out.
+	lease *epoch
 	flow  mesh.Flow
 }
 
@@ -50,6 +55,35 @@ func (j *journey) ask() error {
 	}
 	j.flow.Dialled, j.flow.DestinationAddr = to, to
 	return nil
+}
+
+// watch tells when who made the connection has gone, until stop: a reset, or before a
+// handshake of TLS also the end of its input. An application that ends its input may still
+// wait for the answer. Nobody else may read meanwhile.
+func (j *journey) watch() (gone <-chan struct{}, stop func()) {
+	ask := int16(0) // a reset is always told
+	if j.inbound {
+		ask = unix.POLLRDHUP
+	}
+	over := make(chan struct{})
+	var wait sync.WaitGroup
+	wait.Go(func() {
+		raw, err := j.conn.SyscallConn()
+		if err == nil {
+			err = raw.Read(func(fd uintptr) bool {
+				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: ask}}, 0)
+				return n > 0 && err == nil
+			})
+		}
+		if !isTimeout(err) {
+			close(over)
+		}
+	})
+	return over, func() {
+		j.conn.SetReadDeadline(time.Unix(1, 0))
+		wait.Wait()
+		j.conn.SetReadDeadline(time.Time{})
+	}
 }
 
 // line tells which connections it is kept in order with. All that go out of the

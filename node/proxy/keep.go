@@ -170,6 +170,9 @@ type idlePeers struct {
 	fresh map[destination]int
 	// waiting are those that the pod accepted. The function ends the wait.
 	waiting map[*peerConn]context.CancelFunc
+	// wishes are of those who wait for one to a destination, the first in front. Each has
+	// room for one.
+	wishes map[destination][]chan *peerConn
 	// shut: nothing is kept now.
 	shut bool
 }
@@ -177,7 +180,7 @@ type idlePeers struct {
 func newIdlePeers() *idlePeers {
 	return &idlePeers{
 		idle: make(map[destination][]*peerConn), fresh: make(map[destination]int),
-		waiting: make(map[*peerConn]context.CancelFunc),
+		waiting: make(map[*peerConn]context.CancelFunc), wishes: make(map[destination][]chan *peerConn),
 	}
 }
 
@@ -243,13 +246,62 @@ func (s *idlePeers) handshakes(to destination) (done func()) {
 	}
 }
 
-// put keeps pc, which has carried something to its end, or ends it.
+// put gives pc, which has carried something to its end, to who waits for it, or keeps it,
+// or ends it.
 func (s *idlePeers) put(pc *peerConn) {
 	if !pc.Finished() { // then relay has closed it
 		return
 	}
-	if !pc.isYoung() || !pc.Delivered() || !pc.reserve() || !s.hold(pc) {
+	if !pc.isYoung() || !pc.Delivered() || !s.fulfil(pc) && !(pc.reserve() && s.hold(pc)) {
 		leave(pc)
+	}
+}
+
+// wish asks for the next connection to that destination, or one that is idle. Handshakes
+// that are under way do not matter: who has to wait has lost its place behind them already.
+// forget ends the wish.
+func (s *idlePeers) wish(to destination) (came <-chan *peerConn, forget func()) {
+	c := make(chan *peerConn, 1)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if pc := s.popLocked(to); pc != nil {
+		c <- pc
+	} else {
+		s.wishes[to] = append(s.wishes[to], c)
+	}
+	return c, func() { s.forget(to, c) }
+}
+
+// forget ends a wish. What has come for it meanwhile is for somebody else.
+func (s *idlePeers) forget(to destination, c chan *peerConn) {
+	s.mu.Lock()
+	if i := slices.Index(s.wishes[to], c); i >= 0 {
+		s.dropWishLocked(to, i)
+	}
+	s.mu.Unlock()
+	select {
+	case pc := <-c:
+		pc.release()
+		s.put(pc)
+	default:
+	}
+}
+
+// fulfil gives pc to the first who waits for it, if there is one.
+func (s *idlePeers) fulfil(pc *peerConn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.shut || len(s.wishes[pc.to]) == 0 {
+		return false
+	}
+	s.wishes[pc.to][0] <- pc
+	s.dropWishLocked(pc.to, 0)
+	return true
+}
+
+func (s *idlePeers) dropWishLocked(to destination, i int) {
+	if s.wishes[to] = slices.Delete(s.wishes[to], i, i+1); len(s.wishes[to]) == 0 {
+		delete(s.wishes, to)
 	}
 }
 
@@ -273,19 +325,34 @@ func (s *idlePeers) take(to destination, own *identity.Leaf) *peerConn {
 		if pc == nil {
 			return nil
 		}
-		if pc.isGood(own) && pc.isYoung() && pc.IsQuiet() {
-			pc.release()
+		if pc.serves(own) {
 			return pc
 		}
-		leave(pc)
 	}
+}
+
+// serves reports whether pc, which was idle, can carry another one now; else it is ended.
+func (pc *peerConn) serves(own *identity.Leaf) bool {
+	if !pc.isGood(own) || !pc.isYoung() || !pc.IsQuiet() {
+		leave(pc)
+		return false
+	}
+	pc.release()
+	return true
 }
 
 func (s *idlePeers) pop(to destination) *peerConn {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.fresh[to] > 0 {
+		return nil
+	}
+	return s.popLocked(to)
+}
+
+func (s *idlePeers) popLocked(to destination) *peerConn {
 	all := s.idle[to]
-	if s.shut || len(all) == 0 || s.fresh[to] > 0 {
+	if s.shut || len(all) == 0 {
 		return nil
 	}
 	last := len(all) - 1

@@ -2,51 +2,138 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/socket"
 )
 
-func TestSlotsDelayAndThenRefuse(t *testing.T) {
-	s := newSlots(8, time.Millisecond)
-	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	take := func(peer netip.Addr) error { return s.take(t.Context(), peer) }
-	if err := errors.Join(take(a), take(b)); err != nil {
-		t.Fatal(err)
-	}
-	if err := take(a); !errors.Is(err, errHandshakeLimit) {
-		t.Errorf("a second slot of eight for one peer: %v", err)
-	}
-	got := make(chan error)
-	s.patience = limit
-	go func() { got <- s.take(t.Context(), a) }()
-	s.give(a)
-	if err := <-got; err != nil {
-		t.Errorf("take after give: %v", err)
-	}
-	s.patience = time.Millisecond
-	for i := range byte(6) {
-		if err := take(netip.AddrFrom4([4]byte{10, 0, 1, i})); err != nil {
-			t.Fatal(err)
+func testSlots(most int, patience time.Duration) *slots {
+	return newSlots(most, patience, prometheus.NewHistogram(prometheus.HistogramOpts{}))
+}
+
+func peerNo(n int) netip.Addr { return netip.AddrFrom4([4]byte{10, 0, byte(n >> 8), byte(n)}) }
+
+// One peer has an eighth; who waits is served when a slot is free, and refused when patience is over.
+func TestTurnsDelayAndThenRefuse(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := testSlots(16, time.Minute)
+		pod := s.share()
+		first, second, third := pod.join(peerNo(1)), pod.join(peerNo(1)), pod.join(peerNo(1))
+		if !first.isHeld() || !second.isHeld() || third.isHeld() {
+			t.Error("want two slots of 16 for one peer")
+		}
+		first.leave()
+		first.leave()
+		if _, err := third.await(t.Context(), nil, nil); err != nil {
+			t.Errorf("after one has left: %v", err)
+		}
+		late := pod.join(peerNo(1))
+		began := time.Now()
+		if _, err := late.await(t.Context(), nil, nil); !errors.Is(err, errHandshakeLimit) || time.Since(began) != time.Minute {
+			t.Errorf("%v after %v: want to be refused after a minute", err, time.Since(began))
+		}
+		gone := make(chan struct{})
+		close(gone)
+		if _, err := late.await(t.Context(), gone, nil); err == nil {
+			t.Error("served though nothing is free")
+		}
+		for _, tn := range []*turn{second, third, late} {
+			tn.leave()
+		}
+		if used, waiting := s.counts(); used != 0 || waiting != 0 || len(pod.peers) != 0 {
+			t.Errorf("%d used, %d wait, %d peers known in the end", used, waiting, len(pod.peers))
+		}
+	})
+}
+
+// However many peers of a pod hold what they can get, the next peer has a slot at once, and
+// so has the next pod, however many of those there are.
+func TestTurnsOfOthersAreKept(t *testing.T) {
+	s := testSlots(512, time.Minute)
+	flood := func(pod *share) {
+		for i := range 24 * 64 {
+			pod.join(peerNo(i % 24))
 		}
 	}
-	if err := take(netip.MustParseAddr("10.0.0.3")); !errors.Is(err, errHandshakeLimit) {
-		t.Errorf("a ninth slot of eight: %v", err)
+	flooded := s.share()
+	flood(flooded)
+	if used, _ := s.counts(); used < 512/4 || used > 512/2 {
+		t.Errorf("%d of 512 are taken by 24 peers of one pod: want a good part, and half at most", used)
 	}
-	s.give(a)
-	s.give(b)
-	for i := range byte(6) {
-		s.give(netip.AddrFrom4([4]byte{10, 0, 1, i}))
+	for i := range 40 {
+		if !flooded.join(peerNo(1000 + i)).isHeld() {
+			t.Error("another peer of a flooded pod waits")
+		}
 	}
-	if n := s.used.Load(); n != 0 || len(s.peers) != 0 {
-		t.Errorf("%d used and %d peers known in the end", n, len(s.peers))
+	for range 600 { // more pods than slots
+		pod := s.share()
+		if !pod.join(peerNo(1)).isHeld() {
+			t.Fatal("a pod without a slot waits")
+		}
+		flood(pod)
+	}
+}
+
+// Turns come and go at random: nobody waits who fits, and the counts are what the turns say.
+func TestTurnsAtRandom(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	s := testSlots(16, time.Minute)
+	pods := []*share{s.share(), s.share(), s.share()}
+	var turns []*turn
+	for range 20_000 {
+		switch n := random.IntN(4); {
+		case n < 2 && len(turns) < 100:
+			turns = append(turns, pods[random.IntN(3)].join(peerNo(random.IntN(5))))
+		case len(turns) == 0:
+		case n == 2:
+			i := random.IntN(len(turns))
+			turns[i].leave()
+			turns = slices.Delete(turns, i, i+1)
+		default:
+			tn := turns[random.IntN(len(turns))]
+			if tn.isHeld() {
+				tn.setMayRest(true)
+				tn.rest()
+				tn.setMayRest(false)
+				tn.claim()
+			}
+		}
+		used, waiting := 0, 0
+		for _, tn := range turns {
+			switch {
+			case tn.held:
+				used++
+			case tn.of.fitsLocked(tn.peer):
+				t.Fatal("somebody waits who fits")
+			default:
+				waiting++
+			}
+		}
+		if u, w := s.counts(); u != used || w != waiting || u > 16+len(pods) {
+			t.Fatalf("%d used and %d waiting are counted: want %d and %d", u, w, used, waiting)
+		}
+	}
+	for _, tn := range turns {
+		tn.leave()
+	}
+	if u, w := s.counts(); u != 0 || w != 0 || s.pods.Len() != 0 {
+		t.Errorf("%d used, %d waiting, %d pods in line in the end", u, w, s.pods.Len())
 	}
 }
 
@@ -57,7 +144,9 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	client, server, loris := c.pod("client"), c.pod("server"), c.pod("loris")
 	const slots = 4 // of 32: one peer has an eighth
 	n1 := c.node(nil)
-	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = 8*slots, 3*time.Second })
+	n2 := c.node(func(cfg *Config) {
+		cfg.MaxHandshakes, cfg.HandshakeTimeout, cfg.HandshakePatience = 8*slots, 3*time.Second, 3*time.Second
+	})
 	n1.enrol(client)
 	n2.enrol(server)
 	loris.wl.Direct = true
@@ -81,7 +170,7 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 			conn.Close()
 		})
 	}
-	await(t, "all slots are taken", func() bool { return n2.proxy.answering.used.Load() == slots })
+	await(t, "all slots are taken", func() bool { return n2.count("tacit_inbound_handshakes") == slots })
 	say(t, mustDial(t, client, server.at(false, 1)), "others go on meanwhile")
 	wg.Wait()
 	refused := func(reason string) float64 {
@@ -91,7 +180,7 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	if refused("timeout") < slots {
 		t.Errorf("%v timed out: want at least %d", refused("timeout"), slots)
 	}
-	await(t, "all slots are free", func() bool { return n2.proxy.answering.used.Load() == 0 })
+	await(t, "all slots are free", func() bool { return n2.count("tacit_inbound_handshakes") == 0 })
 }
 
 // Peers that say nothing are waited for, up to a number of them from one address and to
@@ -133,6 +222,169 @@ func TestSilentConnectionsAreBounded(t *testing.T) {
 	if left := len(n.proxy.pod(server.name).looks.from); left != 0 {
 		t.Errorf("%d addresses are still known", left)
 	}
+}
+
+// at gives p more addresses, of which the World knows, and returns them.
+func (p *testPod) more(n int) (all []netip.Addr) {
+	p.c.t.Helper()
+	var script strings.Builder
+	for i := range n {
+		a := netip.AddrFrom4([4]byte{10, 77, byte(100 + len(p.c.pods)), byte(i + 1)})
+		fmt.Fprintf(&script, "ip addr add %s/16 dev eth0; ", a)
+		all = append(all, a)
+	}
+	p.wl.Addresses = append(p.wl.Addresses, all...)
+	p.space.do(p.c.t, func() error { return sh(script.String()) })
+	return all
+}
+
+// 24 peers stall in their handshakes with one pod. Another pod of the node is not delayed, and nor is
+// another peer of that pod.
+func TestStalledPeersDelayNobodyElse(t *testing.T) {
+	c := newCluster(t)
+	client, flooded, other, loris := c.pod("client"), c.pod("flooded"), c.pod("other"), c.pod("loris")
+	const peers, most = 24, 256
+	n1 := c.node(nil)
+	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = most, time.Minute })
+	n1.enrol(client)
+	n2.enrol(flooded)
+	n2.enrol(other)
+	loris.wl.Direct = true
+	from := loris.more(peers)
+	c.publish()
+	flooded.serve(1, echo)
+	other.serve(1, echo)
+	hello := recordedHello(t)
+	for _, addr := range from {
+		for i := range most / 8 {
+			conn, err := loris.bareFrom(netip.AddrPortFrom(addr, uint16(62000+i)), flooded.at(false, 1))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.Write(hello)
+		}
+	}
+	await(t, "they wait", func() bool { return n2.count("tacit_inbound_handshakes_waiting") >= most })
+	for _, to := range []*testPod{other, flooded} {
+		began := time.Now()
+		say(t, mustDial(t, client, to.at(false, 1)), "not delayed")
+		if d := time.Since(began); d > limit/4 {
+			t.Errorf("to %s it took %v", to.name, d)
+		}
+	}
+	n2.stop()
+}
+
+// 24 destinations stall, and others do not even answer a SYN. Another pod of the node is not
+// delayed, and nor is that pod on its way to a destination that is well.
+func TestStalledDestinationsDelayNobodyElse(t *testing.T) {
+	c := newCluster(t)
+	client, other, server, tarpit := c.pod("client"), c.pod("other"), c.pod("server"), c.pod("tarpit")
+	const peers, most = 24, 256
+	n1 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.DialTimeout = most, time.Minute })
+	n2 := c.node(nil)
+	n1.enrol(client)
+	n1.enrol(other)
+	n2.enrol(server)
+	tarpit.wl.Direct = true
+	to := tarpit.more(peers)
+	c.publish()
+	server.serve(1, echo)
+	stalls := make(chan struct{})
+	tarpit.serve(1, func(*net.TCPConn) { <-stalls })
+	t.Cleanup(func() { close(stalls) })
+	tarpit.space.do(t, func() error {
+		return sh("nft 'table ip silence { chain c { type filter hook prerouting priority -500; tcp dport 2 drop; }; }'")
+	})
+	for port := range uint16(2) { // silence at 2, and then 1, where TCP is answered
+		for _, addr := range to {
+			for range most / 8 {
+				conn, err := client.dial(netip.AddrPortFrom(addr, 2-port))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+			}
+		}
+		if port == 0 {
+			await(t, "dials into silence hold nothing", func() bool {
+				return n1.proxy.pod(client.name).quota.open.Load() == peers*most/8 && n1.count("tacit_outbound_handshakes")+n1.count("tacit_outbound_handshakes_waiting") == 0
+			})
+		}
+	}
+	await(t, "they wait", func() bool { return n1.count("tacit_outbound_handshakes_waiting") >= most })
+	for _, from := range []*testPod{other, client} {
+		began := time.Now()
+		say(t, mustDial(t, from, server.at(false, 1)), "not delayed")
+		if d := time.Since(began); d > limit/4 {
+			t.Errorf("from %s it took %v", from.name, d)
+		}
+	}
+	n1.stop()
+}
+
+// A burst of 5,000 connections from one pod to one other is served, all of it: part by
+// handshakes, and part over connections that were kept from those before.
+func TestBurstIsServed(t *testing.T) {
+	const many = 5000
+	if raceEnabled {
+		return // it is about load; the other tests are about races
+	}
+	needDescriptors(t, 3*many)
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	var wg sync.WaitGroup
+	var failed atomic.Int64
+	for range many {
+		conn := mustDial(t, client, server.at(false, 1))
+		wg.Go(func() {
+			if err := ask(conn); err != nil {
+				failed.Add(1)
+				t.Log(err)
+			}
+		})
+	}
+	most := c.nodes[0].count("tacit_outbound_handshakes_waiting")
+	wg.Wait()
+	t.Logf("%v waited at once", most)
+	if n := failed.Load(); n > 0 {
+		t.Errorf("%d of %d failed", n, many)
+	}
+	for i, n := range c.nodes {
+		if refused := n.count("tacit_refused_connections_total"); refused > 0 {
+			t.Errorf("%v were refused by node %d", refused, i+1)
+		}
+	}
+	if n := c.used(0); n < many/10 {
+		t.Errorf("%d went over a kept connection: want many", n)
+	}
+}
+
+// An application that resets its connection while that waits gives its place to others.
+func TestWhoHasGoneWaitsNoMore(t *testing.T) {
+	c := newCluster(t)
+	client, tarpit := c.pod("client"), c.pod("tarpit")
+	n := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.DialTimeout = 8, time.Minute })
+	n.enrol(client)
+	tarpit.wl.Direct = true
+	c.publish()
+	stalls := make(chan struct{})
+	tarpit.serve(1, func(*net.TCPConn) { <-stalls })
+	t.Cleanup(func() { close(stalls) })
+	var open []*net.TCPConn
+	for range 3 {
+		open = append(open, mustDial(t, client, tarpit.at(false, 1)))
+	}
+	await(t, "two wait", func() bool { return n.count("tacit_outbound_handshakes_waiting") == 2 })
+	open[2].SetLinger(0)
+	open[2].Close()
+	open[1].SetLinger(0)
+	open[1].Close()
+	await(t, "none waits", func() bool {
+		return n.count("tacit_outbound_handshakes_waiting") <= 1 && n.count("tacit_refused_connections_total", "reason=reset") >= 1
+	})
+	n.stop()
 }
 
 func TestConnectionsOfAPodAreLimited(t *testing.T) {

@@ -45,6 +45,8 @@ type metrics struct {
 	refusals     *prometheus.CounterVec
 	retries      prometheus.Counter
 	acceptErrors prometheus.Counter
+	// waited are how long handshakes waited for their turn, if they did.
+	waited [2]prometheus.Observer
 }
 
 func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
@@ -64,6 +66,7 @@ func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
 	}
 	reg.MustRegister(m.refusals, m.retries, m.acceptErrors)
 	m.registerKinds(reg)
+	m.registerWaits(reg)
 	registerGauges(reg, p)
 	return m
 }
@@ -87,14 +90,29 @@ func (m *metrics) registerKinds(reg *prometheus.Registry) {
 	}
 }
 
+func (m *metrics) registerWaits(reg *prometheus.Registry) {
+	waits := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name: "tacit_handshake_wait_seconds", Help: "How long TLS handshakes waited for their turn, of those that had to wait.",
+		Buckets: []float64{.01, .1, 1, 5, 10, 30, 60},
+	}, []string{"direction"})
+	reg.MustRegister(waits)
+	for _, inbound := range []bool{false, true} {
+		m.waited[index(inbound)] = waits.WithLabelValues(direction(inbound))
+	}
+}
+
 func registerGauges(reg *prometheus.Registry, p *Proxy) {
 	gauge := func(name, help string, f func() float64) {
 		reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
 	}
 	gauge("tacit_outbound_handshakes", "TLS handshakes under way as client.",
-		func() float64 { return float64(p.dialling.used.Load()) })
+		func() float64 { used, _ := p.dialling.counts(); return float64(used) })
 	gauge("tacit_inbound_handshakes", "TLS handshakes under way as server.",
-		func() float64 { return float64(p.answering.used.Load()) })
+		func() float64 { used, _ := p.answering.counts(); return float64(used) })
+	gauge("tacit_outbound_handshakes_waiting", "Connections that wait for their turn to make a TLS handshake as client.",
+		func() float64 { _, waiting := p.dialling.counts(); return float64(waiting) })
+	gauge("tacit_inbound_handshakes_waiting", "Connections that wait for their turn to make a TLS handshake as server.",
+		func() float64 { _, waiting := p.answering.counts(); return float64(waiting) })
 	gauge("tacit_quiet_connections", "Inbound connections that have not said yet whether they are TLS.",
 		func() float64 { return float64(p.looking.Load()) })
 	gauge("tacit_kept_connections", "Connections to and from peers that are kept for the next connection of an application.",

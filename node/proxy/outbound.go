@@ -29,23 +29,30 @@ func (d *pod) outbound(ctx context.Context, j *journey) (far relay.Conn, sent in
 	}
 	j.place.await(ctx)
 	far, sent, err = d.reach(ctx, j)
-	if errors.Is(err, errBegun) {
+	for range maxOutdated {
+		if !errors.Is(err, errOutdated) {
+			break
+		}
 		far, sent, err = d.reach(ctx, j)
 	}
 	return far, sent, err
 }
 
-// errBegun says that a pod of the mesh has begun where nobody was, while it was dialled as
-// if it were outside.
-var errBegun = errors.New("a pod of the mesh has begun there meanwhile")
+// maxOutdated is how often a connection may begin anew because of what has become known.
+const maxOutdated = 3
+
+// errOutdated says that another pod is known at the address now than when it was chosen:
+// one of the mesh has begun where nobody was, while it was dialled as if it were outside;
+// or the one that was to be dialled is gone, or reached otherwise.
+var errOutdated = errors.New("another pod is there meanwhile")
 
 // reach is outbound under the World of now.
 func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
-	lease := d.p.know.lease()
-	defer d.p.know.release(lease)
+	j.lease = d.p.know.lease()
+	defer func() { d.p.know.release(j.lease) }()
 	f := d.facts.Load()
-	j.flow.Source = d.self(lease.world)
-	r, err := f.caller.find(lease.world, j.flow.Dialled)
+	j.flow.Source = d.self(j.lease.world)
+	r, err := f.caller.find(j.lease.world, j.flow.Dialled)
 	j.flow.Service = r.service
 	if err != nil {
 		return nil, 0, err
@@ -61,38 +68,83 @@ func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int6
 	left := d.p.cfg.DialTimeout
 	for i, t := range r.targets {
 		j.towards(t, r.inside)
-		remaining := time.Duration(len(r.targets) - i)
-		began := time.Now()
-		far, err := d.tryKept(ctx, left/remaining, t, j, &first)
-		if far == nil && err == nil {
-			left -= time.Since(began)
-			if err := d.awaitTurn(ctx, t); err != nil {
-				return nil, 0, err
-			}
-			began = time.Now()
-			far, err = d.try(ctx, left/remaining, t, j, &first)
-		}
+		far, spent, err := d.try(ctx, left/time.Duration(len(r.targets)-i), t, j, &first)
 		if err == nil {
 			return far, int64(first.n), nil
 		}
 		var last *finalError
-		if errors.As(err, &last) || ctx.Err() != nil || i == len(r.targets)-1 {
+		if errors.As(err, &last) || errors.Is(err, errOutdated) || ctx.Err() != nil || i == len(r.targets)-1 {
 			return nil, 0, err
 		}
-		left -= time.Since(began)
+		left -= spent
 		d.p.metrics.retries.Inc()
 		d.log.Debug("next endpoint", "refused", t.addr.String(), "err", err)
 	}
 	panic("proxy: route without targets")
 }
 
-// awaitTurn takes one of the slots for handshakes if t needs one. handshake
-// gives it back.
-func (d *pod) awaitTurn(ctx context.Context, t target) error {
+// try goes to one target, within its time, and tells how much of that it took. A pod of
+// the mesh is reached over a connection that is there, or by a handshake when its turn comes.
+func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (far relay.Conn, spent time.Duration, err error) {
+	began := time.Now()
 	if !t.direct {
-		return nil
+		far, err = d.tryPlain(ctx, within, t, j)
+		return far, time.Since(began), err
 	}
-	return d.p.dialling.take(ctx, t.addr.Addr())
+	far, err = d.tryKept(ctx, within, t, j, first)
+	spent = time.Since(began)
+	if far != nil || err != nil {
+		return far, spent, err
+	}
+	tn := d.dialling.join(t.addr.Addr())
+	defer tn.leave()
+	if far, err = d.awaitTurn(ctx, within, tn, t, j, first); far != nil || err != nil {
+		return far, spent, err
+	}
+	began = time.Now()
+	far, err = d.tryDirect(ctx, within, tn, t, j, first)
+	return far, spent + time.Since(began), err
+}
+
+// awaitTurn returns when tn holds a slot, or what is carried by a connection to t that was
+// kept meanwhile. The wait is long: it holds no lease, and afterwards t has to be there still.
+func (d *pod) awaitTurn(ctx context.Context, within time.Duration, tn *turn, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	if tn.isHeld() {
+		return nil, nil
+	}
+	gone, unwatch := j.watch()
+	defer unwatch()
+	for {
+		kept, forget := d.idle.wish(destinationOf(t))
+		d.p.know.release(j.lease)
+		pc, err := tn.await(ctx, gone, kept)
+		j.lease = d.p.know.lease()
+		forget()
+		if err == nil && !d.isThere(t, j.lease.world) {
+			err = errOutdated
+		}
+		own, noLeaf := d.leaf()
+		switch {
+		case err != nil && pc != nil:
+			leave(pc)
+			return nil, err
+		case err != nil || pc == nil:
+			return nil, err
+		case noLeaf != nil:
+			leave(pc)
+		case pc.serves(own):
+			if far, err := d.ask(ctx, within, pc, j, first); far != nil || err != nil {
+				return far, err
+			}
+		}
+	}
+}
+
+// isThere reports whether t is in w the same pod of the mesh, and to be reached by direct.
+func (d *pod) isThere(t target, w *mesh.World) bool {
+	now := w.Workload(t.addr.Addr())
+	f := d.facts.Load()
+	return now != nil && now.UID == t.workload.UID && now.ID == t.workload.ID && f.caller.target(t.addr, now).direct
 }
 
 // towards notes where the connection goes.
@@ -110,13 +162,10 @@ func (j *journey) towards(t target, inside bool) {
 	}
 }
 
-// try dials one target, within its time.
-func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+// tryPlain dials one that is not reached by direct.
+func (d *pod) tryPlain(ctx context.Context, within time.Duration, t target, j *journey) (relay.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	if t.direct {
-		return d.tryDirect(ctx, t, j, first)
-	}
 	c, err := d.dial(ctx, dialling{to: t.addr})
 	j.place.leave()
 	if err != nil {
@@ -126,7 +175,7 @@ func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journe
 	// known when it was dialled, it is known by now.
 	if d.hasBegun(t) {
 		c.Close()
-		return nil, errBegun
+		return nil, errOutdated
 	}
 	return relay.TCP(c), nil
 }
@@ -151,46 +200,51 @@ func (e *finalError) Unwrap() error { return e.error }
 const keptShare = 4
 
 // tryKept goes to a pod of the mesh over a connection that is there already. It returns
-// nil if there is none that the peer has kept too: as long as that has not replied, nothing of
-// the application was sent, so whatever is wrong with a kept connection, another one will do.
+// nil if there is none that the peer has kept too.
 func (d *pod) tryKept(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (relay.Conn, error) {
-	if !t.direct {
-		return nil, nil
-	}
 	own, err := d.leaf()
 	if err != nil {
 		return nil, nil // to dial tells why
 	}
-	answer, cancel := context.WithTimeout(ctx, within/keptShare)
-	defer cancel()
-	for {
+	for end := time.Now().Add(within / keptShare); time.Now().Before(end); {
 		pc := d.idle.take(destinationOf(t), own)
 		if pc == nil {
 			return nil, nil
 		}
-		reply, err := pc.Next(answer, d.hello(j))
-		if err == nil && reply.Status == direct.StatusOK {
-			j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
-			return pc, first.follow(pc, time.Now().Add(within))
-		}
-		leave(pc)
-		switch {
-		case err == nil:
-			j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
-			return nil, refusalOfReply(reply)
-		case ctx.Err() != nil:
-			return nil, ctx.Err()
-		case answer.Err() != nil: // it is forgotten on the way, or its last bytes are still being read
-			return nil, nil
+		if far, err := d.ask(ctx, within, pc, j, first); far != nil || err != nil {
+			return far, err
 		}
 	}
+	return nil, nil
+}
+
+// ask goes over pc, and returns nil if the peer has not kept it: as long as that has not
+// replied, nothing of the application was sent, so whatever is wrong with a kept connection,
+// another one will do. No reply: it is forgotten on the way, or its last bytes are still being read.
+func (d *pod) ask(ctx context.Context, within time.Duration, pc *peerConn, j *journey, first *firstBytes) (relay.Conn, error) {
+	answer, cancel := context.WithTimeout(ctx, within/keptShare)
+	defer cancel()
+	reply, err := pc.Next(answer, d.hello(j))
+	if err == nil {
+		j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
+	}
+	if err == nil && reply.Status == direct.StatusOK {
+		return pc, first.follow(pc, time.Now().Add(within))
+	}
+	leave(pc)
+	if err == nil {
+		return nil, refusalOfReply(reply)
+	}
+	return nil, ctx.Err()
 }
 
 // tryDirect dials a pod of the mesh: TLS to exactly the identity that the World
 // names, or nothing.
-func (d *pod) tryDirect(ctx context.Context, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+func (d *pod) tryDirect(ctx context.Context, within time.Duration, tn *turn, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
 	said := false // something of the application may be on its way
-	pc, err := d.handshake(ctx, t, j, func() ([]byte, error) {
+	pc, err := d.handshake(ctx, tn, t, j, func() ([]byte, error) {
 		p, err := first.bytes()
 		said = len(p) > 0 || err != nil
 		return p, err
@@ -230,9 +284,9 @@ func (d *pod) leaf() (*identity.Leaf, error) {
 }
 
 // handshake dials t from the pod's own address, with a source port that hints at
-// TLS, and proves identities. It gives the slot back that awaitTurn took.
-func (d *pod) handshake(ctx context.Context, t target, j *journey, first direct.First) (*peerConn, error) {
-	defer d.p.dialling.give(t.addr.Addr())
+// TLS, and proves identities. It gives the slot of tn back.
+func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, first direct.First) (*peerConn, error) {
+	defer tn.leave()
 	to := destinationOf(t)
 	defer d.idle.handshakes(to)()
 	leaf, err := d.leaf()
@@ -245,8 +299,10 @@ func (d *pod) handshake(ctx context.Context, t target, j *journey, first direct.
 		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
 	}
 	dial := func(ctx context.Context) (*net.TCPConn, error) {
-		defer j.place.leave()
-		return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
+		return tn.dial(ctx, func(ctx context.Context) (*net.TCPConn, error) {
+			defer j.place.leave()
+			return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
+		})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
 	c, err := direct.Dial(ctx, dial, cfg, d.hello(j), first)

@@ -53,7 +53,9 @@ type pod struct {
 	// quota counts the connections, whatever their kind.
 	quota quota
 	looks *looks
-	lines *lines
+	// dialling and answering are its parts of the node's.
+	dialling, answering *share
+	lines               *lines
 	// affinity outlives facts.
 	affinity *affinity
 	// idle are the connections that are kept for the next one, and keeps counts them.
@@ -134,7 +136,7 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
-		looks: newLooks(p.cfg.MaxConnectionsPerPod, &p.looking),
+		looks: newLooks(p.cfg.MaxConnectionsPerPod, &p.looking), dialling: p.dialling.share(), answering: p.answering.share(),
 		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(), keeps: quota{max: keepMostOf},
 	}
 	d.sockets4 = newSockets(&p.starved, d.need(4))

@@ -82,9 +82,11 @@ type Config struct {
 	// MaxConnectionsPerPod bounds those going out and coming in together. Default 32,768.
 	MaxConnectionsPerPod int
 	// MaxHandshakes bounds the handshakes under way, each of those as client and
-	// those as server; one peer may have an eighth of them. The others wait for
-	// their turn, no longer than DialTimeout and HandshakeTimeout. Default 512.
+	// those as server; one pod may have half of them, one peer of it an eighth. The
+	// others wait for their turn. Default 512.
 	MaxHandshakes int
+	// HandshakePatience bounds the wait for a turn. Default 1 min.
+	HandshakePatience time.Duration
 
 	// Registry gets the metrics. nil means a registry of its own.
 	Registry *prometheus.Registry
@@ -103,6 +105,7 @@ func (c Config) withDefaults() Config {
 	c.TrimInterval = orDefault(c.TrimInterval, 30*time.Second)
 	c.MaxConnectionsPerPod = orDefault(c.MaxConnectionsPerPod, 32768)
 	c.MaxHandshakes = orDefault(c.MaxHandshakes, 512)
+	c.HandshakePatience = orDefault(c.HandshakePatience, time.Minute)
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
 	}
@@ -173,18 +176,18 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	p := &Proxy{
-		cfg:       cfg,
-		log:       cfg.Log,
-		know:      newKnowledge(),
-		tell:      newTelemetry(cfg.Registry, cfg.Log),
-		relay:     relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
-		keeps:     quota{max: keepMost},
-		dialling:  newSlots(cfg.MaxHandshakes, cfg.DialTimeout),
-		answering: newSlots(cfg.MaxHandshakes, cfg.HandshakeTimeout),
-		chunks:    sync.Pool{New: func() any { return new([chunkSize]byte) }},
-		pods:      make(map[string]*pod),
+		cfg:    cfg,
+		log:    cfg.Log,
+		know:   newKnowledge(),
+		tell:   newTelemetry(cfg.Registry, cfg.Log),
+		relay:  relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
+		keeps:  quota{max: keepMost},
+		chunks: sync.Pool{New: func() any { return new([chunkSize]byte) }},
+		pods:   make(map[string]*pod),
 	}
 	p.metrics = newMetrics(cfg.Registry, p)
+	p.dialling = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(false)])
+	p.answering = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(true)])
 	p.link = newLink(p)
 	return p, nil
 }

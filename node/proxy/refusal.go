@@ -47,6 +47,7 @@ var (
 	errHandshakeLimit  = errors.New("too many handshakes under way (--max-handshakes)")
 	errConnectionLimit = errors.New("too many connections of this pod (--max-connections-per-pod)")
 	errQuietLimit      = errors.New("too many silent connections to this pod, or from this address (--max-connections-per-pod)")
+	errGone            = errors.New("the connection was reset while it waited for its handshake")
 	errNoWorld         = errors.New("control has not told yet who is in the mesh")
 	errPodGone         = errors.New("the pod or the proxy goes away")
 )
@@ -82,6 +83,8 @@ func refusalOf(err error) *refusal {
 		return r
 	case errors.Is(err, errHandshakeLimit):
 		return &refusal{reasonHandshakeLimit, flagOverload, err}
+	case errors.Is(err, errGone):
+		return &refusal{reasonReset, flagDownstreamReset, err}
 	case errors.Is(err, errNoSocket):
 		return &refusal{reasonNoSocket, flagOverload, err}
 	case errors.Is(err, syscall.ECONNREFUSED):

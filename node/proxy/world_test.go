@@ -427,8 +427,13 @@ func (p *testPod) dialWith(d net.Dialer, to netip.AddrPort) (*net.TCPConn, error
 // bare dials past the capture, from a source port of choice: what the network
 // would bring from anybody.
 func (p *testPod) bare(from uint16, to netip.AddrPort) (*net.TCPConn, error) {
+	return p.bareFrom(netip.AddrPortFrom(p.addr(to.Addr().Is6()), from), to)
+}
+
+// bareFrom is bare from any of its addresses.
+func (p *testPod) bareFrom(from, to netip.AddrPort) (*net.TCPConn, error) {
 	return p.dialWith(net.Dialer{
-		Timeout: limit, LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(p.addr(to.Addr().Is6()), from)),
+		Timeout: limit, LocalAddr: net.TCPAddrFromAddrPort(from),
 		Control: func(_, _ string, raw syscall.RawConn) error {
 			var err error
 			raw.Control(func(fd uintptr) {
