@@ -95,7 +95,7 @@ func TestNodesHaveThePrivilegesOfTheDesign(t *testing.T) {
 	for _, v := range spec.Volumes {
 		onHost[v.Name] = v.HostPath != nil
 	}
-	capabilities := map[string]string{"agent": "[CHOWN NET_ADMIN SYS_ADMIN SYS_PTRACE]", "proxy": "[]"}
+	capabilities := map[string]string{"agent": "[CHOWN NET_ADMIN NET_BIND_SERVICE SYS_ADMIN SYS_PTRACE]", "proxy": "[]"}
 	for _, c := range spec.Containers {
 		s := c.SecurityContext
 		slices.Sort(s.Capabilities.Add)

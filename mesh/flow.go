@@ -34,6 +34,12 @@ type Flow struct {
 	// Service is what the application dialled, nil if it dialled an address.
 	Service    *Service
 	SourceAddr netip.AddrPort
+	// SourcePort is the port of the source's application, which is not that of SourceAddr
+	// where two proxies speak; only the source's proxy tells it. SeenPort is the one that
+	// the destination's application sees, and SeenReason why it is another one. Both are 0
+	// where they are not known.
+	SourcePort, SeenPort uint16
+	SeenReason           string
 	// Dialled is what the application asked for, DestinationAddr where it led.
 	Dialled         netip.AddrPort
 	DestinationAddr netip.AddrPort

@@ -185,8 +185,8 @@ func (s subject) process(node, role string) map[string]string {
 }
 
 func testPrivileges(s subject) {
-	// CHOWN 0, NET_ADMIN 12, SYS_PTRACE 19, SYS_ADMIN 21 (capability.h).
-	agent := fmt.Sprintf("%016x", 1<<0|1<<12|1<<19|1<<21)
+	// CHOWN 0, NET_BIND_SERVICE 10, NET_ADMIN 12, SYS_PTRACE 19, SYS_ADMIN 21 (capability.h).
+	agent := fmt.Sprintf("%016x", 1<<0|1<<10|1<<12|1<<19|1<<21)
 	none := fmt.Sprintf("%016x", 0)
 	for _, node := range s.Nodes() {
 		for role, want := range map[string]map[string]string{

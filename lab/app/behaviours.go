@@ -40,6 +40,7 @@ func behaviours() map[string]behaviour {
 		"both":      bothWays,
 		"tls":       ownTLS(),
 		"whoami":    whoami,
+		"peer":      sayPeer,
 		"result":    result,
 		"name":      sayName,
 		"sink":      sink,
@@ -225,6 +226,11 @@ func whoami(_ *server, c *net.TCPConn) {
 	if err == nil {
 		fmt.Fprintln(c, strings.TrimPrefix(host, "::ffff:"))
 	}
+}
+
+// sayPeer tells the client its address and port as the server sees them.
+func sayPeer(_ *server, c *net.TCPConn) {
+	fmt.Fprintln(c, c.RemoteAddr())
 }
 
 // result answers what happened under a token.

@@ -450,6 +450,42 @@ func TestSocketsAreHandedOut(t *testing.T) {
 	p.until(t, "210 sockets", func() bool { return p.sockets["a"] == 210 })
 }
 
+// Ports of others' addresses are bound, and no more of them than are bounded: the proxy is a
+// process that we do not trust.
+func TestPrivilegedPortsAreBound(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	p := dialProxy(t, n.dir, nil)
+	_, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	answers := 0
+	ask := func(source string, times int) {
+		t.Helper()
+		for range times {
+			if err := p.conn.Send(handle.Message{Kind: handle.Bind, UID: "a", Source: netip.MustParseAddrPort(source)}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		answers += times
+		p.until(t, "the answers", func() bool { return len(p.bound) == answers })
+	}
+	ask("10.9.9.9:20", 1)
+	if !p.is(func() bool { return slices.Equal(p.at, []netip.AddrPort{netip.MustParseAddrPort("10.9.9.9:20")}) }) {
+		t.Errorf("bound to %+v: want 10.9.9.9 port 20", p.at)
+	}
+	ask("10.9.9.9:1024", 1) // takes no privilege
+	if m := p.bound[1]; m.Reason == "" || len(p.at) != 1 {
+		t.Errorf("%+v, bound to %v: want a reason why not", m, p.at)
+	}
+	began := time.Now()
+	ask("10.9.9.9:20", 4*bindRate)
+	if got, most := len(p.at), bindRate*(2+int(time.Since(began)/time.Second)); got > most || got < 2 {
+		t.Errorf("%d sockets bound in %v: want at most %d", got, time.Since(began), most)
+	}
+}
+
 // Enrolling and leaving leaves nothing, here, in the proxy or in the kernel.
 func TestManyCyclesLeaveNothing(t *testing.T) {
 	const pods = 10

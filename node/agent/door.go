@@ -224,6 +224,7 @@ func (a *Agent) connected(d *door) {
 	for _, p := range a.pods {
 		p.proxy, p.reason = unsaid, ""
 		clear(p.needs)
+		p.binds.asked = nil
 		if errors.Is(p.err, errTaken) {
 			p.retry = time.Time{} // it may just have given the listeners back
 		}
@@ -263,5 +264,6 @@ func (a *Agent) disconnected(d *door, err error) {
 	for _, p := range a.pods {
 		p.proxy = unsaid
 		clear(p.needs)
+		p.binds.asked = nil
 	}
 }

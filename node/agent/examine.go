@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -78,6 +79,12 @@ func examineSockets(ns *netns.NS) finding.Finding {
 			unix.Close(fd)
 		}
 	}
+	// An address of the documentation's (RFC 5737).
+	fd, err := ns.BindForeign(netip.MustParseAddrPort("192.0.2.1:1"), mesh.Mark)
+	if err != nil {
+		return finding.Finding{What: "sockets", Lacks: err.Error(), Remedy: "allow the capability NET_BIND_SERVICE: some clients have privileged ports"}
+	}
+	unix.Close(fd)
 	return finding.Finding{What: "sockets", Found: fmt.Sprintf("marked and transparent, IPv%s", strings.Trim(fmt.Sprint(families), "[]"))}
 }
 

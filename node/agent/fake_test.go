@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -31,8 +32,11 @@ type fakeProxy struct {
 	changed chan struct{} // closed and made anew at each change
 	pods    map[string]*fakePod
 	sockets map[string]int
-	refuse  bool // say failed instead of ready
-	linger  bool // do not say drained
+	ports   [2]uint16 // of the last sockets
+	bound   []handle.Message
+	at      []netip.AddrPort // to which the files of bound are bound
+	refuse  bool             // say failed instead of ready
+	linger  bool             // do not say drained
 	yielded int
 }
 
@@ -118,6 +122,16 @@ func (f *fakeProxy) take(m handle.Message, files []int) (answer handle.Message) 
 		f.drop(m.UID)
 	case handle.Sockets:
 		f.sockets[m.UID] += len(files)
+		f.ports = m.Ports
+		closeFDs(files)
+	case handle.Bound:
+		f.bound = append(f.bound, m)
+		for _, fd := range files {
+			if at, err := unix.Getsockname(fd); err == nil {
+				in4 := at.(*unix.SockaddrInet4)
+				f.at = append(f.at, netip.AddrPortFrom(netip.AddrFrom4(in4.Addr), uint16(in4.Port)))
+			}
+		}
 		closeFDs(files)
 	}
 	return answer

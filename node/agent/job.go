@@ -408,6 +408,7 @@ func (a *Agent) watch(ctx context.Context, p *pod) {
 
 // give makes the sockets that the proxy has asked for, a batch at a time.
 func (a *Agent) give(ctx context.Context, p *pod) {
+	a.bind(ctx, p)
 	for family, n := range p.needs {
 		if n == 0 || p.giving[family] || a.proxy == nil {
 			continue
@@ -420,7 +421,7 @@ func (a *Agent) give(ctx context.Context, p *pod) {
 			continue
 		}
 		p.giving[family] = true
-		a.giveBatch(ctx, p, netns.SocketConfig{Family: family, Count: n, Mark: mesh.Mark})
+		a.giveBatch(ctx, p, netns.SocketConfig{Family: family, Count: n, Mark: mesh.Mark, LastPort: mesh.DirectPortFirst - 1})
 	}
 }
 
@@ -429,6 +430,9 @@ func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 	a.aside(ctx, func(context.Context) error {
 		fds, err := ns.Sockets(c)
 		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds)}
+		if first, last, err := ns.EphemeralPorts(); err == nil {
+			m.Ports = [2]uint16{first, last}
+		}
 		if err != nil {
 			m.Reason = err.Error()[:min(len(err.Error()), 1000)]
 		}

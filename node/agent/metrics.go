@@ -21,6 +21,7 @@ type metrics struct {
 	repairs     prometheus.Counter
 	requests    *prometheus.CounterVec
 	sockets     prometheus.Counter
+	binds       *prometheus.CounterVec
 	// Of the chain of CNI plugins.
 	chained      prometheus.Gauge
 	chainChanges prometheus.Counter
@@ -42,13 +43,15 @@ func newMetrics(r *prometheus.Registry) *metrics {
 			Name: "tacit_agent_cni_requests_total", Help: "Requests of the CNI plugin, by command and result."}, []string{"command", "result"}),
 		sockets: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tacit_agent_sockets_total", Help: "Sockets handed to the proxy."}),
+		binds: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tacit_agent_ports_bound_total", Help: "Sockets that the proxy wanted to be bound to a privileged port of a client, by result."}, []string{"result"}),
 		chained: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tacit_agent_chain_complete", Help: "1 while the plugin is in the node's chain of CNI plugins."}),
 		chainChanges: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tacit_agent_chain_changes_total", Help: "Times that the node's chain of CNI plugins was written."}),
 	}
 	if r != nil {
-		r.MustRegister(m.pods, m.unprotected, m.connected, m.captures, m.repairs, m.requests, m.sockets, m.chained, m.chainChanges)
+		r.MustRegister(m.pods, m.unprotected, m.connected, m.captures, m.repairs, m.requests, m.sockets, m.binds, m.chained, m.chainChanges)
 	}
 	return m
 }

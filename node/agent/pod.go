@@ -64,6 +64,7 @@ type pod struct {
 	// that some are being made. This goes on beside any other job.
 	needs  map[int]int
 	giving map[int]bool
+	binds  binds
 	// err is why the last job failed, retry when it may be tried again.
 	err     error
 	retry   time.Time

@@ -195,6 +195,8 @@ func (a *Agent) heard(d *door, m handle.Message) {
 			p.needs, p.giving = make(map[int]int), make(map[int]bool)
 		}
 		p.needs[m.Family] = min(p.needs[m.Family]+m.Count, handle.MaxCount)
+	case m.Kind == handle.Bind:
+		a.askBind(p, m.Source)
 	}
 }
 

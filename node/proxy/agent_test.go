@@ -2,6 +2,8 @@ package proxy
 
 import (
 	"errors"
+	"fmt"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -9,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/socket"
 	"tacit.dev/wire/handle"
 )
 
@@ -86,6 +89,8 @@ func (a *fakeAgent) serve(t testing.TB, conn *handle.Conn) {
 			a.mu.Unlock()
 		case handle.Need:
 			a.give(t, conn, m)
+		case handle.Bind:
+			a.bind(t, conn, m)
 		default:
 			a.told <- m
 		}
@@ -123,8 +128,43 @@ func (a *fakeAgent) give(t testing.TB, conn *handle.Conn, m handle.Message) {
 		return
 	}
 	files := p.sockets(t, m.Family, min(m.Count, handle.MaxFiles))
-	conn.Send(handle.Message{Kind: handle.Sockets, UID: m.UID, Family: m.Family, Count: len(files)}, files...)
+	conn.Send(handle.Message{Kind: handle.Sockets, UID: m.UID, Family: m.Family, Count: len(files), Ports: p.ephemeral(t)}, files...)
 	closeAll(files)
+}
+
+// bind binds a socket to a privileged port. The test has no such privilege, but that of
+// changing what takes one.
+func (a *fakeAgent) bind(t testing.TB, conn *handle.Conn, m handle.Message) {
+	a.mu.Lock()
+	p, broken := a.pods[m.UID], a.broken
+	a.mu.Unlock()
+	if broken {
+		conn.Send(handle.Message{Kind: handle.Bound, UID: m.UID, Source: m.Source, Reason: "broken"})
+		return
+	}
+	family := 4
+	if m.Source.Addr().Is6() {
+		family = 6
+	}
+	files := p.sockets(t, family, 1)
+	p.space.do(t, func() error {
+		return errors.Join(
+			sh("echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start"),
+			unix.Bind(files[0], socket.Address(m.Source)),
+			sh("echo 1024 >/proc/sys/net/ipv4/ip_unprivileged_port_start"))
+	})
+	conn.Send(handle.Message{Kind: handle.Bound, UID: m.UID, Source: m.Source}, files...)
+	closeAll(files)
+}
+
+// ephemeral is the namespace's range of ports.
+func (p *testPod) ephemeral(t testing.TB) (ports [2]uint16) {
+	p.space.do(t, func() error {
+		b, err := os.ReadFile("/proc/sys/net/ipv4/ip_local_port_range")
+		_, scanErr := fmt.Sscan(string(b), &ports[0], &ports[1])
+		return errors.Join(err, scanErr)
+	})
+	return ports
 }
 
 // sockets makes sockets as the agent does.
@@ -136,7 +176,9 @@ func (p *testPod) sockets(t testing.TB, family, n int) []int {
 	files := p.plainSockets(t, family, n)
 	for _, fd := range files {
 		// The test has the privilege wherever it is.
-		err := errors.Join(unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mesh.Mark), unix.SetsockoptInt(fd, level, option, 1))
+		err := errors.Join(
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, mesh.Mark), unix.SetsockoptInt(fd, level, option, 1),
+			unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1), limitPorts(fd, 0, mesh.DirectPortFirst-1))
 		if err != nil {
 			t.Error(err)
 		}

@@ -19,22 +19,25 @@ import (
 const (
 	// maxBinds is how many sockets one dial may use up on ports that are taken.
 	maxBinds = 16
-	// maxMarked is how many of them look for a port that hints at TLS. Where so
+	// maxMarked is how many look for a port that hints at TLS. Where so
 	// many are taken, the connection does without the hint: the receiver then
 	// has to look, and finds the ClientHello.
 	maxMarked = 8
+	// plainFirst begins the ports, up to the marked ones, that a plain dial takes where the
+	// kernel would give it a marked one.
+	plainFirst = 32768
 )
 
 // portChoice says which source port a dial binds.
 type portChoice uint8
 
 const (
-	// anyPort leaves address and port to the kernel.
+	// anyPort leaves address and port to the kernel. It is never a port that hints at TLS.
 	anyPort portChoice = iota
 	// directPorts takes a random one of the range that hints at TLS, or any if
 	// most are taken.
 	directPorts
-	// samePort takes the one given, or any if it is taken.
+	// samePort takes the one given, or any if it cannot be had.
 	samePort
 )
 
@@ -47,32 +50,47 @@ type dialling struct {
 	port  uint16
 	ports portChoice
 	to    netip.AddrPort
+	// missed is why samePort took another one.
+	missed error
+	// open says that the kernel was left the choice among all of its ports. If it finds
+	// none there is none.
+	open bool
 }
+
+// portRange are the ports that the kernel takes for those who ask for none
+// (net.ipv4.ip_local_port_range); the zero value is one that is not known.
+type portRange struct{ first, last uint16 }
+
+func (r portRange) has(port uint16) bool { return r.first <= port && port <= r.last }
+
+var errNoPort = errors.New("no source port")
 
 // dial connects with a socket that the agent made in the pod's namespace. Ports
 // that are taken cost a socket each: a socket is bound once only.
-func (d *pod) dial(ctx context.Context, g dialling) (*net.TCPConn, error) {
+func (d *pod) dial(ctx context.Context, g *dialling) (*net.TCPConn, error) {
 	var taken error
 	for try := range maxBinds {
 		fd, err := d.sockets(g.to.Addr().Is6()).take(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("dial %s: %w", g.to, err)
 		}
-		err = prepare(fd, g, try)
-		if err == nil {
+		if fd, err = d.bind(ctx, fd, g, try); err == nil {
 			var c *net.TCPConn
 			if c, err = connectSocket(ctx, fd, g.to); err == nil {
 				return c, nil
 			}
-		} else {
-			unix.Close(fd)
 		}
-		if g.ports == anyPort || !isPortTaken(err) {
+		if !isPortTaken(err) {
 			return nil, fmt.Errorf("dial %s: %w", g.to, err)
 		}
-		taken = err
+		if taken = err; g.open {
+			break
+		}
+		if g.missed == nil {
+			g.missed = err
+		}
 	}
-	return nil, fmt.Errorf("dial %s: no source port after %d tries: %w", g.to, maxBinds, taken)
+	return nil, fmt.Errorf("dial %s: %w: %w", g.to, errNoPort, taken)
 }
 
 // isPortTaken reports whether bind or connect found address and port in use.
@@ -80,31 +98,102 @@ func isPortTaken(err error) bool {
 	return errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// prepare binds fd, if the source is of importance.
-func prepare(fd int, g dialling, try int) error {
-	if g.ports == anyPort {
-		return nil
+// bind binds fd, if the source is of importance. It owns fd, and returns the socket to
+// connect, which may be another one.
+func (d *pod) bind(ctx context.Context, fd int, g *dialling, try int) (int, error) {
+	var err error
+	switch g.ports {
+	case anyPort:
+		err = d.avoidMarked(fd, g, try)
+	case directPorts:
+		if try < maxMarked {
+			err = bindTo(fd, netip.AddrPortFrom(g.from, markedPort()))
+		} else {
+			err = g.bindOpen(fd)
+		}
+	case samePort:
+		fd, err = d.bindSame(ctx, fd, g, try)
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return os.NewSyscallError("setsockopt SO_REUSEADDR", err)
-	}
-	port, err := g.choose(fd, try)
 	if err != nil {
-		return err
+		unix.Close(fd)
+		return -1, err
 	}
-	return os.NewSyscallError("bind", unix.Bind(fd, socket.Address(netip.AddrPortFrom(g.from, port))))
+	return fd, nil
 }
 
-// choose returns the source port of the nth try; 0 is the kernel's choice, at connect.
-func (g dialling) choose(fd, try int) (uint16, error) {
-	if g.ports == directPorts && try < maxMarked {
-		return markedPort(), nil
+// avoidMarked keeps a plain dial from a port that hints at TLS, where the pod's own
+// settings would let it have one.
+func (d *pod) avoidMarked(fd int, g *dialling, try int) error {
+	r := d.ephemeral()
+	if r.last < mesh.DirectPortFirst {
+		g.open = true
+		return nil
 	}
-	if g.ports == samePort && try == 0 && g.port != 0 {
-		return g.port, nil
+	if try == 0 && r.first < mesh.DirectPortFirst && limitPorts(fd, r.first, mesh.DirectPortFirst-1) == nil {
+		return nil
 	}
-	err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
-	return 0, os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+	port := uint16(plainFirst + rand.N(mesh.DirectPortFirst-plainFirst))
+	return bindTo(fd, netip.AddrPortFrom(unspecified(fd), port))
+}
+
+// unspecified is the wildcard address of fd's family.
+func unspecified(fd int) netip.Addr {
+	if family, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_DOMAIN); err == nil && family == unix.AF_INET6 {
+		return netip.IPv6Unspecified()
+	}
+	return netip.IPv4Unspecified()
+}
+
+// bindSame binds fd to the client's port. What the kernel gives at connect does not take
+// the port from those who connect without asking for one, as what is bound before does: else
+// a pod that serves many clients could dial nobody. So that is tried first, where the kernel
+// would give such a port.
+func (d *pod) bindSame(ctx context.Context, fd int, g *dialling, try int) (int, error) {
+	source := netip.AddrPortFrom(g.from, g.port)
+	atConnect := d.ephemeral().has(g.port)
+	switch {
+	case g.port == 0, try > 1, try == 1 && !atConnect:
+		return fd, g.bindOpen(fd)
+	case try == 0 && atConnect && limitPorts(fd, g.port, g.port) == nil:
+		return fd, bindAtConnect(fd, g.from)
+	}
+	err := bindTo(fd, source)
+	if !errors.Is(err, unix.EACCES) {
+		return fd, err
+	}
+	bound, err := d.bindings.take(ctx, source)
+	if err != nil { // fd is not bound yet
+		g.missed = err
+		return fd, g.bindOpen(fd)
+	}
+	unix.Close(fd)
+	return bound, nil
+}
+
+// bindOpen binds fd to the source address, and to whichever port there is.
+func (g *dialling) bindOpen(fd int) error {
+	g.open = true
+	return bindAtConnect(fd, g.from)
+}
+
+// bindTo relies on SO_REUSEADDR, which the agent has set: others may have the port too.
+func bindTo(fd int, source netip.AddrPort) error {
+	return os.NewSyscallError("bind", unix.Bind(fd, socket.Address(source)))
+}
+
+// bindAtConnect binds fd to an address, and leaves the port to the kernel until it
+// knows where the connection goes.
+func bindAtConnect(fd int, from netip.Addr) error {
+	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+		return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+	}
+	return bindTo(fd, netip.AddrPortFrom(from, 0))
+}
+
+// limitPorts has the kernel choose the port of fd, at connect, from first to last, as far as
+// they are among the ephemeral ones of the namespace. Linux can do so since 6.3.
+func limitPorts(fd int, first, last uint16) error {
+	return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_LOCAL_PORT_RANGE, int(uint32(first)|uint32(last)<<16))
 }
 
 // markedPort is one of those that hint at TLS, and that the client's kernel gives to nobody.

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
 	"sync"
 	"time"
@@ -118,7 +119,7 @@ func (d *pod) admitPlaintext(ctx context.Context, j *journey) (relay.Conn, error
 	if j.flow.Source != nil {
 		j.kind = plaintext
 	}
-	return d.dialApplication(ctx, j)
+	return d.dialApplication(ctx, j, j.flow.SourceAddr.Port())
 }
 
 // admitDirect proves who the peer is, dials the application, and tells the peer.
@@ -156,7 +157,20 @@ func (d *pod) admitPeer(ctx context.Context, j *journey, w *mesh.World, id mesh.
 		return nil, err
 	}
 	j.flow.Service = serviceNamed(w, j.flow.Destination, hello.Service)
-	return d.dialApplication(ctx, j)
+	return d.dialApplication(ctx, j, j.sourcePort(hello))
+}
+
+// sourcePort is the port of the client's application, as its proxy tells, for nothing proves
+// it. A proxy that is older does not: then its own port is as good as any, unless it has served
+// a connection before.
+func (j *journey) sourcePort(hello direct.Hello) uint16 {
+	switch {
+	case hello.SourcePort != 0:
+		return hello.SourcePort
+	case j.flow.Kept:
+		return 0
+	}
+	return j.flow.SourceAddr.Port()
 }
 
 // answer runs the handshake as the pod's identity.
@@ -206,21 +220,34 @@ func (j *journey) identify(id mesh.ID) error {
 }
 
 // dialApplication opens the last piece of the way. The application sees the
-// client's own address, and its port too unless that is taken.
-func (d *pod) dialApplication(ctx context.Context, j *journey) (relay.Conn, error) {
+// client's own address, and its port too unless that cannot be had; 0 is not known.
+func (d *pod) dialApplication(ctx context.Context, j *journey, port uint16) (relay.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, d.p.cfg.DialTimeout)
 	defer cancel()
 	j.place.await(ctx)
 	defer j.place.leave()
-	port := j.flow.SourceAddr.Port()
-	if j.flow.Kept { // its port has served the connection before
-		port = markedPort()
-	}
-	c, err := d.dial(ctx, dialling{from: j.flow.SourceAddr.Addr(), port: port, ports: samePort, to: j.flow.Dialled})
+	g := &dialling{from: j.flow.SourceAddr.Addr(), port: port, ports: samePort, to: j.flow.Dialled}
+	c, err := d.dial(ctx, g)
 	if err != nil {
 		return nil, err
 	}
+	j.noteSource(g, c)
 	return relay.TCP(c), nil
+}
+
+// noteSource notes which port the client's application has, and which one it has in the eyes
+// of the application here.
+func (j *journey) noteSource(g *dialling, c *net.TCPConn) {
+	seen, ok := c.LocalAddr().(*net.TCPAddr)
+	if !ok || g.port == 0 {
+		return
+	}
+	j.flow.SourcePort, j.flow.SeenPort = g.port, uint16(seen.Port)
+	if j.flow.SeenPort == g.port {
+		return
+	}
+	j.flow.SeenReason = portReason(g.missed)
+	j.d.p.metrics.otherPort(j.flow.SeenReason)
 }
 
 // serviceNamed returns the service that the peer says was dialled, if it is one

@@ -28,8 +28,8 @@ type link struct {
 
 	// mu guards outbox.
 	mu sync.Mutex
-	// outbox waits to be sent. Each pod has at most one need per family and
-	// one word about its state in it, so it is bounded by the pods.
+	// outbox waits to be sent. Each pod has at most one need per family,
+	// maxBindings and one word about its state in it, so it is bounded by the pods.
 	outbox []handle.Message
 	// filled has one element when outbox is not empty.
 	filled chan struct{}
@@ -116,6 +116,9 @@ func (l *link) act(ctx context.Context, m handle.Message, files []int) {
 	switch m.Kind {
 	case handle.Sockets:
 		d.deliver(m, files)
+		return
+	case handle.Bound:
+		d.bindings.deliver(m, files)
 		return
 	case handle.Drain:
 		d.drain()

@@ -11,6 +11,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestMain gives the tests the rights of root over namespaces of their own: who
@@ -26,11 +28,28 @@ func TestMain(m *testing.M) {
 	if os.Geteuid() != 0 {
 		os.Exit(inUserNamespace())
 	}
+	if err := dropPrivilegedPorts(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
 	code := m.Run()
 	if code == 0 && goroutinesLeft() {
 		code = 1
 	}
 	os.Exit(code)
+}
+
+// dropPrivilegedPorts begins again without the right that a proxy lacks: to bind a port
+// that takes a privilege. The tests' namespaces have none unless a test says so.
+func dropPrivilegedPorts() error {
+	if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_NET_BIND_SERVICE, 0, 0, 0); err != nil || has == 0 {
+		return err
+	}
+	runtime.LockOSThread()
+	if err := unix.Prctl(unix.PR_CAPBSET_DROP, unix.CAP_NET_BIND_SERVICE, 0, 0, 0); err != nil {
+		return fmt.Errorf("drop NET_BIND_SERVICE: %w", err)
+	}
+	return syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 func inUserNamespace() int {

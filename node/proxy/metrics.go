@@ -43,6 +43,7 @@ type metrics struct {
 	total        [2][kinds]prometheus.Counter
 	open         [2][kinds]prometheus.Gauge
 	refusals     *prometheus.CounterVec
+	otherPorts   *prometheus.CounterVec
 	retries      prometheus.Counter
 	acceptErrors prometheus.Counter
 	// waited are how long handshakes waited for their turn, if they did.
@@ -55,6 +56,10 @@ func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
 			Name: "tacit_refused_connections_total",
 			Help: "Connections that were reset before a byte went through, by reason.",
 		}, []string{"direction", "reason"}),
+		otherPorts: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tacit_source_ports_changed_total",
+			Help: "Connections to an application that sees another source port than its client has, by reason.",
+		}, []string{"reason"}),
 		retries: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tacit_endpoint_retries_total",
 			Help: "Endpoints of services that failed, so that another one was tried.",
@@ -64,7 +69,7 @@ func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
 			Help: "Failures to accept a connection, such as no free descriptor.",
 		}),
 	}
-	reg.MustRegister(m.refusals, m.retries, m.acceptErrors)
+	reg.MustRegister(m.refusals, m.otherPorts, m.retries, m.acceptErrors)
 	m.registerKinds(reg)
 	m.registerWaits(reg)
 	registerGauges(reg, p)
@@ -160,3 +165,5 @@ func (m *metrics) closed(inbound bool, k kind) { m.open[index(inbound)][k].Dec()
 func (m *metrics) refused(inbound bool, reason string) {
 	m.refusals.WithLabelValues(direction(inbound), reason).Inc()
 }
+
+func (m *metrics) otherPort(reason string) { m.otherPorts.WithLabelValues(reason).Inc() }

@@ -166,7 +166,7 @@ func (j *journey) towards(t target, inside bool) {
 func (d *pod) tryPlain(ctx context.Context, within time.Duration, t target, j *journey) (relay.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	c, err := d.dial(ctx, dialling{to: t.addr})
+	c, err := d.dial(ctx, &dialling{to: t.addr})
 	j.place.leave()
 	if err != nil {
 		return nil, err
@@ -301,7 +301,7 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 	dial := func(ctx context.Context) (*net.TCPConn, error) {
 		return tn.dial(ctx, func(ctx context.Context) (*net.TCPConn, error) {
 			defer j.place.leave()
-			return d.dial(ctx, dialling{from: own, to: t.addr, ports: directPorts})
+			return d.dial(ctx, &dialling{from: own, to: t.addr, ports: directPorts})
 		})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
@@ -316,7 +316,7 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 
 // hello is what the preamble tells.
 func (d *pod) hello(j *journey) direct.Hello {
-	return direct.Hello{Service: serviceOf(j), SourcePod: d.facts.Load().pod}
+	return direct.Hello{Service: serviceOf(j), SourcePod: d.facts.Load().pod, SourcePort: j.flow.SourceAddr.Port()}
 }
 
 // serviceOf is how the preamble names what was dialled.

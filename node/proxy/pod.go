@@ -50,6 +50,9 @@ type pod struct {
 	cancel context.CancelFunc
 
 	sockets4, sockets6 *sockets
+	bindings           *bindings
+	// ports are the pod's portRange, first in the upper half.
+	ports atomic.Uint32
 	// quota counts the connections, whatever their kind.
 	quota quota
 	looks *looks
@@ -141,6 +144,9 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 	}
 	d.sockets4 = newSockets(&p.starved, d.need(4))
 	d.sockets6 = newSockets(&p.starved, d.need(6))
+	d.bindings = newBindings(func(source netip.AddrPort) bool {
+		return d.p.link.post(handle.Message{Kind: handle.Bind, UID: d.uid, Source: source})
+	})
 	return d, func() {
 		p.mu.Lock()
 		p.pods[uid] = d
@@ -310,7 +316,16 @@ func (d *pod) deliver(m handle.Message, files []int) {
 	if len(files) == 0 {
 		d.log.Warn("agent has no sockets", "family", m.Family, "reason", m.Reason)
 	}
+	if m.Ports != [2]uint16{} {
+		d.ports.Store(uint32(m.Ports[0])<<16 | uint32(m.Ports[1]))
+	}
 	d.sockets(m.Family == 6).deliver(files)
+}
+
+// ephemeral is the pod's portRange, as the agent has told with the last sockets.
+func (d *pod) ephemeral() portRange {
+	v := d.ports.Load()
+	return portRange{uint16(v >> 16), uint16(v)}
 }
 
 func (d *pod) sockets(v6 bool) *sockets {
@@ -337,6 +352,7 @@ func (d *pod) run(ctx context.Context) {
 	d.mu.Unlock()
 	d.sockets4.close()
 	d.sockets6.close()
+	d.bindings.close()
 }
 
 // awaitReady closes ready when the pod's certificate and the first World are there.

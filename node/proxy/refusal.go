@@ -105,6 +105,23 @@ func isTimeout(err error) bool {
 		errors.Is(err, context.DeadlineExceeded) || errors.As(err, &n) && n.Timeout()
 }
 
+// Why an application sees another source port than its client has.
+const (
+	portInUse    = "in_use"
+	portNoAgent  = "no_agent"
+	portNotBound = "not_bound"
+)
+
+func portReason(err error) string {
+	switch {
+	case errors.Is(err, errNoBinder):
+		return portNoAgent
+	case errors.Is(err, errNotBound):
+		return portNotBound
+	}
+	return portInUse
+}
+
 // refusalOfReply names a server's status other than ok.
 func refusalOfReply(r direct.Reply) *refusal {
 	err := errors.New("the other side answered: " + r.Reason)

@@ -202,7 +202,7 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 	if !t.log.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 19)
+	attrs := make([]slog.Attr, 0, 22)
 	attrs = append(attrs, slog.String("reporter", string(f.Reporter)), slog.String("security", string(f.Security)))
 	attrs = appendParty(attrs, [3]string{"src", "src_pod", "src_addr"}, f.Source, f.SourceAddr)
 	attrs = appendParty(attrs, [3]string{"dst", "dst_pod", "dst_addr"}, f.Destination, f.DestinationAddr)
@@ -212,6 +212,7 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 	if f.Dialled != f.DestinationAddr && f.Dialled.IsValid() {
 		attrs = append(attrs, slog.String("dialled", f.Dialled.String()))
 	}
+	attrs = appendPorts(attrs, f)
 	attrs = append(attrs,
 		slog.Bool("resumed", f.Resumed),
 		slog.Bool("kept", f.Kept),
@@ -225,6 +226,18 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 		attrs = append(attrs, slog.String("reason", f.Reason))
 	}
 	t.log.LogAttrs(ctx, slog.LevelInfo, "connection closed", attrs...)
+}
+
+// appendPorts says which port the source's application has where src_addr does not, and
+// which one the destination's sees if it is another.
+func appendPorts(attrs []slog.Attr, f *mesh.Flow) []slog.Attr {
+	if f.SourcePort != 0 && f.SourcePort != f.SourceAddr.Port() {
+		attrs = append(attrs, slog.Int("src_port", int(f.SourcePort)))
+	}
+	if f.SeenPort != f.SourcePort {
+		attrs = append(attrs, slog.Int("seen_port", int(f.SeenPort)), slog.String("seen_port_reason", f.SeenReason))
+	}
+	return attrs
 }
 
 // appendParty says who, which pod, and where; keys name the three.

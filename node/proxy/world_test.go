@@ -44,7 +44,7 @@ func newSpace(t testing.TB) *space {
 		if s.file, err = os.Open("/proc/thread-self/ns/net"); err != nil {
 			return err
 		}
-		return sh("ip link set lo up")
+		return sh("ip link set lo up; echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start")
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -235,6 +236,55 @@ func TestSocketsAllOrNone(t *testing.T) {
 	}
 	if after, _ := os.ReadDir("/proc/self/fd"); len(after) > len(before) {
 		t.Errorf("%d descriptors before, %d after", len(before), len(after))
+	}
+}
+
+func TestBindForeign(t *testing.T) {
+	ns := unnamed(t)
+	if err := ns.Do(func() error {
+		return exec.Command("sh", "-ec", "ip addr add 10.1.1.1/32 dev lo; ip -6 addr add fd11::1/128 dev lo").Run()
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct {
+		source string
+		want   bool
+	}{
+		{"10.9.9.9:20", true}, {"[fd99::9]:1023", true},
+		{"10.9.9.9:1024", false}, {"10.9.9.9:0", false}, // takes no privilege
+		{"10.1.1.1:20", false}, {"[fd11::1]:20", false}, {"127.0.0.1:20", false}, {"0.0.0.0:20", false}, {"[::]:20", false}, // the pod's own
+		{"224.0.0.1:20", false}, {"[::ffff:10.1.1.1]:20", false},
+	} {
+		fd, err := ns.BindForeign(netip.MustParseAddrPort(r.source), 1)
+		if (err == nil) != r.want {
+			t.Errorf("%s: %v: want it bound: %v", r.source, err, r.want)
+		}
+		if err == nil {
+			unix.Close(fd)
+		}
+	}
+}
+
+// TestEphemeralPorts: they are the namespace's, and none of the sockets is given one above LastPort.
+func TestEphemeralPorts(t *testing.T) {
+	ns := unnamed(t)
+	if err := ns.Do(func() error { return os.WriteFile(ephemeralPorts, []byte("60990 61999"), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	if first, last, err := ns.EphemeralPorts(); err != nil || first != 60990 || last != 61999 {
+		t.Errorf("%d to %d, %v: want 60990 to 61999", first, last, err)
+	}
+	fds, err := ns.Sockets(SocketConfig{Family: 4, Count: 10, Mark: 1, LastPort: 60999})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		defer unix.Close(fd)
+		// Nobody listens: the port is given all the same.
+		unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+		if at, err := unix.Getsockname(fd); err != nil || at.(*unix.SockaddrInet4).Port > 60999 {
+			t.Errorf("%+v, %v: want no port above 60999", at, err)
+		}
 	}
 }
 

@@ -68,17 +68,20 @@ type SocketConfig struct {
 	Count int
 	// Mark is their SO_MARK.
 	Mark uint32
+	// LastPort is the last port that the kernel may give them at connect, where it gives
+	// others above it; Linux can do so since 6.3, and gives any port before.
+	LastPort uint16
 }
 
 // Sockets makes TCP sockets inside the namespace: marked, transparent (they may
-// be bound to an address that is not ours), neither bound nor connected,
-// non-blocking, closed on exec. All or none: after an error there is none. The
+// be bound to an address that is not ours), with SO_REUSEADDR (they take no port from those
+// who have it too), neither bound nor connected, non-blocking, closed on exec. All or none: after an error there is none. The
 // caller closes them.
 func (n *NS) Sockets(c SocketConfig) ([]int, error) {
 	fds := make([]int, 0, c.Count)
 	err := n.Do(func() error {
 		for range c.Count {
-			fd, err := dialSocket(c.Family, c.Mark)
+			fd, err := dialSocket(c)
 			if err != nil {
 				return err
 			}
@@ -95,23 +98,30 @@ func (n *NS) Sockets(c SocketConfig) ([]int, error) {
 	return fds, nil
 }
 
-func dialSocket(fam int, mark uint32) (int, error) {
+func dialSocket(c SocketConfig) (int, error) {
 	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
 	domain := unix.AF_INET
-	if fam == 6 {
+	if c.Family == 6 {
 		domain, level, option = unix.AF_INET6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
 	}
 	fd, err := tcpSocket(domain)
 	if err != nil {
 		return -1, err
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("setsockopt SO_MARK (needs CAP_NET_ADMIN): %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
-		unix.Close(fd)
-		return -1, fmt.Errorf("setsockopt IP_TRANSPARENT (needs CAP_NET_ADMIN): %w", err)
+	for _, o := range []struct {
+		name                 string
+		level, option, value int
+	}{
+		{"SO_MARK (needs CAP_NET_ADMIN)", unix.SOL_SOCKET, unix.SO_MARK, int(c.Mark)},
+		{"IP_TRANSPARENT (needs CAP_NET_ADMIN)", level, option, 1},
+		{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
+		{"IP_LOCAL_PORT_RANGE", unix.SOL_IP, unix.IP_LOCAL_PORT_RANGE, int(c.LastPort) << 16},
+	} {
+		err := unix.SetsockoptInt(fd, o.level, o.option, o.value)
+		if err != nil && !(o.option == unix.IP_LOCAL_PORT_RANGE && errors.Is(err, unix.ENOPROTOOPT)) {
+			unix.Close(fd)
+			return -1, fmt.Errorf("setsockopt %s: %w", o.name, err)
+		}
 	}
 	return fd, nil
 }

@@ -28,7 +28,8 @@ const (
 
 	tlvService = 1
 	// 2 is reserved: it was a traceparent, which nobody ever sent.
-	tlvSourcePod = 3
+	tlvSourcePod  = 3
+	tlvSourcePort = 4
 
 	clientHeader = 3
 	serverHeader = 4
@@ -44,6 +45,9 @@ type Hello struct {
 	Service string
 	// SourcePod is NAMESPACE/NAME; for logs only, since nothing proves it.
 	SourcePod string
+	// SourcePort is the port that the client's application has, which is not the one that
+	// this connection has; 0 is not told. Nothing proves it either.
+	SourcePort uint16
 }
 
 // Status is the server's answer to a Hello.
@@ -105,6 +109,10 @@ func appendHello(b []byte, h Hello) ([]byte, error) {
 		b = binary.BigEndian.AppendUint16(b, uint16(len(f.value)))
 		b = append(b, f.value...)
 	}
+	if h.SourcePort != 0 {
+		b = append(b, tlvSourcePort, 0, 2)
+		b = binary.BigEndian.AppendUint16(b, h.SourcePort)
+	}
 	n := len(b) - start - clientHeader
 	if n > maxHello {
 		return nil, fmt.Errorf("preamble: %d bytes, at most %d fit", n, maxHello)
@@ -159,6 +167,11 @@ func parseFields(body []byte) (Hello, error) {
 			h.Service = string(value)
 		case tlvSourcePod:
 			h.SourcePod = string(value)
+		case tlvSourcePort:
+			if n != 2 {
+				return Hello{}, fmt.Errorf("preamble of the client: a port of %d bytes: want 2", n)
+			}
+			h.SourcePort = binary.BigEndian.Uint16(value)
 		}
 	}
 	return h, nil

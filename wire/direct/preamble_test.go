@@ -14,6 +14,8 @@ func TestHelloRoundTrip(t *testing.T) {
 		{},
 		{Service: "default/db.default.svc.cluster.local:5432"},
 		{Service: "a/b:1", SourcePod: "default/client-0"},
+		{SourcePort: 20},
+		{Service: "a/b:1", SourcePort: 65535},
 	} {
 		b, err := appendHello([]byte("before"), h)
 		must(t, err)
@@ -45,6 +47,9 @@ func TestHelloErrors(t *testing.T) {
 		{"field twice", "\x01\x00\x08\x01\x00\x01a\x01\x00\x01b"},
 		{"not UTF-8", "\x01\x00\x04\x01\x00\x01\xff"},
 		{"too long", "\x01\xff\xff"},
+		{"port of one byte", "\x01\x00\x04\x04\x00\x01\x14"},
+		{"port of three bytes", "\x01\x00\x06\x04\x00\x03\x00\x00\x14"},
+		{"port twice", "\x01\x00\x0a\x04\x00\x02\x00\x14\x04\x00\x02\x00\x14"},
 	}
 	for _, r := range rows {
 		if h, err := readHello(strings.NewReader(r.b)); err == nil {
@@ -80,8 +85,10 @@ func TestReplyReason(t *testing.T) {
 }
 
 func FuzzHello(f *testing.F) {
-	b, _ := appendHello(nil, Hello{Service: "a/b:1", SourcePod: "p"})
+	b, _ := appendHello(nil, Hello{Service: "a/b:1", SourcePod: "p", SourcePort: 20})
 	f.Add(b)
+	f.Add([]byte("\x01\x00\x05\x04\x00\x02\x00\x00"))
+	f.Add([]byte("\x01\x00\x04\x04\x00\x01\x14"))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		h, err := readHello(bytes.NewReader(b))
 		if err != nil {

@@ -17,7 +17,12 @@
 //	          ◄── need    Count sockets of Family, please
 //	sockets   ──►         marked, transparent, unconnected, non-blocking TCP sockets
 //	                      of the pod's namespace, at most MaxFiles a message. With no
-//	                      file and a Reason: there are none to be had now
+//	                      file and a Reason: there are none to be had now. Ports
+//	                      are those that the namespace gives at the moment
+//	          ◄── bind    a socket, please, that is bound to Source: a foreign address
+//	                      and a port for which the proxy lacks the privilege
+//	bound     ──►         that socket, for Source. Without a file, and with a Reason:
+//	                      it cannot be had now
 //	drain     ──►         the pod is being released: nothing new is captured. Keep
 //	                      accepting until the backlog is empty, and end no connection
 //	          ◄── drained the last connection has ended, the pod is not served any more

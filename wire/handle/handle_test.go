@@ -66,6 +66,8 @@ func messages() []Message {
 		{Kind: Failed, UID: "a", Reason: "no certificate"},
 		{Kind: Need, UID: "a", Family: 6, Count: 100},
 		{Kind: Sockets, UID: "a", Family: 4, Reason: "none"},
+		{Kind: Bind, UID: "a", Source: netip.MustParseAddrPort("10.0.0.1:20")},
+		{Kind: Bound, UID: "a", Source: netip.MustParseAddrPort("[fd00::1]:20"), Reason: "in use"},
 		{Kind: Drain, UID: "a"}, {Kind: Drained, UID: "a"}, {Kind: Remove, UID: "a"},
 		{Kind: Yield, UID: "a"}, {Kind: Take}, {Kind: Done},
 		{Kind: Pod, UID: "a", Pod: &PodInfo{
@@ -86,7 +88,7 @@ func TestMessagesArrive(t *testing.T) {
 				t.Fatal(err)
 			}
 			got, _ := receive(t, way[1])
-			if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); d != "" {
+			if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{})); d != "" {
 				t.Errorf("%s (-want +got):\n%s", want.Kind, d)
 			}
 		}
@@ -138,6 +140,13 @@ func TestWrongMessagesAreRefused(t *testing.T) {
 		"files with none":   {body: `{"kind":"ready","uid":"a"}`, files: many[:1]},
 		"too many files":    {body: fmt.Sprintf(`{"kind":"sockets","uid":"a","family":4,"count":%d}`, len(many)), files: many},
 		"fewer files":       {body: `{"kind":"sockets","uid":"a","family":4,"count":2}`, files: many[:1]},
+		"bind with a file":  {body: `{"kind":"bind","uid":"a","source":"10.0.0.1:20"}`, files: many[:1]},
+		"bound twice":       {body: `{"kind":"bound","uid":"a","source":"10.0.0.1:20"}`, files: many[:2]},
+		"bind nothing":      {body: `{"kind":"bind","uid":"a"}`},
+		"bind any port":     {body: `{"kind":"bind","uid":"a","source":"10.0.0.1:0"}`},
+		"bind any address":  {body: `{"kind":"bind","uid":"a","source":"0.0.0.0:20"}`},
+		"bind loopback":     {body: `{"kind":"bind","uid":"a","source":"[::1]:20"}`},
+		"bind mapped":       {body: `{"kind":"bind","uid":"a","source":"[::ffff:10.0.0.1]:20"}`},
 		"no family":         {body: `{"kind":"need","uid":"a","count":2}`},
 		"greedy":            {body: `{"kind":"need","uid":"a","family":4,"count":100000}`},
 		"unknown role":      {body: `{"kind":"held","uid":"a","roles":["sideways"]}`, files: many[:1]},
@@ -225,7 +234,7 @@ func FuzzMessage(f *testing.F) {
 			t.Fatalf("%+v was received, but cannot be sent: %v", m, err)
 		}
 		m2, err := decode(again, files)
-		if d := cmp.Diff(m, m2, cmpopts.EquateComparable(netip.Addr{}), cmpopts.EquateEmpty()); err != nil || d != "" {
+		if d := cmp.Diff(m, m2, cmpopts.EquateComparable(netip.Addr{}, netip.AddrPort{}), cmpopts.EquateEmpty()); err != nil || d != "" {
 			t.Fatalf("%v (-first +second):\n%s", err, d)
 		}
 	})

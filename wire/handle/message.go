@@ -32,6 +32,8 @@ const (
 	Failed  Kind = "failed"
 	Need    Kind = "need"
 	Sockets Kind = "sockets"
+	Bind    Kind = "bind"
+	Bound   Kind = "bound"
 	Drain   Kind = "drain"
 	Drained Kind = "drained"
 	Remove  Kind = "remove"
@@ -69,7 +71,12 @@ type Message struct {
 	Family int `json:"family,omitempty"`
 	// Count is how many sockets are asked for (Need) or come with it (Sockets).
 	Count int `json:"count,omitempty"`
-	// Reason is for people, with Failed and an empty Sockets.
+	// Ports are the first and the last port that the pod's kernel gives to those who ask for
+	// none, with Sockets; both 0 if that could not be read.
+	Ports [2]uint16 `json:"ports,omitzero"`
+	// Source is the address and port to be bound, with Bind and Bound. It is not mapped.
+	Source netip.AddrPort `json:"source,omitzero"`
+	// Reason is for people, with Failed, an empty Sockets and an empty Bound.
 	Reason string `json:"reason,omitempty"`
 }
 
@@ -136,6 +143,10 @@ func (m *Message) check(files int) error {
 		return errors.Join(m.checkCount(), m.checkFiles(files, 0))
 	case Sockets:
 		return errors.Join(m.checkCount(), m.checkFiles(files, m.Count))
+	case Bind:
+		return errors.Join(m.checkSource(), m.checkFiles(files, 0))
+	case Bound:
+		return errors.Join(m.checkSource(), m.checkFiles(files, min(files, 1)))
 	case Ready, Failed, Drain, Drained, Remove, Yield:
 		return m.checkFiles(files, 0)
 	}
@@ -173,6 +184,20 @@ func (m *Message) checkCount() error {
 		return fmt.Errorf("%s message of %s: count %d: want 0 to %d", m.Kind, m.UID, m.Count, MaxCount)
 	}
 	return nil
+}
+
+func (m *Message) checkSource() error {
+	if !CanBind(m.Source) {
+		return fmt.Errorf("%s message of %s: source %s: want address and port of a client", m.Kind, m.UID, m.Source)
+	}
+	return nil
+}
+
+// CanBind reports whether a Bind may ask for source: it may be the address of a client that
+// is elsewhere.
+func CanBind(source netip.AddrPort) bool {
+	a := source.Addr()
+	return source.Port() != 0 && a.IsGlobalUnicast() && !a.Is4In6() && a.Zone() == ""
 }
 
 func (p *PodInfo) check(uid string) error {
