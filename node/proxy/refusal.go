@@ -27,6 +27,7 @@ const (
 	reasonQuietLimit      = "quiet_limit"
 	reasonConnRefused     = "connection_refused"
 	reasonUnreachable     = "unreachable"
+	reasonSourcePort      = "source_port"
 	reasonReset           = "reset"
 	reasonShuttingDown    = "shutting_down"
 	reasonDenied          = "denied"
@@ -87,6 +88,8 @@ func refusalOf(err error) *refusal {
 		return &refusal{reasonReset, flagDownstreamReset, err}
 	case errors.Is(err, errNoSocket):
 		return &refusal{reasonNoSocket, flagOverload, err}
+	case errors.Is(err, errNoPort):
+		return &refusal{reasonSourcePort, flagUpstreamFailure, err}
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return &refusal{reasonConnRefused, flagUpstreamFailure, err}
 	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
