@@ -85,14 +85,12 @@ func start(t *testing.T, wrap func(a, b *TCPConn) (Conn, Conn), cfg Config) *rig
 		cfg.Pool = NewPool()
 		t.Cleanup(cfg.Pool.Close)
 	}
-	go r.join(ctx, wrap, [2]*net.TCPConn{a, b}, cfg)
+	joinA, joinB := wrap(TCP(a), TCP(b))
+	go r.join(ctx, joinA, joinB, cfg)
 	return r
 }
 
-func (r *rig) join(ctx context.Context, wrap func(a, b *TCPConn) (Conn, Conn), c [2]*net.TCPConn, cfg Config) {
-	a, b := wrap(TCP(c[0]), TCP(c[1]))
-	r.result <- Join(ctx, a, b, cfg)
-}
+func (r *rig) join(ctx context.Context, a, b Conn, cfg Config) { r.result <- Join(ctx, a, b, cfg) }
 
 // pair returns both ends of a TCP connection.
 func pair(t testing.TB) (near, far *net.TCPConn) {
@@ -337,9 +335,7 @@ func TestResetThatAWriteWasTold(t *testing.T) {
 	conn := TCP(c)
 	defer conn.Abort()
 	reset(app)
-	if err := conn.AwaitReadable(); err != nil {
-		t.Fatal(err)
-	}
+	control(t, c, func(fd int) error { return awaitEvent(fd, unix.POLLIN) })
 	conn.Raw().Write([]byte("x"))
 	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
 		t.Fatalf("read: %v, want %v", err, unix.ECONNRESET)
@@ -347,6 +343,23 @@ func TestResetThatAWriteWasTold(t *testing.T) {
 	k := newTaker(conn, NewPool())
 	if _, _, err := k.take(); !errors.Is(err, unix.ECONNRESET) {
 		t.Fatalf("take: %v, want %v", err, unix.ECONNRESET)
+	}
+}
+
+// Nor must one that AwaitReadable was told of, also after a FIN of ours.
+func TestResetThatALookWasTold(t *testing.T) {
+	app, c := pair(t)
+	conn := TCP(c)
+	defer conn.Abort()
+	if err := conn.CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	reset(app)
+	if err := conn.AwaitReadable(); !errors.Is(err, unix.ECONNRESET) {
+		t.Fatalf("await: %v, want %v", err, unix.ECONNRESET)
+	}
+	if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+		t.Fatalf("read: %v, want %v", err, unix.ECONNRESET)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -20,19 +21,31 @@ type TCPConn struct {
 	// finSent is set before CloseWrite: from then on a closed socket is no
 	// proof of a reset.
 	finSent atomic.Bool
+	// told is set when AwaitReadable was told of a reset, which the kernel tells once.
+	told    atomic.Bool
 	release sync.Once
 }
 
 // TCP takes over c and sets SO_LINGER to zero at once, so that the death of this
-// process resets the connection instead of ending it as if all had been said.
-// On a connection that is already closed the first Read or Write says so.
+// process resets the connection instead of ending it as if all had been said. An
+// urgent byte is one of the stream from now on. On a connection that is already
+// closed the first Read or Write says so.
 func TCP(c *net.TCPConn) *TCPConn {
 	_ = c.SetLinger(0)
 	raw, err := c.SyscallConn()
 	if err != nil { // only for a nil *net.TCPConn
 		panic("relay: TCP without a connection")
 	}
+	_ = raw.Control(func(fd uintptr) { _ = UrgentInLine(int(fd)) })
 	return &TCPConn{c: c, raw: raw}
+}
+
+// UrgentInLine makes urgent bytes part of the stream that is read from fd. Else they
+// are left out, and lost when another one follows. Who may be sent one before TCP has
+// taken the connection over sets it on the listener, or before connect.
+func UrgentInLine(fd int) error {
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+	return os.NewSyscallError("setsockopt SO_OOBINLINE", err)
 }
 
 // Raw returns the connection that TCP was given. It stays the TCPConn's.
@@ -80,11 +93,17 @@ func (t *TCPConn) Close() error {
 
 // AwaitReadable looks at the socket before it waits: it costs a system call.
 func (t *TCPConn) AwaitReadable() error {
-	return t.raw.Read(func(fd uintptr) bool {
+	var lookErr error
+	err := t.raw.Read(func(fd uintptr) bool {
 		var look [1]byte
-		_, _, err := unix.Recvfrom(int(fd), look[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
-		return err != unix.EAGAIN && err != unix.EINTR
+		_, _, lookErr = unix.Recvfrom(int(fd), look[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
+		return lookErr != unix.EAGAIN && lookErr != unix.EINTR
 	})
+	if err == nil && lookErr != nil {
+		t.told.Store(true)
+		err = os.NewSyscallError("recvfrom", lookErr)
+	}
+	return err
 }
 
 // AwaitReset implements ResetWatcher.
@@ -105,6 +124,9 @@ func (t *TCPConn) SetWriteDeadline(d time.Time) error { return t.c.SetWriteDeadl
 // reset to one system call only; if that was a write, the next read returns 0
 // as for a FIN. After a FIN alone the socket would still be connected.
 func (t *TCPConn) wasReset() bool {
+	if t.told.Load() {
+		return true
+	}
 	if t.finSent.Load() {
 		return false
 	}
@@ -158,10 +180,7 @@ func (k *taker) take() ([]byte, int, error) {
 
 func (k *taker) attempt(fd uintptr) bool {
 	b := k.pool.buffer(k.more)
-	n, err := unix.Read(int(fd), b)
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), b)
-	}
+	n, err := read(fd, b)
 	k.more = n > plenty
 	if err == nil && n > 0 {
 		k.b, k.n, k.err = b, n, nil
@@ -173,4 +192,13 @@ func (k *taker) attempt(fd uintptr) bool {
 	}
 	k.err = err
 	return err != unix.EAGAIN
+}
+
+func read(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := unix.Read(int(fd), p)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
 }

@@ -18,6 +18,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -47,6 +49,7 @@ func behaviours() map[string]behaviour {
 		"quiet":     quiet,
 		"unread":    resetUnread,
 		"closeonly": closeAtOnce,
+		"urgent":    urgentInLine,
 	}
 }
 
@@ -109,6 +112,21 @@ func resetUnread(_ *server, c *net.TCPConn) {
 
 // closeAtOnce accepts and closes.
 func closeAtOnce(*server, *net.TCPConn) {}
+
+// urgentInLine takes urgent bytes in line, as FTP and telnet servers do, and says what
+// it has read.
+func urgentInLine(_ *server, c *net.TCPConn) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_OOBINLINE, 1) })
+	if err != nil {
+		return
+	}
+	b, err := io.ReadAll(c)
+	fmt.Fprintf(c, "got %q, then %s\n", b, Ending(err))
+}
 
 // watchEnd reads a token, says ok, and remembers how the connection ended.
 func watchEnd(s *server, c *net.TCPConn) {

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"tacit.dev/pause"
 )
 
@@ -34,6 +36,7 @@ const (
 	portUnread
 	portCloseOnly
 	portName
+	portUrgent
 	portClosed = 7099
 )
 
@@ -41,6 +44,7 @@ func compatPorts() []string {
 	return []string{
 		"result:7000", "echo:7001", "first:7002", "late:7003", "answer:7004", "lastword:7005", "reset:7006", "watch:7007",
 		"drip:7008", "both:7009", "tls:7010", "whoami:7011", "unread:7012", "closeonly:7013", "name:7014",
+		"urgent:7015",
 	}
 }
 
@@ -87,6 +91,7 @@ func checks() []check {
 		{"client closes", false, always, clientCloses},
 		{"closed port", false, always, closedPort},
 		{"dead address", false, dead, deadAddress},
+		{"urgent byte", false, always, urgentByte},
 		{"single bytes", false, always, singleBytes},
 		{"TLS of the application", false, always, applicationTLS},
 		{"source address", false, self, sourceAddress},
@@ -407,6 +412,39 @@ func (t *tester) drip(ctx context.Context) (there, back time.Duration, err error
 	}
 	there, err = time.ParseDuration(strings.TrimSpace(line))
 	return there, back, err
+}
+
+// urgentByte: one byte is sent with MSG_OOB to a server that wants such bytes in line.
+func urgentByte(ctx context.Context, t *tester) (string, error) {
+	c, err := t.dial(ctx, t.target, portUrgent)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	for _, part := range []string{"abc", "!", "def"} {
+		if part == "!" {
+			err = sendUrgent(c, part)
+		} else {
+			_, err = io.WriteString(c, part)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	if err := c.CloseWrite(); err != nil {
+		return "", err
+	}
+	said, err := io.ReadAll(c)
+	return strings.TrimSpace(string(said)), err
+}
+
+func sendUrgent(c *net.TCPConn, p string) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err2 := raw.Control(func(fd uintptr) { err = unix.Sendmsg(int(fd), []byte(p), nil, nil, unix.MSG_OOB|unix.MSG_NOSIGNAL) })
+	return errors.Join(err, err2)
 }
 
 func applicationTLS(ctx context.Context, t *tester) (string, error) {

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/relay"
 	"tacit.dev/socket"
 )
 
@@ -225,8 +226,11 @@ func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn
 }
 
 // beginConnect reports whether fd is connected already, as it mostly is to a
-// socket of the same machine.
+// socket of the same machine. The other side may send urgent bytes at once.
 func beginConnect(fd int, to netip.AddrPort) (done bool, err error) {
+	if err := relay.UrgentInLine(fd); err != nil {
+		return false, err
+	}
 	err = unix.Connect(fd, socket.Address(to))
 	if err == unix.EINPROGRESS || err == unix.EINTR {
 		return isConnected(fd)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/relay"
 	"tacit.dev/wire/handle"
 )
 
@@ -245,13 +246,16 @@ func (d *pod) adopt(roles []handle.Role, files []int) {
 	}
 }
 
-// newListener takes over fd. What it accepts has no lingering from the first
-// moment: SO_LINGER is inherited.
+// newListener takes over fd. What it accepts has no lingering, and urgent bytes in
+// line, from the first moment: both are inherited.
 func newListener(role handle.Role, fd int) (*listener, error) {
 	f := os.NewFile(uintptr(fd), string(role))
 	defer f.Close()
 	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
 		return nil, fmt.Errorf("set SO_LINGER: %w", err)
+	}
+	if err := relay.UrgentInLine(fd); err != nil {
+		return nil, err
 	}
 	nl, err := net.FileListener(f)
 	if err != nil {

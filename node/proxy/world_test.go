@@ -288,7 +288,9 @@ func (p *testPod) listen() {
 			{handle.Inbound4, "tcp4", "0.0.0.0:15106"},
 			{handle.Inbound6, "tcp6", "[::]:15106"},
 		} {
-			nl, err := net.Listen(l.network, l.addr)
+			var lc net.ListenConfig
+			lc.SetMultipathTCP(false) // as the agent's
+			nl, err := lc.Listen(context.Background(), l.network, l.addr)
 			if err != nil {
 				return err
 			}
