@@ -22,7 +22,7 @@ const module = "tacit.dev"
 // ending in /... stands for all below it. A new package is entered here first.
 var layers = [][]string{
 	{"mesh", "pause", "socket"},
-	{"policy", "identity", "relay", "admin", "pod/cni", "pod/netns", "pod/redirect",
+	{"policy", "identity", "relay", "admin", "memory", "pod/cni", "pod/netns", "pod/redirect",
 		"wire/direct", "wire/hbone", "wire/xds", "wire/csr", "wire/handle", "wire/finding",
 		"waypoint/route", "control/ca", "control/kube", "deploy"},
 	{"node/agent", "node/proxy", "waypoint", "control"},
@@ -79,7 +79,7 @@ var never = map[string][]string{
 // links is all of ours that a program may contain, however far down.
 var links = map[string][]string{
 	"cmd/tacit-cni": {"mesh", "pause", "pod/cni"},
-	"cmd/tacit-node": {"mesh", "pause", "socket", "identity", "relay", "admin", "policy", "waypoint", "waypoint/route",
+	"cmd/tacit-node": {"mesh", "pause", "socket", "identity", "relay", "admin", "memory", "policy", "waypoint", "waypoint/route",
 		"node/agent", "node/proxy", "pod/cni", "pod/netns", "pod/redirect",
 		"wire/direct", "wire/hbone", "wire/handle", "wire/finding", "wire/xds", "wire/csr", "wire/bearer", "wire/xds/message", "wire/csr/message"},
 }

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"tacit.dev/admin"
+	"tacit.dev/memory"
 	"tacit.dev/node/agent"
 	"tacit.dev/wire/xds"
 )
@@ -121,6 +122,7 @@ func (f *agentFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { defer end(); outlast(asked, ctx, f.awaitProxy(a)); return nil })
 	g.Go(func() error { return a.Run(ctx) })
+	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log}) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
 			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, c.pods) },

@@ -13,6 +13,7 @@ import (
 
 	"tacit.dev/admin"
 	"tacit.dev/identity"
+	"tacit.dev/memory"
 	"tacit.dev/node/proxy"
 	"tacit.dev/wire/csr"
 	"tacit.dev/wire/xds"
@@ -103,6 +104,7 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	g.Go(func() error { return keeper.Run(ctx) })
 	g.Go(func() error { return world.Run(ctx) })
 	g.Go(func() error { return p.Run(ctx) })
+	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log}) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
 			Addr: f.admin, Metrics: f.metrics, Registry: reg, Ready: p.Ready, Log: log,

@@ -12,12 +12,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/identity"
+	"tacit.dev/memory"
 	"tacit.dev/mesh"
 	"tacit.dev/wire/handle"
 )
@@ -54,6 +56,7 @@ func runChild() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
 	go keeper.Run(ctx)
+	go memory.Run(ctx, memory.Config{Every: time.Second})
 	return p.Run(ctx)
 }
 
@@ -193,5 +196,45 @@ func TestSilentConnectionsAreSmall(t *testing.T) {
 	}
 	for _, conn := range open {
 		conn.Close()
+	}
+}
+
+// What a burst has taken is given back when it is over: of all that came at once, nothing stays
+// but what the runtime needs to do it again.
+func TestABurstIsGivenBack(t *testing.T) {
+	const many, room = 5000, 20_000
+	if raceEnabled {
+		return // the race detector's own memory is not of interest
+	}
+	needDescriptors(t, 3*many)
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	client.wl.Direct, server.wl.Direct = true, true
+	pids := []int{c.child(client), c.child(server)}
+	server.serve(1, echo)
+	if err := askOnce(client, server.at(false, 1)); err != nil {
+		t.Fatal(err)
+	}
+	both := func() (all [2]int) { return [2]int{rss(t, pids[0]), rss(t, pids[1])} }
+	before := both()
+	var wg sync.WaitGroup
+	for range many {
+		conn := mustDial(t, client, server.at(false, 1))
+		wg.Go(func() {
+			if err := ask(conn); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	full := both()
+	var after [2]int
+	defer func() { t.Logf("kB of the two proxies: %v before, %v in a burst, %v after", before, full, after) }()
+	await(t, "the memory is given back", func() bool {
+		after = both()
+		return after[0] < before[0]+room && after[1] < before[1]+room
+	})
+	if full[0] < before[0]+room {
+		t.Errorf("%d kB in the burst: it took too little to show anything", full[0])
 	}
 }

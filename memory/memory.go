@@ -1,0 +1,115 @@
+// Package memory gives back to the kernel what a burst took. It stands beside what a
+// process does, and refuses to have a part in it: it sets no limit, and slows down nobody
+// who is busy.
+//
+// Go gives memory back as it collects garbage, and collects as memory is allocated. A
+// process that is quiet after a burst allocates next to nothing: it collects every two
+// minutes, its pools keep their buffers for two collections, and what is free by then is
+// given back down to what the burst had made the goal of the heap.
+package memory
+
+import (
+	"context"
+	"log/slog"
+	"runtime/debug"
+	"runtime/metrics"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	// quiet is how many bytes a process may allocate between two looks and still count as
+	// quiet: who allocates more collects on its own.
+	quiet = 8 << 20
+	// passes are how many collections come as soon as it is quiet: what lies in a sync.Pool
+	// survives the first.
+	passes = 2
+	// calm is at which look after another one follows: what was in use is let go without a noise.
+	calm = 3
+)
+
+// Config is what Run needs.
+type Config struct {
+	// Every is how often is looked. Default 10 s: what a burst took is back in 20 to 60 s.
+	Every time.Duration
+	// Registry gets the metrics. nil means none.
+	Registry prometheus.Registerer
+	// Log tells of each time at level debug. nil means nowhere.
+	Log *slog.Logger
+}
+
+// Run gives memory back whenever the process is quiet, until ctx ends. One per process is enough.
+func Run(ctx context.Context, cfg Config) error {
+	if cfg.Every == 0 {
+		cfg.Every = 10 * time.Second
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	given := prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "tacit_memory_given_back_bytes_total", Help: "Bytes that were given back to the kernel when the process was quiet.",
+	})
+	if cfg.Registry != nil {
+		cfg.Registry.MustRegister(given, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "tacit_memory_held_bytes", Help: "Bytes that the Go runtime has from the kernel: in use, or not given back yet.",
+		}, func() float64 { return float64(look().held) }))
+	}
+	tick := time.NewTicker(cfg.Every)
+	defer tick.Stop()
+	var k keeper
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		now := look()
+		if !k.isDue(now) {
+			continue
+		}
+		debug.FreeOSMemory()
+		after := look()
+		given.Add(float64(now.held - min(now.held, after.held)))
+		cfg.Log.Debug("memory given back", "held", now.held, "left", after.held)
+	}
+}
+
+// reading is what the runtime tells.
+type reading struct {
+	// allocated counts all bytes that ever were.
+	allocated uint64
+	// held is what the process has from the kernel.
+	held uint64
+}
+
+func look() reading {
+	s := []metrics.Sample{
+		{Name: "/gc/heap/allocs:bytes"}, {Name: "/memory/classes/total:bytes"}, {Name: "/memory/classes/heap/released:bytes"},
+	}
+	metrics.Read(s)
+	return reading{allocated: s[0].Value.Uint64(), held: s[1].Value.Uint64() - s[2].Value.Uint64()}
+}
+
+// keeper decides when.
+type keeper struct {
+	// last is what was allocated at the last look.
+	last uint64
+	// left is how many passes are to come at once, and rested how many looks there was none.
+	left, rested int
+}
+
+// isDue reports whether memory is to be given back now: the process is quiet.
+func (k *keeper) isDue(now reading) bool {
+	fresh := now.allocated - k.last
+	k.last = now.allocated
+	if fresh > quiet {
+		k.left, k.rested = passes, 0
+		return false
+	}
+	if k.rested++; k.left == 0 && k.rested < calm {
+		return false
+	}
+	k.left, k.rested = max(k.left-1, 0), 0
+	return true
+}
