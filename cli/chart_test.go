@@ -165,7 +165,7 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 
 // The proxy drains within the time that the kubelet gives it, and the agent goes on for as long as the proxy accepts.
 func TestDrainFitsTheGracePeriod(t *testing.T) {
-	for grace, want := range map[string][]string{"10": {"--drain=4s", "--drain=5s"}, "30": {"--drain=20s", "--drain=25s"}, "600": {"--drain=590s", "--drain=595s"}} {
+	for grace, want := range map[string][]string{"10": {"--drain=3s", "--drain=5s"}, "30": {"--drain=19s", "--drain=25s"}, "600": {"--drain=589s", "--drain=595s"}} {
 		list, err := rendered(t, "node.terminationGracePeriodSeconds="+grace)
 		if err != nil {
 			t.Fatal(err)

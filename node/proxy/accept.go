@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -30,6 +31,10 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 			return
 		}
 		if errors.Is(err, net.ErrClosed) { // yielded
+			return
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) { // departed
+			d.emptyBacklog(ctx, all, l)
 			return
 		}
 		if err != nil {

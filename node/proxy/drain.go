@@ -3,7 +3,13 @@ package proxy
 import (
 	"context"
 	"errors"
+	"net"
+	"os"
+	"slices"
+	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // errDraining is why a proxy that is about to end is not ready.
@@ -79,7 +85,7 @@ func (p *Proxy) isNeeded(n *need) bool {
 	listens, busy := false, false
 	for _, d := range p.list() {
 		if p.departs.Load() == int32(closed) {
-			d.yield()
+			d.depart()
 		}
 		d.idle.close()
 		n.open += d.quota.open.Load()
@@ -100,4 +106,51 @@ func (d *pod) listens() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return len(d.listeners) > 0
+}
+
+// depart has the listeners closed, by those who accept from them. If the agent has them too,
+// what comes from now on waits there for the next proxy.
+func (d *pod) depart() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.listeners = slices.DeleteFunc(d.listeners, func(l *listener) bool {
+		if l.started {
+			l.SetDeadline(time.Unix(1, 0))
+			return false
+		}
+		l.Close()
+		return true
+	})
+}
+
+// emptyBacklog accepts what waits, and closes l at once: if nobody else has it, what
+// waits then is reset. What comes later is not answered, and comes again.
+func (d *pod) emptyBacklog(ctx context.Context, all *sync.WaitGroup, l *listener) {
+	for c := l.acceptWaiting(); c != nil; c = l.acceptWaiting() {
+		d.accepted.Add(1)
+		d.start(ctx, all, l, c)
+	}
+	l.Close()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.listeners = slices.DeleteFunc(d.listeners, func(o *listener) bool { return o == l })
+}
+
+// acceptWaiting accepts a connection that waits, nil if none does or can be taken.
+func (l *listener) acceptWaiting() *net.TCPConn {
+	raw, err := l.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	fd := -1
+	if raw.Control(func(s uintptr) { fd, _, err = unix.Accept4(int(s), unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC) }) != nil || err != nil {
+		return nil
+	}
+	f := os.NewFile(uintptr(fd), "tcp")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil {
+		return nil
+	}
+	return c.(*net.TCPConn)
 }

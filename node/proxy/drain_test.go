@@ -3,6 +3,9 @@ package proxy
 import (
 	"context"
 	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -106,4 +109,47 @@ func TestASecondSignalEndsADrain(t *testing.T) {
 	done := n.drain(ctx)
 	cancel()
 	<-done
+}
+
+// Whoever has a listener last resets nothing when it goes: what has come is served, and what
+// comes then is not answered, and comes again.
+func TestTheLastToHaveAListenerResetsNothing(t *testing.T) {
+	n, client, server := drainingPair(t, time.Second)
+	closeAll(client.files) // the agent has gone
+	client.files = nil
+	over := make(chan struct{})
+	var dialers sync.WaitGroup
+	var failed, served atomic.Int64
+	for range 4 {
+		dialers.Go(func() {
+			for !isClosed(over) {
+				switch err := hasEcho(client, server.at(false, 1)); {
+				case err == nil:
+					served.Add(1)
+				case !isTimeout(err):
+					failed.Add(1)
+				}
+			}
+		})
+	}
+	<-n.drain(t.Context())
+	close(over)
+	dialers.Wait()
+	if failed.Load() > 0 || served.Load() == 0 {
+		t.Errorf("%d connections were reset, %d served", failed.Load(), served.Load())
+	}
+}
+
+// hasEcho has a short connection, for which nobody waits long.
+func hasEcho(p *testPod, to netip.AddrPort) error {
+	c, err := p.dialWithin(to, 50*time.Millisecond)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := c.Write([]byte("x")); err != nil {
+		return err
+	}
+	_, err = c.Read(make([]byte, 1))
+	return err
 }

@@ -373,6 +373,11 @@ func (p *testPod) serve(port uint16, f func(*net.TCPConn)) *app {
 // dial connects from inside the pod, as its application does.
 func (p *testPod) dial(to netip.AddrPort) (*net.TCPConn, error) {
 	p.c.t.Helper()
+	return p.dialWithin(to, limit)
+}
+
+func (p *testPod) dialWithin(to netip.AddrPort, patience time.Duration) (*net.TCPConn, error) {
+	p.c.t.Helper()
 	family := 4
 	if to.Addr().Is6() {
 		family = 6
@@ -385,7 +390,7 @@ func (p *testPod) dial(to netip.AddrPort) (*net.TCPConn, error) {
 		p.spares[family] = append(p.spares[family], files[1:]...)
 		p.mu.Unlock()
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	c, err := connectSocket(ctx, fd, to)
 	if err != nil {
