@@ -54,5 +54,5 @@ func (m *metrics) observe(s Status) {
 		m.pods.WithLabelValues(string(state)).Set(float64(n))
 	}
 	m.unprotected.Set(float64(unprotected))
-	m.problems.Set(float64(len(s.Problems)))
+	m.problems.Set(float64(s.problems))
 }

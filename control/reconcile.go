@@ -59,8 +59,10 @@ type reconciler struct {
 	// dirty: the roster differs from what is published.
 	dirty bool
 	// deposed: somebody else may lead. Nothing is saved or published any more.
-	deposed  bool
-	problems map[kube.Problem]bool
+	deposed bool
+	// problems are those told by their topics; untold is how many are not.
+	problems map[string]bool
+	untold   int
 
 	// published is closed after the first publication. Before it nothing is served.
 	published chan struct{}
@@ -147,7 +149,7 @@ func (r *reconciler) read(now time.Time) {
 	r.objects.Told = r.roster.told(now)
 	result := kube.Build(*r.objects, r.build)
 	r.build.Before = result.Mesh.Policy
-	r.tellProblems(result.Problems)
+	r.tellProblems(result.Problems, result.Untold)
 	r.roster.objects(result, now)
 	r.dirty = true
 }
@@ -229,15 +231,19 @@ func (r *reconciler) wait(now time.Time) time.Duration {
 	return wait
 }
 
-// tellProblems logs what was not known to be a problem before.
-func (r *reconciler) tellProblems(list []kube.Problem) {
-	now := make(map[kube.Problem]bool, len(list))
+// tellProblems logs what was not known to be a problem before, once for all objects of a
+// namespace that have it.
+func (r *reconciler) tellProblems(list []kube.Problem, untold int) {
+	now := make(map[string]bool, len(list))
 	for _, p := range list {
-		if now[p] = true; !r.problems[p] {
-			r.log.Warn("object not understood", "object", p.Object, "problem", p.Text)
+		if now[p.Topic()] = true; !r.problems[p.Topic()] {
+			r.log.Warn("object not understood", "object", p.Object, "more", p.More, "problem", p.Text)
 		}
 	}
-	r.problems = now
+	if untold > 0 && r.untold == 0 {
+		r.log.Warn("more problems than are told", "untold", untold)
+	}
+	r.problems, r.untold = now, untold
 }
 
 // observe shows the present state to metrics and dumps.

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"fmt"
 	"time"
 
 	"tacit.dev/wire/xds"
@@ -12,10 +13,13 @@ type Status struct {
 	// Pods are ordered by UID.
 	Pods  []PodStatus  `json:"pods"`
 	Nodes []NodeStatus `json:"nodes"`
-	// Problems are things in objects that were not understood.
+	// Problems are things in objects that were not understood, at most some hundred;
+	// the last one says how many more there are.
 	Problems []string `json:"problems"`
 	// Leader is the address of the process that leads, "" if this one does or none.
 	Leader string `json:"leader,omitempty"`
+
+	problems int // all of them
 }
 
 // PodStatus is one pod that a node has to know.
@@ -67,6 +71,11 @@ func (r *roster) status(trustDomain string) Status {
 	}
 	for _, p := range r.result.Problems {
 		s.Problems = append(s.Problems, p.String())
+		s.problems += 1 + p.More
+	}
+	if n := r.result.Untold; n > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d more problems", n))
+		s.problems += n
 	}
 	return s
 }

@@ -14,9 +14,15 @@ type ID struct {
 	ServiceAccount string
 }
 
+// maxID bounds an identity as text, in bytes: three segments of 253, and what is between.
+const maxID = 1024
+
 // ParseID reads spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT and
 // nothing else: no query, no fragment, no escapes, no empty or extra segment.
 func ParseID(uri string) (ID, error) {
+	if len(uri) > maxID {
+		return ID{}, fmt.Errorf("parse identity of %d bytes: want at most %d", len(uri), maxID)
+	}
 	rest, ok := strings.CutPrefix(uri, "spiffe://")
 	if !ok {
 		return ID{}, fmt.Errorf("parse identity %q: want spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT", uri)

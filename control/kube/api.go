@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"strings"
 	"sync"
 	"time"
 
@@ -236,30 +235,6 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 			kept.Status.Conditions = append(kept.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
 		case ConditionProtected:
 			kept.Status.Conditions = append(kept.Status.Conditions, c)
-		}
-	}
-	return kept
-}
-
-// keepCalled keeps what the kubelet calls; most containers have nothing of it.
-func keepCalled(list []corev1.Container) (kept []corev1.Container) {
-	for _, c := range list {
-		if len(handlers(&c)) > 0 {
-			kept = append(kept, corev1.Container{Ports: c.Ports, StartupProbe: c.StartupProbe, ReadinessProbe: c.ReadinessProbe,
-				LivenessProbe: c.LivenessProbe, Lifecycle: c.Lifecycle})
-		}
-	}
-	return kept
-}
-
-func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
-	kept := metav1.ObjectMeta{
-		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
-		Labels: m.Labels, Generation: m.Generation, CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp, OwnerReferences: m.OwnerReferences,
-	}
-	for key, value := range m.Annotations {
-		if strings.HasPrefix(key, "tacit.dev/") {
-			metav1.SetMetaDataAnnotation(&kept, key, value)
 		}
 	}
 	return kept

@@ -7,8 +7,10 @@ package kube
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -66,12 +68,24 @@ type Pod struct {
 // Problem is something in an object that was not understood. It never makes a
 // pod less protected.
 type Problem struct {
-	// Object is KIND NAMESPACE/NAME.
+	// Object is KIND NAMESPACE/NAME, the first of those that have the same problem.
 	Object string
 	Text   string
+	// More is how many others of that kind and namespace have it, too.
+	More int
 }
 
-func (p Problem) String() string { return p.Object + ": " + p.Text }
+func (p Problem) String() string {
+	if p.More > 0 {
+		return fmt.Sprintf("%s and %d more: %s", p.Object, p.More, p.Text)
+	}
+	return p.Object + ": " + p.Text
+}
+
+// Topic is the problem whichever object of the namespace has it.
+func (p Problem) Topic() string {
+	return p.Object[:strings.LastIndexByte(p.Object, '/')+1] + ": " + p.Text
+}
 
 // Result is what the objects say. Workload.Direct is false everywhere: whether
 // a pod is announced is not in the objects.
@@ -86,7 +100,9 @@ type Result struct {
 	// Namespaces are those in which a pod may have to be enrolled, by a label of theirs
 	// or of a pod that is there. Sorted.
 	Namespaces []string
-	Problems   []Problem
+	// Problems are told, at most some hundred; Untold is how many there are besides.
+	Problems []Problem
+	Untold   int
 }
 
 // Build reads the objects. It is pure; its result is sorted, shares nothing with
@@ -125,11 +141,12 @@ type builder struct {
 	told       map[string][]netip.Addr      // Objects.Told
 	toldOnly   map[netip.Addr]bool          // addresses that no object has
 	holder     map[netip.Addr]*corev1.Pod   // of an address that several pods claim
+	problems   problems
 	result     Result
 }
 
 func (b *builder) problem(kind, namespace, name, text string) {
-	b.result.Problems = append(b.result.Problems, Problem{kind + " " + namespace + "/" + name, text})
+	b.problems.add(kind, namespace, name, text)
 }
 
 func (b *builder) sorted() Result {
@@ -144,10 +161,7 @@ func (b *builder) sorted() Result {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Reason, y.Reason))
 	})
 	r.Pods = b.unique(r.Pods)
-	r.Problems = b.result.Problems
-	slices.SortFunc(r.Problems, func(x, y Problem) int {
-		return cmp.Or(cmp.Compare(x.Object, y.Object), cmp.Compare(x.Text, y.Text))
-	})
+	r.Problems, r.Untold = b.problems.told()
 	return r
 }
 

@@ -60,7 +60,7 @@ func (o *Objects) document(doc []byte) (found int, err error) {
 func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 	var head struct {
 		metav1.TypeMeta `json:",inline"`
-		Metadata        struct{ Name string }
+		Metadata        struct{ Name, Namespace, UID string }
 		Items           []json.RawMessage
 	}
 	if err := json.Unmarshal(raw, &head); err != nil {
@@ -71,6 +71,9 @@ func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 	}
 	if head.Kind == "" || head.APIVersion == "" || head.Metadata.Name == "" {
 		return 0, fmt.Errorf("want apiVersion, kind and metadata.name, got %q, %q, %q", head.APIVersion, head.Kind, head.Metadata.Name)
+	}
+	if m := head.Metadata; max(len(m.Name), len(m.Namespace), len(m.UID)) > maxName {
+		return 0, fmt.Errorf("%.60s %.60q: name, namespace and uid have at most %d bytes each", head.Kind, m.Name, maxName)
 	}
 	switch head.APIVersion + " " + head.Kind {
 	case "v1 Namespace":

@@ -85,7 +85,7 @@ func (b *builder) label(labels map[string]string, kind, namespace, name string) 
 		case v == l.off:
 			return false, true
 		default:
-			b.problem(kind, namespace, name, fmt.Sprintf("label %s: %q: want %q or %q", l.key, v, l.on, l.off))
+			b.problem(kind, namespace, name, fmt.Sprintf("label %s: %.80q: want %q or %q", l.key, v, l.on, l.off))
 		}
 	}
 	return false, false
@@ -94,17 +94,28 @@ func (b *builder) label(labels map[string]string, kind, namespace, name string) 
 // parseOutbound reads AnnotationExcludeOutbound. What it cannot read stays
 // captured, and is told in bad.
 func parseOutbound(text string) (list []mesh.Exclusion, bad []string) {
+	return parseList(text, "ADDRESS, PREFIX, PORT, ADDRESS:PORT or [PREFIX]:PORT", parseExclusion)
+}
+
+// parseList reads an annotation. Of one that is too long nothing is heeded: what its author
+// meant is not known.
+func parseList[T any](text, want string, parse func(string) (T, bool)) (list []T, bad []string) {
+	if len(text) > maxAnnotation {
+		return nil, []string{fmt.Sprintf("it has more than %d bytes: nothing of it is heeded", maxAnnotation)}
+	}
+	var f faults
 	for _, s := range fields(text) {
-		e, ok := parseExclusion(s)
-		if !ok {
-			bad = append(bad, fmt.Sprintf("%q: want ADDRESS, PREFIX, PORT, ADDRESS:PORT or [PREFIX]:PORT", s))
-		} else if len(list) == maxExclusions {
-			bad = append(bad, fmt.Sprintf("%q: more than %d exclusions", s, maxExclusions))
-		} else {
-			list = append(list, e)
+		v, ok := parse(s)
+		switch {
+		case !ok:
+			f.add("%.80q: want %s", s, want)
+		case len(list) == maxExclusions:
+			f.add("%.80q: more than %d exclusions", s, maxExclusions)
+		default:
+			list = append(list, v)
 		}
 	}
-	return list, bad
+	return list, f.told()
 }
 
 func parseExclusion(s string) (mesh.Exclusion, bool) {
@@ -148,17 +159,7 @@ func parsePrefix(s string) (netip.Prefix, bool) {
 
 // parsePorts reads AnnotationExcludeInbound.
 func parsePorts(text string) (list []uint16, bad []string) {
-	for _, s := range fields(text) {
-		p, ok := parsePort(s)
-		if !ok {
-			bad = append(bad, fmt.Sprintf("%q: want a port", s))
-		} else if len(list) == maxExclusions {
-			bad = append(bad, fmt.Sprintf("%q: more than %d exclusions", s, maxExclusions))
-		} else {
-			list = append(list, p)
-		}
-	}
-	return list, bad
+	return parseList(text, "a port", parsePort)
 }
 
 func parsePort(s string) (uint16, bool) {

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -141,29 +140,30 @@ func (b *builder) mesh(list []*Mesh) MeshFacts {
 	return f
 }
 
-func (b *builder) policy(s MeshSpec) (p Policy, faults []string) {
+func (b *builder) policy(s MeshSpec) (p Policy, told []string) {
+	var f faults
 	p = Policy{Enrolment: s.Enrolment, Namespaces: make(map[string]bool)}
 	if !slices.Contains([]string{"", Labelled, All, None}, s.Enrolment) {
-		faults = append(faults, fmt.Sprintf("enrolment %q: want %s, %s or %s; what held before holds", s.Enrolment, Labelled, All, None))
+		f.add("enrolment %.80q: want %s, %s or %s; what held before holds", s.Enrolment, Labelled, All, None)
 		p = b.cfg.Before
 	}
 	if len(s.Namespaces) > 0 && (s.Enrolment == All || s.Enrolment == None) {
-		faults = append(faults, "namespaces: say nothing with enrolment "+s.Enrolment)
+		f.add("namespaces: say nothing with enrolment %s", s.Enrolment)
 	}
 	for _, n := range s.Namespaces {
 		switch {
 		case !namespaceName.MatchString(n):
-			faults = append(faults, fmt.Sprintf("namespace %.80q: is no name of one", n))
+			f.add("namespace %.80q: is no name of one", n)
 		case b.system(n):
-			faults = append(faults, fmt.Sprintf("namespace %s: is never enrolled", n))
+			f.add("namespace %s: is never enrolled", n)
 		case p.Enrolment == s.Enrolment:
 			p.Namespaces[n] = true
 		}
 	}
 	if s.TrustDomain != "" && s.TrustDomain != b.cfg.TrustDomain {
-		faults = append(faults, fmt.Sprintf("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, b.cfg.TrustDomain))
+		f.add("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, b.cfg.TrustDomain)
 	}
-	return p, faults
+	return p, f.told()
 }
 
 // system tells whether a namespace is never enrolled: what starts the cluster, and

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -61,7 +62,10 @@ func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
 	for _, s := range bad {
 		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeInbound+": "+s)
 	}
-	m.ProbePorts = probePorts(p)
+	if m.ProbePorts = probePorts(p); len(m.ProbePorts) > maxProbePorts {
+		m.ProbePorts = m.ProbePorts[:maxProbePorts]
+		b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d ports of probes: the higher ones are captured, so that probes of them fail", maxProbePorts))
+	}
 	if m.Enrol && len(m.ExcludeOutbound)+len(m.ExcludeInbound) > 0 {
 		b.except(p.Namespace, p.Name, PartlyExcluded)
 	}
@@ -83,6 +87,9 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 			b.toldOnly[a] = true
 		}
 	}
+	if len(p.Status.PodIPs) > maxAddresses {
+		b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d addresses: the others are not read", maxAddresses))
+	}
 	owner, kind := ownerOf(p)
 	return &mesh.Workload{
 		UID:         b.workloadUID("/Pod", p.Namespace, p.Name),
@@ -96,10 +103,10 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 		Ready:       isReady(p),
 		OwnerName:   owner,
 		OwnerKind:   kind,
-		CanonicalName: cmp.Or(p.Labels["service.istio.io/canonical-name"], p.Labels["app.kubernetes.io/name"],
-			p.Labels["app"], owner),
-		CanonicalRevision: cmp.Or(p.Labels["service.istio.io/canonical-revision"],
-			p.Labels["app.kubernetes.io/version"], p.Labels["version"], "latest"),
+		CanonicalName: cmp.Or(labelOf(p, "service.istio.io/canonical-name"), labelOf(p, "app.kubernetes.io/name"),
+			labelOf(p, "app"), owner),
+		CanonicalRevision: cmp.Or(labelOf(p, "service.istio.io/canonical-revision"),
+			labelOf(p, "app.kubernetes.io/version"), labelOf(p, "version"), "latest"),
 		Cluster: b.cfg.Cluster,
 	}
 }
@@ -172,10 +179,10 @@ func podAddresses(p *corev1.Pod) []netip.Addr {
 	return addresses(texts)
 }
 
-// addresses reads what are addresses, each once, in order.
+// addresses reads what are addresses, each once, in order; maxAddresses of them.
 func addresses(texts []string) []netip.Addr {
 	var addrs []netip.Addr
-	for _, t := range texts {
+	for _, t := range texts[:min(len(texts), maxAddresses)] {
 		a, err := netip.ParseAddr(t)
 		if err == nil && a.Zone() == "" && !slices.Contains(addrs, a.Unmap()) {
 			addrs = append(addrs, a.Unmap())
@@ -196,8 +203,8 @@ var cronJob = regexp.MustCompile(`^(.+)-\d{8,}$`)
 // ownerOf tells what a pod belongs to, as Istio's metrics name it: the
 // Deployment behind the ReplicaSet, the CronJob behind the Job.
 func ownerOf(p *corev1.Pod) (name, kind string) {
-	ref := metav1.GetControllerOf(p)
-	if ref == nil {
+	ref := metav1.GetControllerOfNoCopy(p)
+	if ref == nil || len(ref.Name) > maxName { // the API server takes a longer one
 		return p.Name, "pod"
 	}
 	switch ref.Kind {

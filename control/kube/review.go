@@ -122,11 +122,11 @@ func (r *Reviewer) judge(s authv1.TokenReviewStatus) (mesh.Process, error) {
 	proxy, agent := slices.Contains(s.Audiences, r.cfg.ProxyAudience), slices.Contains(s.Audiences, r.cfg.AgentAudience)
 	switch {
 	case !s.Authenticated:
-		return mesh.Process{}, fmt.Errorf("the token is not valid: %s", s.Error)
+		return mesh.Process{}, fmt.Errorf("the token is not valid: %.500s", s.Error)
 	case proxy == agent:
 		return mesh.Process{}, fmt.Errorf("the token is for %q: want either %q or %q", s.Audiences, r.cfg.ProxyAudience, r.cfg.AgentAudience)
 	case !slices.Contains(r.cfg.Users, s.User.Username):
-		return mesh.Process{}, fmt.Errorf("the token is that of %s: want one of %q", s.User.Username, r.cfg.Users)
+		return mesh.Process{}, fmt.Errorf("the token is that of %.500s: want one of %q", s.User.Username, r.cfg.Users)
 	}
 	node := s.User.Extra[nodeName]
 	if len(node) != 1 || node[0] == "" {

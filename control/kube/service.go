@@ -2,6 +2,7 @@ package kube
 
 import (
 	"cmp"
+	"fmt"
 	"math"
 	"net/netip"
 	"slices"
@@ -17,7 +18,7 @@ import (
 // services takes in all services and connects them with the workloads that
 // serve them.
 func (b *builder) services(services []*corev1.Service, slicesOf []*discoveryv1.EndpointSlice) {
-	ends := endpoints{b: b, byAddress: b.byAddress(), found: make(map[endpointKey]*endpointSet)}
+	ends := endpoints{b: b, byAddress: b.byAddress(), found: make(map[endpointKey]*endpointSet), count: make(map[string]int)}
 	known := make(map[string]*corev1.Service, len(services))
 	for _, s := range services {
 		if s.Spec.Type == corev1.ServiceTypeExternalName {
@@ -26,6 +27,10 @@ func (b *builder) services(services []*corev1.Service, slicesOf []*discoveryv1.E
 		known[s.Namespace+"/"+s.Name] = s
 		b.result.Services = append(b.result.Services, b.service(s))
 	}
+	// Always in the same order: which endpoints are too many must not change by itself.
+	slicesOf = slices.SortedFunc(slices.Values(slicesOf), func(x, y *discoveryv1.EndpointSlice) int {
+		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
+	})
 	for _, slice := range slicesOf {
 		if s := known[slice.Namespace+"/"+slice.Labels[discoveryv1.LabelServiceName]]; s != nil {
 			ends.slice(slice, s, b.hostname(s))
@@ -73,7 +78,10 @@ func (b *builder) service(s *corev1.Service) *mesh.Service {
 		Reach:     reach(s),
 		Affinity:  affinity(s),
 	}
-	for _, p := range s.Spec.Ports {
+	if len(s.Spec.Ports) > maxServicePorts {
+		b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d ports: the others are not known", maxServicePorts))
+	}
+	for _, p := range portsOf(s) {
 		if !isTCP(p.Protocol) || !isPort(p.Port) {
 			continue
 		}
@@ -117,6 +125,7 @@ type endpoints struct {
 	b         *builder
 	byAddress map[netip.Addr]*mesh.Workload
 	found     map[endpointKey]*endpointSet
+	count     map[string]int // by service: what was looked at
 }
 
 type endpointKey struct {
@@ -138,9 +147,9 @@ type endpoint struct {
 }
 
 func (e *endpoints) slice(slice *discoveryv1.EndpointSlice, s *corev1.Service, hostname string) {
-	for _, p := range slice.Ports {
+	for _, p := range slice.Ports[:min(len(slice.Ports), maxServicePorts)] {
 		// The slice has resolved a named port; its own name is that of the service's.
-		i := slices.IndexFunc(s.Spec.Ports, func(sp corev1.ServicePort) bool {
+		i := slices.IndexFunc(portsOf(s), func(sp corev1.ServicePort) bool {
 			return isTCP(sp.Protocol) && sp.Name == value(p.Name)
 		})
 		if i < 0 || p.Port == nil || !isPort(*p.Port) || p.Protocol != nil && !isTCP(*p.Protocol) {
@@ -148,6 +157,11 @@ func (e *endpoints) slice(slice *discoveryv1.EndpointSlice, s *corev1.Service, h
 		}
 		key := endpointKey{service: s.Namespace + "/" + hostname, port: uint16(s.Spec.Ports[i].Port), local: reach(s) == mesh.SameNode}
 		for _, end := range slice.Endpoints {
+			if e.count[key.service] == maxEndpoints {
+				e.b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d endpoints, each port counted: the others are not known", maxEndpoints))
+				return
+			}
+			e.count[key.service]++
 			e.endpoint(key, slice, end, uint16(*p.Port))
 		}
 	}

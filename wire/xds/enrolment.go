@@ -183,15 +183,15 @@ func decodeReport(m *message.PodReport) (Report, error) {
 	case message.PodState_POD_STATE_UNPROTECTED:
 		r.State = Unprotected
 	default:
-		return r, status.Errorf(codes.InvalidArgument, "report of pod %q in state %d: want 1 to 3", r.UID, m.GetState())
+		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q in state %d: want 1 to 3", r.UID, m.GetState())
 	}
 	var err error
 	if r.Addresses, err = decodeAddresses(m.GetAddresses()); err != nil {
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: %v", r.UID, err)
 	}
 	r.Addresses = mesh.OneOfEach(r.Addresses)
-	if r.UID == "" || len(r.UID) > maxName || len(r.Reason) > 4*maxName {
-		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: want a uid and a short reason", r.UID)
+	if r.UID == "" || max(len(r.UID), len(r.Namespace), len(r.Name)) > maxName || len(r.Reason) > 4*maxName {
+		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: want a uid, and names and a reason that are short", r.UID)
 	}
 	return r, nil
 }
