@@ -10,10 +10,13 @@ const (
 	// Mark (SO_MARK) is on every socket that the proxy dials with. Packets
 	// that carry it are never captured again.
 	Mark = 0x7ac17
-	// ReplyMark leads an application's replies to a connection that the proxy
-	// opened with a foreign source address back to the proxy. It differs from
-	// Mark, which must not be routed to lo when it leaves the pod.
+	// ReplyMark leads what an application sends to the proxy, over lo: connections that it
+	// opens, and its replies to a connection that the proxy opened with a foreign source
+	// address. It differs from Mark, which must not be routed to lo when it leaves the pod.
 	ReplyMark = 0x7ac18
+	// ResetMark is on resets that the kernel itself sends, as it has no socket for what came
+	// from the network. They carry nothing of an application's.
+	ResetMark = 0x72c19
 
 	// DirectPortFirst and DirectPortLast bound the source ports of direct
 	// connections. Linux takes ephemeral ports from 32768-60999 by default, so

@@ -8,7 +8,7 @@ import (
 )
 
 func TestAddressThereAndBack(t *testing.T) {
-	for _, s := range []string{"10.0.0.1:80", "[fd00::1]:65535", "[::ffff:10.0.0.1]:1", "0.0.0.0:0"} {
+	for _, s := range []string{"10.0.0.1:80", "[fd00::1]:65535", "[::ffff:10.0.0.1]:1", "0.0.0.0:0", "[fe80::1%7]:80"} {
 		want := netip.MustParseAddrPort(s)
 		if got := AddrPort(Address(want)); got != want {
 			t.Errorf("%s came back as %s", want, got)

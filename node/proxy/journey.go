@@ -49,7 +49,7 @@ func newJourney(d *pod, inbound bool, c *net.TCPConn) *journey {
 
 // ask notes what the peer of the connection dialled.
 func (j *journey) ask() error {
-	to, err := dialled(j.conn)
+	to, err := dialled(j.conn, j.inbound)
 	if err != nil {
 		return &refusal{reasonNotCaptured, flagUpstreamFailure, err}
 	}

@@ -21,6 +21,7 @@ func TestDrainWaitsForTheLastConnection(t *testing.T) {
 	conn := mustDial(t, client, server.at(false, 1))
 	say(t, conn, "before")
 	client.capture("drain.nft")
+	client.keep(conn)
 	n.agent.send(handle.Drain, client.name)
 	await(t, "the pod drains", func() bool { return n.proxy.pod(client.name).stateNow() == draining })
 	say(t, conn, "while it drains")

@@ -5,25 +5,34 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/mesh"
+	"tacit.dev/socket"
 )
 
 // soOriginalDst is SO_ORIGINAL_DST and IP6T_SO_ORIGINAL_DST: one number for
 // both levels (linux/netfilter_ipv4.h, netfilter_ipv6/ip6_tables.h).
 const soOriginalDst = 80
 
-// dialled returns the address that the peer of a captured connection dialled,
-// before the redirect led it to us. Conntrack of the pod's namespace knows it.
-func dialled(c *net.TCPConn) (netip.AddrPort, error) {
+// dialled returns the address that the peer of a captured connection dialled. What goes
+// out has it as its own end, as rules lead it here without a translation. Of what comes in,
+// and of what somebody dials at our own listeners, conntrack of the pod's namespace knows it.
+func dialled(c *net.TCPConn, inbound bool) (netip.AddrPort, error) {
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return netip.AddrPort{}, err
 	}
 	var to netip.AddrPort
 	var got error
-	err = raw.Control(func(fd uintptr) { to, got = originalDestination(int(fd), isV6(c)) })
+	err = raw.Control(func(fd uintptr) {
+		if to, got = ownEnd(int(fd)); got == nil && (inbound || isOurs(to)) {
+			to, got = originalDestination(int(fd), isV6(c))
+		}
+	})
 	if err == nil {
 		err = got
 	}
@@ -31,6 +40,17 @@ func dialled(c *net.TCPConn) (netip.AddrPort, error) {
 		return netip.AddrPort{}, fmt.Errorf("ask for the address that %s dialled: %w", c.RemoteAddr(), err)
 	}
 	return to, nil
+}
+
+// isOurs reports whether the own end of a connection that goes out is that of our listener.
+// Elsewhere the ports of the capture are like any other.
+func isOurs(a netip.AddrPort) bool {
+	return a.Port() == mesh.OutboundPort && a.Addr().IsLoopback()
+}
+
+func ownEnd(fd int) (netip.AddrPort, error) {
+	a, err := unix.Getsockname(fd)
+	return socket.AddrPort(a), os.NewSyscallError("getsockname", err)
 }
 
 // isV6 reports whether c is a connection of IPv6. The listeners of both

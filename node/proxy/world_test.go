@@ -296,6 +296,11 @@ func (p *testPod) listen() {
 			}
 			raw, _ := nl.(*net.TCPListener).SyscallConn()
 			raw.Control(func(fd uintptr) {
+				level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+				if strings.HasSuffix(l.network, "6") {
+					level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+				}
+				unix.SetsockoptInt(int(fd), level, option, 1)
 				dup, _ := unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0)
 				p.files = append(p.files, dup)
 			})
@@ -312,8 +317,18 @@ func (p *testPod) capture(rules string) {
 	p.c.t.Helper()
 	p.space.do(p.c.t, func() error {
 		return sh("nft -f ../../pod/redirect/testdata/" + rules + `
+for s in ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect; do echo 1 >/proc/sys/net/$s; done
 ip -4 rule add fwmark 0x7ac18 lookup 31425 2>/dev/null || true; ip -4 route replace local default dev lo table 31425
 ip -6 rule add fwmark 0x7ac18 lookup 31425 2>/dev/null || true; ip -6 route replace local default dev lo table 31425`)
+	})
+}
+
+// keep has the rules of a draining pod know a captured connection, as the agent's do.
+func (p *testPod) keep(c net.Conn) {
+	p.c.t.Helper()
+	near, far := c.LocalAddr().(*net.TCPAddr), c.RemoteAddr().(*net.TCPAddr)
+	p.space.do(p.c.t, func() error {
+		return sh(fmt.Sprintf("nft add element inet tacit captured4 '{ %s . %d . %s . %d }'", near.IP, near.Port, far.IP, far.Port))
 	})
 }
 

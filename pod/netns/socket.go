@@ -15,7 +15,7 @@ import (
 // away. The kernel takes the smaller of this and net.core.somaxconn.
 const Backlog = 4096
 
-// Listen opens a TCP listener inside the namespace, non-blocking and closed on
+// Listen opens a TCP listener inside the namespace, non-blocking, transparent and closed on
 // exec. An IPv6 listener takes IPv6 only. The caller closes the file.
 func (n *NS) Listen(addr netip.AddrPort) (*os.File, error) {
 	var f *os.File
@@ -53,6 +53,9 @@ func bindAndListen(fd int, addr netip.AddrPort) error {
 		if err := unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
 			return os.NewSyscallError("setsockopt IPV6_V6ONLY", err)
 		}
+	}
+	if err := transparent(fd, addr.Addr().Is6()); err != nil {
+		return err
 	}
 	if err := unix.Bind(fd, socket.Address(addr)); err != nil {
 		return os.NewSyscallError("bind", err)
@@ -126,6 +129,19 @@ func dialSocket(c SocketConfig) (int, error) {
 	return fd, nil
 }
 
+// transparent lets a socket have an address that is not ours; of a listener, the
+// connections that it accepts.
+func transparent(fd int, six bool) error {
+	level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+	if six {
+		level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+	}
+	if err := unix.SetsockoptInt(fd, level, option, 1); err != nil {
+		return fmt.Errorf("setsockopt IP_TRANSPARENT (needs CAP_NET_ADMIN): %w", err)
+	}
+	return nil
+}
+
 // HasIPv6 reports whether the namespace can listen on ::1, as one with IPv6
 // turned off cannot.
 func (n *NS) HasIPv6() (bool, error) {
@@ -175,7 +191,8 @@ func family(a netip.Addr) int {
 	return unix.AF_INET6
 }
 
-// IsListener checks that a file is a TCP listener at addr, inside this namespace.
+// IsListener checks that a file is a TCP listener at addr, inside this namespace, and
+// makes it transparent, as those of Listen are: an older agent has not.
 func (n *NS) IsListener(f *os.File, addr netip.AddrPort) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
@@ -215,5 +232,5 @@ func (n *NS) isListener(fd int, addr netip.AddrPort) error {
 	if key != n.key {
 		return fmt.Errorf("is in namespace %d", key.Inode)
 	}
-	return nil
+	return transparent(fd, addr.Addr().Is6())
 }

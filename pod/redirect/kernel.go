@@ -35,6 +35,8 @@ type Kernel struct {
 	scratch *netns.NS
 	// known is, by text of a ruleset, the kernel's own words for it.
 	known map[string]digest
+	// pods is what is remembered of those with rules.
+	pods map[netns.Key]*memory
 }
 
 // NewKernel finds the nft program, and starts nothing. The addresses are the node's:
@@ -47,7 +49,7 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find nft (install the package nftables): %w", err)
 	}
-	k := &Kernel{nft: nft, node: node, known: make(map[string]digest)}
+	k := &Kernel{nft: nft, node: node, known: make(map[string]digest), pods: make(map[netns.Key]*memory)}
 	k.refuse = sync.OnceValue(func() bool { return !k.hasSocket() })
 	return k, nil
 }
@@ -65,38 +67,48 @@ func (k *Kernel) Close() error {
 }
 
 // Apply gives the namespace exactly the rules of c, whatever it had of ours
-// before, and reads them back. Nothing that is established is interrupted. After
-// an error the rules are either the old or the new ones, never a part; Apply may
-// be called again.
+// before, and reads them back. Nothing that is established is interrupted; what begins in
+// the moment of the change may begin a second later. After an error the rules are either
+// the old or the new ones, never a part; Apply may be called again.
 func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
+	return k.apply(ctx, ns, c, false)
+}
+
+// Repair is Apply for a pod that was captured and may not have been for a while.
+// What the proxy relays goes on; what ended unseen is forgotten; and what began unseen
+// ends: it is in nobody's list.
+func (k *Kernel) Repair(ctx context.Context, ns *netns.NS, c Config) error {
+	if k.Check(ctx, ns, c) == nil {
+		return nil // it is another agent's work, and well done
+	}
+	d, err := readTable(ns)
+	lost := err == nil && d == (digest{})
+	if lost {
+		err = forgetUntouched(ns)
+	}
+	if err != nil {
+		return fmt.Errorf("repair rules in namespace %d: %w", ns.Inode(), err)
+	}
+	return k.apply(ctx, ns, c, lost)
+}
+
+// apply is both. lost says that the pod was captured, and has no rules.
+func (k *Kernel) apply(ctx context.Context, ns *netns.NS, c Config, lost bool) error {
 	// The way back first: a connection captured before it exists would hang.
-	if err := addReplyRoutes(ns); err != nil {
+	if err := errors.Join(addReplyRoutes(ns), k.setSysctls(ns)); err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
 	}
 	complete, err := k.withNode(ns, c)
 	if err != nil {
 		return err
 	}
-	if err := k.load(ctx, ns, Ruleset(complete)); err != nil {
+	if err := k.swap(ctx, ns, complete, lost); err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
 	}
 	return k.Check(ctx, ns, c)
 }
 
-// Repair is Apply for a pod that was captured and may not have been for a while.
-// What the proxy relays goes on; what ended unseen is forgotten.
-func (k *Kernel) Repair(ctx context.Context, ns *netns.NS, c Config) error {
-	d, err := readTable(ns)
-	if err == nil && d == (digest{}) {
-		err = forgetUntouched(ns)
-	}
-	if err != nil {
-		return fmt.Errorf("repair rules in namespace %d: %w", ns.Inode(), err)
-	}
-	return k.Apply(ctx, ns, c)
-}
-
-// Check reads rules and routes back. The error is ErrRules if they differ from
+// Check reads rules, routes and sysctls back. The error is ErrRules if they differ from
 // those of c in any way.
 func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 	c, err := k.withNode(ns, c)
@@ -114,19 +126,24 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 	if got != want {
 		return fmt.Errorf("namespace %d, table inet tacit: %w", ns.Inode(), ErrRules)
 	}
-	return checkReplyRoutes(ns)
+	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns))
 }
 
 // Remove takes away all that Apply made. It is no error if nothing is there.
-// The relayed connections of the pod must have ended: they break.
+// The relayed connections of the pod must have ended: they break. What the application
+// still has of them is reset, for it would go on in clear.
 func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
-	err := k.load(ctx, ns, "add table inet tacit\ndelete table inet tacit\n")
+	err := k.endCaptured(ns)
+	if err == nil {
+		err = k.load(ctx, ns, release+"add table inet tacit\ndelete table inet tacit\n")
+	}
 	if err == nil {
 		err = forgetAll(ns)
 	}
-	if err := errors.Join(err, delReplyRoutes(ns)); err != nil {
+	if err := errors.Join(err, delReplyRoutes(ns), k.restoreSysctls(ns)); err != nil {
 		return fmt.Errorf("remove rules in namespace %d: %w", ns.Inode(), err)
 	}
+	k.forget(ns)
 	return nil
 }
 

@@ -33,7 +33,7 @@ func TestOutboundIsRedirected(t *testing.T) {
 		app := w.dial(w.pod, f.peer, 9000) // nobody listens there
 		proxy := w.accept(outbound)
 		want := netip.AddrPortFrom(f.peer, 9000)
-		if got := dialled(t, f, proxy); got != want {
+		if got := addrPort(proxy.LocalAddr()); got != want {
 			t.Errorf("original destination %s, want %s", got, want)
 		}
 		if got := addrPort(app.RemoteAddr()); got != want {
@@ -263,20 +263,11 @@ func TestUsedPortsWaitForNothing(t *testing.T) {
 func TestCapturedWithoutProxyIsRefused(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
 		w.kernel.refuse = func() bool { return true }
-		w.listen(w.peer, f.any, 9000)
 		w.listen(w.pod, f.any, 8080)
 		w.apply(Config{})
-		for what, dial := range map[string]func() error{
-			"outbound": func() error {
-				return w.pod.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
-			},
-			"inbound": func() error {
-				return w.peer.Do(func() error { return try(netip.AddrPortFrom(f.pod, 8080)) })
-			},
-		} {
-			if err := dial(); !errors.Is(err, unix.ECONNREFUSED) {
-				t.Errorf("%s: %v, want refused: it went past the proxy", what, err)
-			}
+		err := w.peer.Do(func() error { return try(netip.AddrPortFrom(f.pod, 8080)) })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("%v, want refused: it went past the proxy", err)
 		}
 	})
 }

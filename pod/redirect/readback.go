@@ -18,8 +18,14 @@ type digest [sha256.Size]byte
 
 const tableName = "tacit"
 
-// tableHandle is NFTA_TABLE_HANDLE, which x/sys does not have.
-const tableHandle = 4
+// What x/sys does not have: the NFTA handles of table, set and object, and NFTA_SET_COUNT,
+// which is how many elements a set has.
+const (
+	tableHandle = 4
+	setHandle   = 16
+	setCount    = 20
+	objHandle   = 6
+)
 
 // attrKind masks the flags off an attribute's kind (NLA_TYPE_MASK).
 const attrKind = 0x3fff
@@ -41,12 +47,14 @@ func dumps() []dump {
 		{unix.NFT_MSG_GETTABLE, unix.NFTA_TABLE_NAME, map[uint16]bool{tableHandle: true}},
 		{unix.NFT_MSG_GETCHAIN, unix.NFTA_CHAIN_TABLE, map[uint16]bool{unix.NFTA_CHAIN_HANDLE: true}},
 		{unix.NFT_MSG_GETRULE, unix.NFTA_RULE_TABLE, map[uint16]bool{unix.NFTA_RULE_HANDLE: true, unix.NFTA_RULE_POSITION: true}},
+		{unix.NFT_MSG_GETSET, unix.NFTA_SET_TABLE, map[uint16]bool{setHandle: true, setCount: true}},
+		{unix.NFT_MSG_GETOBJ, unix.NFTA_OBJ_TABLE, map[uint16]bool{objHandle: true, unix.NFTA_OBJ_DATA: true}},
 	}
 }
 
 // readTable asks the kernel of ns for our table: its flags (a dormant table does
-// nothing), its chains with their hooks, and its rules. A change by somebody
-// else in the middle makes it ask again.
+// nothing), its chains with their hooks, its rules, sets and counters, but not what those
+// hold: that changes by itself. A change by somebody else in the middle makes it ask again.
 func readTable(ns *netns.NS) (digest, error) {
 	fd, err := ns.Netlink(unix.NETLINK_NETFILTER)
 	if err != nil {
@@ -66,7 +74,7 @@ func readOnce(fd int) (digest, error) {
 	h := sha256.New()
 	found := false
 	for i, d := range dumps() {
-		err := ask(fd, uint32(i+1), d.message, func(attrs []byte) error {
+		err := askTables(fd, uint32(i+1), d.message, nil, func(attrs []byte) error {
 			ours, kept, err := keep(attrs, d)
 			if err != nil || !ours {
 				return err
@@ -109,24 +117,47 @@ func keep(attrs []byte, d dump) (ours bool, kept []byte, err error) {
 // nfgen is the size of struct nfgenmsg.
 const nfgen = 4
 
-// ask dumps message and calls each with the attributes of every object. The
-// error is EINTR if the kernel's list changed meanwhile.
-func ask(fd int, seq uint32, message uint16, each func([]byte) error) error {
-	req := make([]byte, unix.SizeofNlMsghdr+nfgen)
-	binary.NativeEndian.PutUint32(req, uint32(len(req)))
-	binary.NativeEndian.PutUint16(req[4:], unix.NFNL_SUBSYS_NFTABLES<<8|message)
-	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
-	binary.NativeEndian.PutUint32(req[8:], seq)
-	req[unix.SizeofNlMsghdr] = unix.NFPROTO_INET
-	if err := unix.Sendto(fd, req, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return fmt.Errorf("ask nf_tables: %w", err)
+// askTables dumps message of nf_tables, of which filter are attributes, and calls each with
+// the attributes of every object. The error is EINTR if the kernel's list changed meanwhile.
+func askTables(fd int, seq uint32, message uint16, filter []byte, each func([]byte) error) error {
+	family := []byte{unix.NFPROTO_INET, 0, 0, 0}
+	return ask(fd, seq, unix.NFNL_SUBSYS_NFTABLES<<8|message, append(family, filter...), func(body []byte) error {
+		if len(body) < nfgen {
+			return nil
+		}
+		return each(body[nfgen:])
+	})
+}
+
+// ask dumps what a netlink message asks for, and calls each with every answer.
+func ask(fd int, seq uint32, message uint16, body []byte, each func([]byte) error) error {
+	if err := request(fd, seq, message, unix.NLM_F_DUMP, body); err != nil {
+		return err
 	}
+	return answers(fd, seq, each)
+}
+
+// request sends one netlink message.
+func request(fd int, seq uint32, message, flags uint16, body []byte) error {
+	req := make([]byte, unix.SizeofNlMsghdr, unix.SizeofNlMsghdr+len(body))
+	binary.NativeEndian.PutUint32(req, uint32(unix.SizeofNlMsghdr+len(body)))
+	binary.NativeEndian.PutUint16(req[4:], message)
+	binary.NativeEndian.PutUint16(req[6:], unix.NLM_F_REQUEST|flags)
+	binary.NativeEndian.PutUint32(req[8:], seq)
+	if err := unix.Sendto(fd, append(req, body...), 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return fmt.Errorf("ask the kernel: %w", err)
+	}
+	return nil
+}
+
+// answers reads all of a dump.
+func answers(fd int, seq uint32, each func([]byte) error) error {
 	buf := make([]byte, 64<<10)
 	interrupted := false
 	for {
 		n, err := receive(fd, buf)
 		if err != nil {
-			return fmt.Errorf("answer of nf_tables: %w", err)
+			return fmt.Errorf("answer of the kernel: %w", err)
 		}
 		done, again, err := parse(buf[:n], seq, each)
 		interrupted = interrupted || again
@@ -182,9 +213,9 @@ func parse(b []byte, seq uint32, each func([]byte) error) (done, interrupted boo
 			done = true
 		case kind == unix.NLMSG_ERROR && len(body) >= 4:
 			errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
-			return true, interrupted, fmt.Errorf("nf_tables: %w", errno)
-		case len(body) >= nfgen:
-			if err := each(body[nfgen:]); err != nil {
+			return true, interrupted, fmt.Errorf("netlink: %w", errno)
+		default:
+			if err := each(body); err != nil {
 				return true, interrupted, err
 			}
 		}

@@ -48,9 +48,15 @@ func inside(ns *netns.NS, f func(*netlink.Handle, []int) error) error {
 
 func addReplyRoutes(ns *netns.NS) error {
 	return inside(ns, func(h *netlink.Handle, families []int) error {
+		links, err := upLinks(h)
+		if err != nil {
+			return err
+		}
 		for _, f := range families {
-			if err := h.RouteReplace(replyRoute(f)); err != nil {
-				return fmt.Errorf("route local default dev lo table %d: %w", replyTable, err)
+			for _, r := range replyRoutes(f, links) {
+				if err := h.RouteReplace(r); err != nil {
+					return fmt.Errorf("route local default dev %d table %d: %w", r.LinkIndex, replyTable, err)
+				}
 			}
 			if err := h.RuleAdd(replyRule(f)); err != nil && !errors.Is(err, unix.EEXIST) {
 				return fmt.Errorf("ip rule fwmark %#x lookup %d: %w", mesh.ReplyMark, replyTable, err)
@@ -69,7 +75,11 @@ func delReplyRoutes(ns *netns.NS) error {
 			for _, r := range rules {
 				errs = append(errs, unlessGone(h.RuleDel(&r)))
 			}
-			errs = append(errs, unlessGone(h.RouteDel(replyRoute(f))))
+			routes, err := h.RouteListFiltered(f, &netlink.Route{Table: replyTable}, netlink.RT_FILTER_TABLE)
+			errs = append(errs, err)
+			for _, r := range routes {
+				errs = append(errs, unlessGone(h.RouteDel(&r)))
+			}
 		}
 		return errors.Join(errs...)
 	})
@@ -77,6 +87,10 @@ func delReplyRoutes(ns *netns.NS) error {
 
 func checkReplyRoutes(ns *netns.NS) error {
 	return inside(ns, func(h *netlink.Handle, families []int) error {
+		links, err := upLinks(h)
+		if err != nil {
+			return err
+		}
 		for _, f := range families {
 			rules, err := replyRules(h, f)
 			if err != nil {
@@ -86,7 +100,10 @@ func checkReplyRoutes(ns *netns.NS) error {
 			if err != nil {
 				return fmt.Errorf("read routes of table %d: %w", replyTable, err)
 			}
-			if len(rules) != 1 || !slices.ContainsFunc(routes, isReplyRoute) {
+			complete := !slices.ContainsFunc(links, func(link int) bool {
+				return !slices.ContainsFunc(routes, func(r netlink.Route) bool { return isReplyRoute(r, link) })
+			})
+			if len(rules) != 1 || !complete {
 				return fmt.Errorf("namespace %d, %d ip rules to table %d and %d routes in it: %w",
 					ns.Inode(), len(rules), replyTable, len(routes), ErrRules)
 			}
@@ -112,23 +129,45 @@ func replyRule(family int) *netlink.Rule {
 	return r
 }
 
-func replyRoute(family int) *netlink.Route {
-	r := &netlink.Route{LinkIndex: loopback, Table: replyTable, Type: unix.RTN_LOCAL, Family: family}
-	if family == unix.AF_INET {
-		r.Scope = unix.RT_SCOPE_HOST
-		r.Dst = &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
-	} else {
-		r.Dst = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+// upLinks are lo and the interfaces that are up: a socket that is bound to one of them
+// has no other routes than those of that interface.
+func upLinks(h *netlink.Handle) ([]int, error) {
+	all, err := h.LinkList()
+	if err != nil {
+		return nil, fmt.Errorf("list interfaces: %w", err)
 	}
-	return r
+	links := []int{loopback}
+	for _, l := range all {
+		if a := l.Attrs(); a.Index != loopback && a.Flags&net.FlagUp != 0 {
+			links = append(links, a.Index)
+		}
+	}
+	return links, nil
 }
 
-func isReplyRoute(r netlink.Route) bool {
+// replyRoutes deliver everything here, over lo in any case: a route to this host itself
+// only has the name of the interface. lo comes first.
+func replyRoutes(family int, links []int) []*netlink.Route {
+	var all []*netlink.Route
+	for i, link := range links {
+		r := &netlink.Route{LinkIndex: link, Table: replyTable, Type: unix.RTN_LOCAL, Family: family, Priority: i + 1}
+		if family == unix.AF_INET {
+			r.Scope = unix.RT_SCOPE_HOST
+			r.Dst = &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
+		} else {
+			r.Dst = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+func isReplyRoute(r netlink.Route, link int) bool {
 	ones := 0
 	if r.Dst != nil {
 		ones, _ = r.Dst.Mask.Size()
 	}
-	return r.LinkIndex == loopback && r.Type == unix.RTN_LOCAL && ones == 0
+	return r.LinkIndex == link && r.Type == unix.RTN_LOCAL && ones == 0
 }
 
 // unlessGone is err, but nil if it says that there was nothing to delete.
