@@ -44,7 +44,7 @@ const (
 //	source                      port marked     not marked
 //	mesh pod                    direct          direct: the port was rewritten on the way
 //	  that may exclude this pod news            either
-//	enrolled pod                either          either
+//	enrolled pod                news            either
 //	pod outside of it           either          plaintext
 //	unknown                     either          plaintext
 //
@@ -54,12 +54,14 @@ const (
 // let in; while it is unannounced, a mesh pod takes it for outside, too.
 //
 // A pod is captured before it is announced, and withdrawn before it is released: in
-// between it is enrolled and not yet, or no longer, a mesh pod, and speaks TLS. So may
-// one that only our World does not know to be enrolled. Without the look its
-// ClientHello would reach the application.
+// between it is enrolled and not yet, or no longer, a mesh pod, and speaks TLS, always from a
+// marked port (awaitsTLS). So may one that only our World does not know to be
+// enrolled. Without the look its ClientHello would reach the application.
 func expect(source *mesh.Workload, port uint16, self standing, excluded bool) expectation {
 	marked := mesh.IsDirectPort(port)
 	switch {
+	case !isMesh(source) && isEnrolled(source) && marked:
+		return expectNews
 	case !isMesh(source) && (isEnrolled(source) || marked):
 		return expectEither
 	case !isMesh(source):

@@ -123,6 +123,46 @@ func TestNewsIsNoReasonToSpeakFirst(t *testing.T) {
 	}
 }
 
+// TestNobodySpeaksBeforeALateClientHello: a pod whose proxy dials by direct says nothing for
+// many times as long as a look lasts, as on a node without a free processor, and the
+// application is one that speaks first. No word of it is on the wire, and the ClientHello meets TLS.
+func TestNobodySpeaksBeforeALateClientHello(t *testing.T) {
+	c := newCluster(t)
+	member, enrolled, server := c.pod("member"), c.pod("enrolled"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.LookLimit = 10 * time.Millisecond })
+	n.enrol(server)
+	member.wl.Direct, member.wl.Enrolled, enrolled.wl.Enrolled = true, true, true
+	c.publish()
+	n.announcedLongAgo(server)
+	server.serve(3306, func(conn *net.TCPConn) { conn.Write([]byte("mysql_native_password")) })
+	for i, row := range []struct {
+		name string
+		from *testPod
+		port uint16
+	}{
+		{"member, marked", member, 62000},
+		{"member, whose marked ports are all taken", member, 40000},
+		{"enrolled, marked", enrolled, 62000},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			conn, err := row.from.bare(row.port, server.at(false, 3306))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+			if b, err := io.ReadAll(conn); len(b) > 0 || !isTimeout(err) {
+				t.Errorf("read %q, %v: want nothing, and no end", b, err)
+			}
+			conn.SetDeadline(time.Now().Add(limit))
+			_ = tls.Client(conn, &tls.Config{InsecureSkipVerify: true, NextProtos: []string{direct.ALPN}}).Handshake()
+			await(t, "it is refused as TLS without a certificate", func() bool {
+				return n.count("tacit_refused_connections_total", "direction=inbound", "reason=no_certificate") == float64(i+1)
+			})
+		})
+	}
+}
+
 // TestLateClientHello: a pod that is captured and not announced, without a marked port,
 // says nothing for longer than the look lasts, and then begins with TLS. The application
 // must not get it.
@@ -318,7 +358,7 @@ func TestExpect(t *testing.T) {
 		{in, marked, news, false, expectNews}, {in, plain, news, false, expectNews},
 		{in, marked, unannounced, false, expectNews}, {in, plain, unannounced, false, expectEither},
 		{in, marked, announced, true, expectNews}, {in, plain, announced, true, expectEither},
-		{between, marked, announced, false, expectEither}, {between, plain, announced, false, expectEither},
+		{between, marked, announced, false, expectNews}, {between, marked, unannounced, false, expectNews}, {between, plain, announced, false, expectEither},
 		{out, marked, announced, false, expectEither}, {out, plain, announced, false, expectPlaintext},
 		{nil, marked, announced, false, expectEither}, {nil, plain, announced, false, expectPlaintext},
 	} {

@@ -298,10 +298,14 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 	if !ok {
 		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
 	}
+	ports := markedPorts
+	if d.awaitsTLS(t, j.lease.world) {
+		ports = directPorts
+	}
 	dial := func(ctx context.Context) (*net.TCPConn, error) {
 		return tn.dial(ctx, func(ctx context.Context) (*net.TCPConn, error) {
 			defer j.place.leave()
-			return d.dial(ctx, &dialling{from: own, to: t.addr, ports: directPorts})
+			return d.dial(ctx, &dialling{from: own, to: t.addr, ports: ports})
 		})
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
@@ -312,6 +316,14 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 	pc := d.newPeerConn(c, leaf)
 	pc.to = to
 	return pc, nil
+}
+
+// awaitsTLS reports whether the receiver waits for TLS from this pod even if the port does
+// not hint at it. Where it would only look for a while, a ClientHello that is late would come
+// after the first words of an application that speaks first.
+func (d *pod) awaitsTLS(t target, w *mesh.World) bool {
+	self := d.self(w)
+	return isMesh(self) && !mayExclude(w, self, t.workload, t.addr)
 }
 
 // hello is what the preamble tells.

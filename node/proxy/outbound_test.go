@@ -162,6 +162,53 @@ func TestCapturePortsAreRefused(t *testing.T) {
 	}
 }
 
+// Where all ports are taken that hint at TLS, a pod dials from another one, and only if the
+// receiver waits for TLS from it whatever the port. Else the application there could speak
+// first, in clear.
+func TestPortsThatDoNotHintAtTLS(t *testing.T) {
+	needDescriptors(t, 8000)
+	c, client, server := pair(t)
+	server.serve(8080, echo)
+	client.space.do(t, func() error {
+		for port := mesh.DirectPortFirst; port <= mesh.DirectPortLast; port++ {
+			l, err := net.Listen("tcp4", netip.AddrPortFrom(client.v4, uint16(port)).String())
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { l.Close() })
+		}
+		return nil
+	})
+	say(t, mustDial(t, client, server.at(false, 8080)), "the receiver waits for TLS")
+	if c.nodes[1].count("tacit_connections_total", "kind=mutual_tls") != 1 {
+		t.Error("it was not by TLS")
+	}
+	for _, row := range []struct {
+		name   string
+		change func()
+	}{
+		{"may exclude the server", func() {
+			client.wl.ExcludeOutbound = []mesh.Exclusion{{Prefix: netip.PrefixFrom(server.v4, 32)}}
+		}},
+		{"not announced", func() { client.wl.Direct, client.wl.Enrolled, client.wl.ExcludeOutbound = false, true, nil }},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			row.change()
+			c.publish()
+			for _, conn := range c.nodes[0].proxy.pod(client.name).ready() {
+				conn.born = time.Time{} // none that is kept is used
+			}
+			before := c.nodes[0].count("tacit_refused_connections_total", "reason="+reasonSourcePort)
+			if err := firstRead(client.dial(server.at(false, 8080))); !isRST(err) {
+				t.Errorf("%v: want a reset", err)
+			}
+			if n := c.nodes[0].count("tacit_refused_connections_total", "reason="+reasonSourcePort); n != before+1 {
+				t.Errorf("%v refused for want of a port: want %v", n, before+1)
+			}
+		})
+	}
+}
+
 // A destination that is announced and speaks no TLS is not spoken to in plaintext.
 func TestDirectIsNeverDialledInPlaintext(t *testing.T) {
 	c, client, _ := pair(t)
