@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -116,6 +117,41 @@ func TestAgentRestartDisturbsNothing(t *testing.T) {
 	if l := len(n.proxy.pod(client.name).listeners); l != 4 {
 		t.Errorf("%d listeners: want 4", l)
 	}
+}
+
+// No connection fails for want of a socket, however many there are and however long they
+// stay, while nobody is there to make any.
+func TestConnectionsGoOnWithoutAgents(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	for _, n := range c.nodes {
+		await(t, "the pod has sockets", func() bool {
+			return !slices.ContainsFunc(n.proxy.list(), func(d *pod) bool { return d.sockets4.ready() == 0 || d.sockets6.ready() == 0 })
+		})
+		n.agent.stop()
+	}
+	both(t, func(t *testing.T, v6 bool) {
+		for range 5 * maxLevel { // all are open at once
+			conn := mustDial(t, client, server.at(v6, 1))
+			t.Cleanup(func() { conn.Close() })
+			say(t, conn, "stays")
+		}
+		var failed, i atomic.Int64
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				for i.Add(1) <= 600 {
+					if askOnce(client, server.at(v6, 1)) != nil {
+						failed.Add(1)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if n := failed.Load(); n > 0 {
+			t.Errorf("%d of 600 connections failed", n)
+		}
+	})
 }
 
 func TestAgentWithoutSocketsIsNoHang(t *testing.T) {

@@ -143,8 +143,8 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		looks: newLooks(p.cfg.MaxConnectionsPerPod, &p.looking), dialling: p.dialling.share(), answering: p.answering.share(),
 		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(), keeps: quota{max: keepMostOf},
 	}
-	d.sockets4 = newSockets(&p.starved, d.need(4))
-	d.sockets6 = newSockets(&p.starved, d.need(6))
+	d.sockets4 = newSockets(false, &p.starved, d.log, d.need(4))
+	d.sockets6 = newSockets(true, &p.starved, d.log, d.need(6))
 	d.bindings = newBindings(func(source netip.AddrPort) bool {
 		return d.p.link.post(handle.Message{Kind: handle.Bind, UID: d.uid, Source: source})
 	})
@@ -152,6 +152,8 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p.mu.Lock()
 		p.pods[uid] = d
 		p.mu.Unlock()
+		d.sockets4.connected()
+		d.sockets6.connected()
 		p.running.Go(func() { d.run(ctx) })
 	}
 }

@@ -6,8 +6,8 @@
 //
 // The files, in the order of a connection's way: link.go (the agent gives pods
 // and sockets), pod.go (listeners of one pod), accept.go, origin.go (what was
-// dialled), outbound.go, route.go (where that leads), dial.go with sockets.go
-// (from inside the pod's namespace); then, on the other node, inbound.go;
+// dialled), outbound.go, route.go (where that leads), dial.go with sockets.go and
+// seeds.go (from inside the pod's namespace); then, on the other node, inbound.go;
 // journey.go tells of it at the end, and keep.go keeps what crossed the network for the
 // next one. drain.go is the end of a proxy. knowledge.go holds the World, limits.go the bounds.
 //

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -15,31 +17,48 @@ import (
 
 const (
 	// minLevel is how many sockets a pod and family keep ready at least. They
-	// cost the kernel about 2 kB each.
-	minLevel = 4
+	// cost the kernel about 4 kB each.
+	minLevel = 8
 	// maxLevel is how many at most.
 	maxLevel = 64
-	// maxAsked is how many are asked for at once, for those who wait already: as
+	// maxAsked is how many are asked for or made at once, for those who wait already: as
 	// many as one message carries.
 	maxAsked = handle.MaxFiles
+	// seedCount is how many the agent is asked for to make others from.
+	seedCount = 2
+	// firstPause and lastPause bound the time between two tries to make some for those who wait.
+	firstPause, lastPause = 50 * time.Millisecond, 2 * time.Second
 )
 
-// sockets are the unconnected sockets of one pod and one family, which the agent
-// made in the pod's namespace: with them the proxy dials as if it were there. At
-// most level wait ready. It is safe for concurrent use.
+// sockets are the unconnected sockets of one pod and one family, which are in the
+// pod's namespace: with them the proxy dials as if it were there. At most level wait
+// ready. They are made from two that the agent gave; if that fails, the agent is
+// asked for each of them. It is safe for concurrent use.
 //
-//	agent ──deliver──► idle ──take──► a dial
-//	  ▲                  │ half empty
-//	  └──────ask─────────┘
+//	agent ──deliver──► seeds ──grow──► idle ──take──► a dial
+//	  ▲  └─────if they make none───────►│ half empty
+//	  └──────ask────────────────────────┘
 type sockets struct {
+	v6 bool
 	// ask sends a request for n sockets to the agent, without blocking. False
 	// means that there is no agent now; connected is called when there is.
 	ask func(n int) bool
 	// starved counts those who had to wait, of all pods.
 	starved *atomic.Uint64
+	log     *slog.Logger
+	// sprout makes n sockets from the seeds. Tests replace it.
+	sprout func(s *seeds, n int, v6 bool) ([]int, error)
+	// gone is closed by close, which waits for growing.
+	gone    chan struct{}
+	growing sync.WaitGroup
 
 	// mu guards all below.
-	mu      sync.Mutex
+	mu    sync.Mutex
+	seeds *seeds
+	// grows says that grow is at work. The seeds are its own then.
+	grows bool
+	// failed says that the log has been told of seeds that make nothing.
+	failed  bool
 	idle    []int
 	waiters []chan int
 	// asked is how many the agent was asked for and has not delivered. There
@@ -52,15 +71,21 @@ type sockets struct {
 	taken int
 	// overdue counts the trims since the agent was asked.
 	overdue int
-	closed  bool
+	// behind says that what the agent told with its last sockets, the pod's range of ports, may
+	// have changed: the pod's runtime sets it after the pod has begun to be served.
+	behind bool
+	closed bool
 }
 
-func newSockets(starved *atomic.Uint64, ask func(n int) bool) *sockets {
-	return &sockets{starved: starved, ask: ask, level: minLevel}
+func newSockets(v6 bool, starved *atomic.Uint64, log *slog.Logger, ask func(n int) bool) *sockets {
+	return &sockets{
+		v6: v6, starved: starved, log: log, ask: ask, level: minLevel,
+		sprout: (*seeds).sockets, gone: make(chan struct{}),
+	}
 }
 
-// take returns a socket, which is the caller's. If there is none it waits for
-// the agent until ctx ends.
+// take returns a socket, which is the caller's. If there is none it waits for one
+// until ctx ends.
 func (s *sockets) take(ctx context.Context) (int, error) {
 	s.mu.Lock()
 	if s.closed {
@@ -68,6 +93,10 @@ func (s *sockets) take(ctx context.Context) (int, error) {
 		return -1, fmt.Errorf("%w: the pod is gone", errNoSocket)
 	}
 	s.taken++
+	if s.behind && s.seeds != nil && s.asked == 0 {
+		s.behind = false
+		s.request(1)
+	}
 	if n := len(s.idle); n > 0 {
 		fd := s.idle[n-1]
 		s.idle = s.idle[:n-1]
@@ -101,17 +130,85 @@ func (s *sockets) wait(ctx context.Context, w chan int) (int, error) {
 	} else if fd, ok := <-w; ok {
 		s.keep(fd)
 	}
-	return -1, fmt.Errorf("%w: waited for the agent: %w", errNoSocket, ctx.Err())
+	return -1, fmt.Errorf("%w: waited for one: %w", errNoSocket, ctx.Err())
 }
 
-// refill asks for more at half empty. The caller holds mu.
+// refill gets more at half empty. The caller holds mu.
 func (s *sockets) refill() {
-	if s.asked > 0 || s.closed || len(s.waiters) == 0 && len(s.idle) > s.level/2 {
-		return
+	switch {
+	case s.closed || len(s.waiters) == 0 && len(s.idle) > s.level/2:
+	case s.seeds == nil:
+		s.request(seedCount)
+	case !s.grows:
+		s.grows = true
+		s.growing.Go(s.grow)
 	}
-	n := min(s.level+len(s.waiters)-len(s.idle), maxAsked)
-	if n > 0 && s.ask(n) {
+}
+
+// request asks the agent, once at a time. The caller holds mu.
+func (s *sockets) request(n int) {
+	if s.asked == 0 && n > 0 && s.ask(n) {
 		s.asked, s.overdue = n, 0
+	}
+}
+
+// lack is how many are to be made now. The caller holds mu.
+func (s *sockets) lack() int {
+	if s.closed {
+		return 0
+	}
+	return min(s.level+len(s.waiters)-len(s.idle), maxAsked)
+}
+
+// grow makes sockets from the seeds until there are enough. If it cannot, the agent is
+// asked, and it tries again for as long as somebody waits.
+func (s *sockets) grow() {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		s.mu.Lock()
+		n := s.lack()
+		s.mu.Unlock()
+		var made []int
+		var err error
+		if n > 0 {
+			made, err = s.sprout(s.seeds, n, s.v6)
+		}
+		if !s.grown(made, err) {
+			return
+		}
+		if err != nil {
+			select {
+			case <-s.gone:
+			case <-time.After(pause):
+			}
+		}
+	}
+}
+
+// grown takes over what was made, and reports whether more is to be.
+func (s *sockets) grown(made []int, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hand(made)
+	if err != nil {
+		s.request(s.lack())
+		if !s.failed {
+			s.failed = true
+			s.log.Warn("no socket could be made from others, the agent is asked for each", "ipv6", s.v6, "err", err)
+		}
+	}
+	s.grows = s.lack() > 0 && (err == nil || len(s.waiters) > 0)
+	return s.grows
+}
+
+// hand gives sockets to those who wait, and keeps the others. The caller holds mu.
+func (s *sockets) hand(files []int) {
+	for _, fd := range files {
+		if len(s.waiters) > 0 {
+			s.waiters[0] <- fd // has room for one, and gets one
+			s.waiters = s.waiters[1:]
+			continue
+		}
+		s.keep(fd)
 	}
 }
 
@@ -124,8 +221,8 @@ func (s *sockets) keep(fd int) {
 	s.idle = append(s.idle, fd)
 }
 
-// deliver takes over what the agent gave. Nothing at all means that it could
-// not: those who wait are told so, and the next one asks again.
+// deliver takes over what the agent gave, the first two as seeds. Nothing at all means
+// that it could not: those who wait are told so, and the next one asks again.
 func (s *sockets) deliver(files []int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -134,14 +231,16 @@ func (s *sockets) deliver(files []int) {
 		s.dismiss()
 		return
 	}
-	for _, fd := range files {
-		if len(s.waiters) > 0 {
-			s.waiters[0] <- fd // has room for one, and gets one
-			s.waiters = s.waiters[1:]
-			continue
-		}
-		s.keep(fd)
+	if s.seeds == nil && !s.closed && len(files) >= seedCount {
+		s.seeds = &seeds{listener: files[0], caller: files[1]}
+		files = files[seedCount:]
+		s.behind = true
 	}
+	if s.lack() <= 0 { // it came for what was told with it
+		closeAll(files)
+		files = nil
+	}
+	s.hand(files)
 	s.refill()
 }
 
@@ -169,7 +268,7 @@ func (s *sockets) trim() {
 	if s.taken < s.level && s.level > minLevel {
 		s.level /= 2
 	}
-	s.taken = 0
+	s.taken, s.behind = 0, s.seeds != nil
 	if s.overdue++; s.asked > 0 && s.overdue > 2 { // the agent did not hear it
 		s.asked = 0
 		s.refill()
@@ -181,16 +280,32 @@ func (s *sockets) trim() {
 	}
 }
 
-// close closes all sockets, and those that still come.
+// close closes all sockets, and those that still come. More than once is once.
 func (s *sockets) close() {
+	if !s.closeIdle() {
+		return
+	}
+	close(s.gone)
+	s.growing.Wait()
+	if s.seeds != nil {
+		s.seeds.close()
+	}
+}
+
+// closeIdle reports whether it was the first to close anything.
+func (s *sockets) closeIdle() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.closed {
+		return false
+	}
 	s.closed = true
 	for _, fd := range s.idle {
 		unix.Close(fd)
 	}
 	s.idle = nil
 	s.dismiss()
+	return true
 }
 
 // ready tells how many wait ready, for the dump.

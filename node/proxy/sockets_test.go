@@ -3,9 +3,13 @@ package proxy
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
 	"os"
 	"sync/atomic"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -43,25 +47,87 @@ func isOpen(fd int) bool {
 	return err == nil
 }
 
-func TestSocketsAreAskedForAtHalfEmpty(t *testing.T) {
+// newPool is a pool whose seeds make what sprout does; nil makes nothing.
+func newPool(a *asked, sprout func(n int) ([]int, error)) *sockets {
+	s := newSockets(false, &atomic.Uint64{}, slog.New(slog.DiscardHandler), a.ask)
+	s.sprout = func(_ *seeds, n int, _ bool) ([]int, error) {
+		if sprout == nil {
+			return nil, errors.New("barren")
+		}
+		return sprout(n)
+	}
+	return s
+}
+
+// The agent is asked for two; others are made from them, at half empty.
+func TestSocketsAreMadeAtHalfEmpty(t *testing.T) {
 	a := &asked{}
-	s := newSockets(&atomic.Uint64{}, a.ask)
+	var made atomic.Int64
+	s := newPool(a, func(n int) ([]int, error) { made.Add(1); return files(t, n), nil })
 	defer s.close()
 	s.connected()
-	if len(a.n) != 1 || a.last() != minLevel {
-		t.Fatalf("asked for %v at first: want %d", a.n, minLevel)
+	s.connected() // another agent: what the one before was asked for will not come
+	if len(a.n) != 2 || a.last() != seedCount {
+		t.Fatalf("asked for %v at first: want %d, twice", a.n, seedCount)
 	}
-	s.deliver(files(t, minLevel))
-	for i := range minLevel {
+	s.deliver(files(t, seedCount))
+	await(t, "as many as there should be are ready", func() bool { return s.ready() == minLevel })
+	for i := range minLevel / 2 {
 		fd, err := s.take(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		unix.Close(fd)
-		if want := 1 + btoi(i >= minLevel/2-1); len(a.n) != want {
-			t.Errorf("after %d taken, asked %d times: want %d", i+1, len(a.n), want)
+		if n := made.Load(); n != 1 && i < minLevel/2-1 {
+			t.Errorf("after %d taken, made %d times: want 1", i+1, n)
 		}
 	}
+	await(t, "there are as many as before", func() bool { return s.ready() == minLevel })
+	if n := made.Load(); n != 2 || len(a.n) != 3 || a.last() != 1 {
+		t.Errorf("made %d times, asked for %v: want to have made twice, and asked for what is told with one", n, a.n)
+	}
+	s.deliver(files(t, 1))
+	if n := s.ready(); n != minLevel {
+		t.Errorf("%d ready: want %d", n, minLevel)
+	}
+}
+
+// What cannot be made is asked for.
+func TestSocketsAreAskedForIfNoneCanBeMade(t *testing.T) {
+	a := &asked{}
+	s := newPool(a, nil)
+	defer s.close()
+	s.connected()
+	s.deliver(files(t, seedCount))
+	s.growing.Wait()
+	if len(a.n) != 2 || a.last() != minLevel {
+		t.Fatalf("asked for %v: want %d at last", a.n, minLevel)
+	}
+	s.deliver(files(t, minLevel))
+	if n := s.ready(); n != minLevel {
+		t.Errorf("%d ready: want %d", n, minLevel)
+	}
+}
+
+// Without an agent it is tried again for as long as somebody waits.
+func TestSocketsAreMadeForWhoWaits(t *testing.T) {
+	a := &asked{}
+	tries := 0
+	s := newPool(a, func(n int) ([]int, error) {
+		if tries++; tries < 3 {
+			return nil, errors.New("no port is free")
+		}
+		return files(t, n), nil
+	})
+	defer s.close()
+	s.connected()
+	a.away = true
+	s.deliver(files(t, seedCount))
+	fd, err := s.take(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Close(fd)
 }
 
 func btoi(b bool) int {
@@ -73,7 +139,7 @@ func btoi(b bool) int {
 
 func TestSocketsGrowAndShrink(t *testing.T) {
 	a := &asked{}
-	s := newSockets(&atomic.Uint64{}, a.ask)
+	s := newPool(a, nil)
 	defer s.close()
 	for range 8 { // each time it is found empty
 		got := make(chan int)
@@ -85,10 +151,12 @@ func TestSocketsGrowAndShrink(t *testing.T) {
 		s.deliver(files(t, 1))
 		unix.Close(<-got)
 	}
-	if s.level != maxLevel || a.last() > maxLevel {
-		t.Errorf("level %d, last asked for %d: want %d", s.level, a.last(), maxLevel)
+	if s.level != maxLevel {
+		t.Errorf("level %d: want %d", s.level, maxLevel)
 	}
 	fds := files(t, maxLevel)
+	s.deliver(files(t, seedCount))
+	s.growing.Wait()
 	s.deliver(fds)
 	for range 10 {
 		s.trim()
@@ -107,7 +175,7 @@ func TestSocketsGrowAndShrink(t *testing.T) {
 
 func TestWaitingForASocketEnds(t *testing.T) {
 	a := &asked{}
-	s := newSockets(&atomic.Uint64{}, a.ask)
+	s := newPool(a, nil)
 	defer s.close()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -135,13 +203,78 @@ func TestWaitingForASocketEnds(t *testing.T) {
 
 func TestSocketsAreAskedForAgainWhenTheAgentIsBack(t *testing.T) {
 	a := &asked{away: true}
-	s := newSockets(&atomic.Uint64{}, a.ask)
+	s := newPool(a, nil)
 	defer s.close()
 	s.connected()
 	a.away = false
 	s.connected()
-	s.connected() // another agent: what the one before was asked for will not come
-	if len(a.n) != 2 {
-		t.Errorf("asked %v: want twice", a.n)
+	if len(a.n) != 1 {
+		t.Errorf("asked %v: want once", a.n)
 	}
+}
+
+// What the proxy makes of two of the agent's sockets is as good as theirs.
+func TestMadeSocketsAreAsTheAgents(t *testing.T) {
+	_, client, server := pair(t)
+	server.serve(1, echo)
+	both(t, func(t *testing.T, v6 bool) {
+		family, level, transparent := 4, unix.SOL_IP, unix.IP_TRANSPARENT
+		if v6 {
+			family, level, transparent = 6, unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+		}
+		given := client.sockets(t, family, 3)
+		s := &seeds{given[0], given[1]}
+		defer s.close()
+		made, err := s.sockets(5, v6)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// What is asked of each: its mark, whether it is transparent, shares its port, which ports the
+		// kernel gives it, and its namespace.
+		traits := func(fd int) [5]uint64 {
+			mark, err1 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_MARK)
+			is, err2 := unix.GetsockoptInt(fd, level, transparent)
+			shares, err3 := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR)
+			ports, err4 := unix.GetsockoptInt(fd, unix.SOL_IP, unix.IP_LOCAL_PORT_RANGE)
+			home, err5 := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_NETNS_COOKIE)
+			if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+				t.Fatal(err)
+			}
+			return [5]uint64{uint64(mark), uint64(is), uint64(shares), uint64(ports), home}
+		}
+		want := traits(given[2])
+		scale := windowScale(t, given[2], server.at(v6, 1), client.addr(v6))
+		for _, fd := range made {
+			if got := traits(fd); got != want {
+				t.Errorf("traits %v: want %v", got, want)
+			}
+			if got := windowScale(t, fd, server.at(v6, 1), client.addr(v6)); got != scale {
+				t.Errorf("window scale %d: want %d", got, scale)
+			}
+		}
+	})
+}
+
+// windowScale connects fd and closes it. It is small where a socket keeps what its last connection
+// has come to. The source is the kernel's choice, and should be own.
+func windowScale(t *testing.T, fd int, to netip.AddrPort, own netip.Addr) uint8 {
+	t.Helper()
+	c, err := connectSocket(t.Context(), fd, to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if got := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr(); got != own {
+		t.Errorf("source %s: want %s", got, own)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var info *unix.TCPInfo
+	raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return (*[8]byte)(unsafe.Pointer(info))[6] >> 4 // tcpi_rcv_wscale, a bit field: what we offered
 }

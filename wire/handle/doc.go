@@ -14,7 +14,8 @@
 //	          ◄── ready   the pod's certificate is there and its listeners are
 //	                      accepted from. Also the answer for a pod that was served
 //	          ◄── failed  not ready yet, and why; the proxy keeps trying
-//	          ◄── need    Count sockets of Family, please
+//	          ◄── need    Count sockets of Family, please: two at first, from which the
+//	                      proxy makes others; more if it cannot
 //	sockets   ──►         marked, transparent, unconnected, non-blocking TCP sockets
 //	                      of the pod's namespace, at most MaxFiles a message. With no
 //	                      file and a Reason: there are none to be had now. Ports
