@@ -30,9 +30,12 @@ const (
 	ReasonPeerRefused = "peer_refused"
 	// ReasonPeerClosed: FIN or RST before the end of the handshake.
 	ReasonPeerClosed = "peer_closed"
-	ReasonTimeout    = "timeout"
-	ReasonCanceled   = "canceled"
-	ReasonOther      = "other"
+	// ReasonBadTLS: something in the handshake that crypto/tls does not take, and that has
+	// no other name here.
+	ReasonBadTLS   = "bad_tls"
+	ReasonTimeout  = "timeout"
+	ReasonCanceled = "canceled"
+	ReasonOther    = "other"
 )
 
 // alertTexts are errors of crypto/tls that have no type of their own. A test
@@ -68,13 +71,17 @@ func Reason(err error) string {
 	case errors.As(err, &op) && op.Op == "remote error", errors.As(err, &alert):
 		return ReasonPeerRefused
 	case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF),
-		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE):
+		errors.Is(err, syscall.ECONNRESET), errors.Is(err, syscall.EPIPE),
+		errors.Is(err, syscall.ECONNABORTED):
 		return ReasonPeerClosed
 	}
 	for _, a := range alertTexts {
 		if strings.Contains(err.Error(), a.text) {
 			return a.reason
 		}
+	}
+	if strings.Contains(err.Error(), "tls: ") {
+		return ReasonBadTLS
 	}
 	return ReasonOther
 }

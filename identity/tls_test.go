@@ -136,6 +136,7 @@ func TestReason(t *testing.T) {
 		{fmt.Errorf("x: %w", tls.AlertError(42)), ReasonPeerRefused},
 		{&net.OpError{Op: "read", Err: os.NewSyscallError("read", syscall.ECONNRESET)}, ReasonPeerClosed},
 		{io.ErrUnexpectedEOF, ReasonPeerClosed},
+		{&net.OpError{Op: "local error", Err: errors.New("tls: unexpected message")}, ReasonBadTLS},
 		{errors.New("x"), ReasonOther},
 	}
 	for _, r := range rows {

@@ -28,6 +28,10 @@ const (
 	reasonConnRefused     = "connection_refused"
 	reasonUnreachable     = "unreachable"
 	reasonSourcePort      = "source_port"
+	reasonForbidden       = "forbidden"
+	reasonNoResources     = "no_resources"
+	reasonBadAddress      = "bad_address"
+	reasonBadPreamble     = "bad_preamble"
 	reasonReset           = "reset"
 	reasonShuttingDown    = "shutting_down"
 	reasonDenied          = "denied"
@@ -90,16 +94,41 @@ func refusalOf(err error) *refusal {
 		return &refusal{reasonNoSocket, flagOverload, err}
 	case errors.Is(err, errNoPort):
 		return &refusal{reasonSourcePort, flagUpstreamFailure, err}
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return &refusal{reasonConnRefused, flagUpstreamFailure, err}
-	case errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH), errors.Is(err, syscall.EADDRNOTAVAIL):
-		return &refusal{reasonUnreachable, flagUpstreamFailure, err}
+	case errors.Is(err, direct.ErrPreamble):
+		return &refusal{reasonBadPreamble, flagUpstreamFailure, err}
 	case isTimeout(err):
 		return &refusal{identity.ReasonTimeout, flagTimeout, err}
 	case errors.Is(err, context.Canceled):
 		return &refusal{reasonShuttingDown, flagUpstreamReset, err}
+	case errors.Is(err, net.ErrClosed):
+		return &refusal{reasonReset, flagUpstreamReset, err}
+	}
+	if reason := reasonOfErrno(err); reason != "" {
+		return &refusal{reason, flagUpstreamFailure, err}
 	}
 	return &refusal{identity.Reason(err), flagUpstreamFailure, err}
+}
+
+// reasonOfErrno names what the kernel answers to a dial, "" for what it does not.
+func reasonOfErrno(err error) string {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return ""
+	}
+	switch errno {
+	case syscall.ECONNREFUSED:
+		return reasonConnRefused
+	case syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.ENETDOWN, syscall.EHOSTDOWN, syscall.ENONET, syscall.ENODEV,
+		syscall.EPROTO, syscall.ENOPROTOOPT, syscall.EOPNOTSUPP, syscall.EMSGSIZE: // answers of ICMP, too
+		return reasonUnreachable
+	case syscall.EACCES, syscall.EPERM: // by a rule, a route or a program of the pod's network
+		return reasonForbidden
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOMEM, syscall.ENOBUFS:
+		return reasonNoResources
+	case syscall.EINVAL, syscall.EAFNOSUPPORT, syscall.EADDRNOTAVAIL:
+		return reasonBadAddress
+	}
+	return ""
 }
 
 func isTimeout(err error) bool {

@@ -89,7 +89,8 @@ type Reply struct {
 	Reason string
 }
 
-var errVersion = errors.New("unknown version of the preamble")
+// ErrPreamble says that what came is no preamble.
+var ErrPreamble = errors.New("malformed preamble")
 
 // appendHello encodes h.
 func appendHello(b []byte, h Hello) ([]byte, error) {
@@ -103,7 +104,7 @@ func appendHello(b []byte, h Hello) ([]byte, error) {
 			continue
 		}
 		if len(f.value) > maxHello {
-			return nil, fmt.Errorf("preamble: field %d has %d bytes, at most %d fit", f.typ, len(f.value), maxHello)
+			return nil, fmt.Errorf("%w of our own: field %d has %d bytes, at most %d fit", ErrPreamble, f.typ, len(f.value), maxHello)
 		}
 		b = append(b, f.typ)
 		b = binary.BigEndian.AppendUint16(b, uint16(len(f.value)))
@@ -115,7 +116,7 @@ func appendHello(b []byte, h Hello) ([]byte, error) {
 	}
 	n := len(b) - start - clientHeader
 	if n > maxHello {
-		return nil, fmt.Errorf("preamble: %d bytes, at most %d fit", n, maxHello)
+		return nil, fmt.Errorf("%w of our own: %d bytes, at most %d fit", ErrPreamble, n, maxHello)
 	}
 	binary.BigEndian.PutUint16(b[start+1:], uint16(n))
 	return b, nil
@@ -128,11 +129,11 @@ func readHello(r io.Reader) (Hello, error) {
 		return Hello{}, fmt.Errorf("preamble of the client: %w", err)
 	}
 	if head[0] != version {
-		return Hello{}, fmt.Errorf("preamble of the client: %w %d", errVersion, head[0])
+		return Hello{}, fmt.Errorf("%w of the client: unknown version %d", ErrPreamble, head[0])
 	}
 	n := binary.BigEndian.Uint16(head[1:])
 	if n > maxHello {
-		return Hello{}, fmt.Errorf("preamble of the client: %d bytes, at most %d are taken", n, maxHello)
+		return Hello{}, fmt.Errorf("%w of the client: %d bytes, at most %d are taken", ErrPreamble, n, maxHello)
 	}
 	body := make([]byte, n)
 	if _, err := io.ReadFull(r, body); err != nil {
@@ -146,21 +147,21 @@ func parseFields(body []byte) (Hello, error) {
 	var seen [256]bool
 	for len(body) > 0 {
 		if len(body) < 3 {
-			return Hello{}, fmt.Errorf("preamble of the client: %d stray bytes at its end", len(body))
+			return Hello{}, fmt.Errorf("%w of the client: %d stray bytes at its end", ErrPreamble, len(body))
 		}
 		typ, n := body[0], int(binary.BigEndian.Uint16(body[1:]))
 		body = body[3:]
 		if n > len(body) {
-			return Hello{}, fmt.Errorf("preamble of the client: field %d of %d bytes, %d are left", typ, n, len(body))
+			return Hello{}, fmt.Errorf("%w of the client: field %d of %d bytes, %d are left", ErrPreamble, typ, n, len(body))
 		}
 		if seen[typ] {
-			return Hello{}, fmt.Errorf("preamble of the client: field %d twice", typ)
+			return Hello{}, fmt.Errorf("%w of the client: field %d twice", ErrPreamble, typ)
 		}
 		seen[typ] = true
 		value := body[:n]
 		body = body[n:]
 		if !utf8.Valid(value) && (typ == tlvService || typ == tlvSourcePod) {
-			return Hello{}, fmt.Errorf("preamble of the client: field %d is not UTF-8", typ)
+			return Hello{}, fmt.Errorf("%w of the client: field %d is not UTF-8", ErrPreamble, typ)
 		}
 		switch typ {
 		case tlvService:
@@ -169,7 +170,7 @@ func parseFields(body []byte) (Hello, error) {
 			h.SourcePod = string(value)
 		case tlvSourcePort:
 			if n != 2 {
-				return Hello{}, fmt.Errorf("preamble of the client: a port of %d bytes: want 2", n)
+				return Hello{}, fmt.Errorf("%w of the client: a port of %d bytes: want 2", ErrPreamble, n)
 			}
 			h.SourcePort = binary.BigEndian.Uint16(value)
 		}
@@ -201,18 +202,18 @@ func readReply(r io.Reader) (Reply, error) {
 		return Reply{}, fmt.Errorf("reply of the server: %w", err)
 	}
 	if head[0] != version {
-		return Reply{}, fmt.Errorf("reply of the server: %w %d", errVersion, head[0])
+		return Reply{}, fmt.Errorf("%w of the server: unknown version %d", ErrPreamble, head[0])
 	}
 	n := binary.BigEndian.Uint16(head[2:])
 	if n > maxReason {
-		return Reply{}, fmt.Errorf("reply of the server: reason of %d bytes, at most %d are taken", n, maxReason)
+		return Reply{}, fmt.Errorf("%w of the server: reason of %d bytes, at most %d are taken", ErrPreamble, n, maxReason)
 	}
 	reason := make([]byte, n)
 	if _, err := io.ReadFull(r, reason); err != nil {
 		return Reply{}, fmt.Errorf("reply of the server: %w", cutShort(err))
 	}
 	if !utf8.Valid(reason) {
-		return Reply{}, errors.New("reply of the server: the reason is not UTF-8")
+		return Reply{}, fmt.Errorf("%w of the server: the reason is not UTF-8", ErrPreamble)
 	}
 	return Reply{Status: Status(head[1]), Reason: string(reason)}, nil
 }
