@@ -151,6 +151,9 @@ type enrolment struct {
 	withdrawn uint64
 	// told are its addresses by its agent, nil if that has not said.
 	told []netip.Addr
+	// markedPorts is mesh.Workload's, by its agent; news says that it has changed and no
+	// node has been told.
+	markedPorts, news bool
 	// at is where it is announced, nil if it is not; spreading is the publication that said
 	// so, 0 when every node decides by it.
 	at        []netip.Addr
@@ -199,6 +202,8 @@ func (e *enrolment) hear(r xds.Report) {
 	switch r.State {
 	case xds.Captured:
 		e.word, e.reason, e.told = captured, "", r.Addresses
+		e.news = e.news || e.markedPorts != r.MarkedPorts
+		e.markedPorts = r.MarkedPorts
 	case xds.Released:
 		e.told = nil
 	case xds.Unprotected: // it is where it was

@@ -53,6 +53,26 @@ func TestNothingIsPublishedBeforeTheObjects(t *testing.T) {
 	}
 }
 
+// What an agent tells of the ports of a captured pod is told to the nodes, once.
+func TestMarkedPortsAreTold(t *testing.T) {
+	m := newModel(t, false)
+	m.labels["p1-1"] = true
+	m.objects()
+	m.reconcile()
+	for _, marked := range []bool{false, true, true, false} {
+		changes := m.server.latest.Workloads[0].MarkedPorts != marked || !m.server.latest.Workloads[0].Direct
+		version := m.server.version
+		m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Captured, MarkedPorts: marked})
+		m.reconcile()
+		if w := m.server.latest.Workloads[0]; !w.Direct || w.MarkedPorts != marked {
+			t.Errorf("direct %v, marked ports %v: want %v", w.Direct, w.MarkedPorts, marked)
+		}
+		if (m.server.version != version) != changes {
+			t.Errorf("publication %d after %d: want another one: %v", m.server.version, version, changes)
+		}
+	}
+}
+
 // Acknowledgements alone publish nothing.
 func TestNothingNewIsNotPublished(t *testing.T) {
 	m := newModel(t, false)

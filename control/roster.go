@@ -118,6 +118,9 @@ func (r *roster) advance(o outlook) (changed bool) {
 	for _, uid := range slices.Sorted(maps.Keys(r.pods)) {
 		e := r.pods[uid]
 		before := e.state
+		if e.news {
+			e.news, changed = false, true
+		}
 		if e.spread(o.applied) {
 			changed = true
 		}
@@ -155,20 +158,20 @@ func (r *roster) deadline() (first time.Time) {
 // snapshot is what all nodes should know.
 func (r *roster) snapshot() xds.Snapshot {
 	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Namespaces: r.result.Namespaces, Pods: make(map[string][]mesh.Pod)}
-	enrolled := make(map[*mesh.Workload]State)
+	enrolled := make(map[*mesh.Workload]*enrolment)
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
 		told := p.Pod
 		told.Enrol, told.Known = e.state.enrol(), e.known()
 		s.Pods[p.Node] = append(s.Pods[p.Node], told)
 		if e.state.mayDial() && p.Workload != nil {
-			enrolled[p.Workload] = e.state
+			enrolled[p.Workload] = e
 		}
 	}
 	for i, w := range s.Workloads {
-		if state, is := enrolled[w]; is {
+		if e, is := enrolled[w]; is {
 			told := *w
-			told.Enrolled, told.Direct = true, state.direct()
+			told.Enrolled, told.Direct, told.MarkedPorts = true, e.state.direct(), e.markedPorts
 			s.Workloads[i] = &told
 		}
 	}

@@ -31,6 +31,10 @@ type Workload struct {
 	// ExcludeOutbound are destinations that are not captured: the pod may reach them in
 	// plaintext even if it is Direct.
 	ExcludeOutbound []Exclusion
+	// MarkedPorts says that the pod's kernel gives its programs source ports that hint at
+	// direct (net.ipv4.ip_local_port_range), so that what they dial past the capture has
+	// such ports, too.
+	MarkedPorts bool
 	// HostNetwork pods share their node's addresses; they are never enrolled,
 	// and an address leads to no one of them.
 	HostNetwork bool

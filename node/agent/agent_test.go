@@ -486,6 +486,29 @@ func TestPrivilegedPortsAreBound(t *testing.T) {
 	}
 }
 
+// A runtime sets the ports that a pod's programs get after the pod was captured. Control is told.
+func TestPortsOfThePodAreReported(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) { c.CheckInterval = 10 * time.Millisecond })
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range []struct {
+		ports  string
+		marked bool
+	}{{"1024 65535", true}, {"32768 60999", false}, {"61000 65535", true}} {
+		if err := ns.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte(r.ports), 0) }); err != nil {
+			t.Fatal(err)
+		}
+		n.reports.untilIs(t, "marked ports are reported for "+r.ports, func() bool {
+			said := n.reports.last["a"]
+			return said.State == xds.Captured && said.MarkedPorts == r.marked
+		})
+	}
+}
+
 // Enrolling and leaving leaves nothing, here, in the proxy or in the kernel.
 func TestManyCyclesLeaveNothing(t *testing.T) {
 	const pods = 10

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tacit.dev/mesh"
+	"tacit.dev/pod/netns"
 	"tacit.dev/wire/handle"
 )
 
@@ -78,4 +79,22 @@ func (a *Agent) bind(ctx context.Context, p *pod) {
 		}
 		return nil
 	}, func(error) { p.binds.busy = false })
+}
+
+// ephemeralPorts are the first and the last port that the namespace gives to programs that ask
+// for none; zeros if that cannot be read.
+func ephemeralPorts(ns *netns.NS) [2]uint16 {
+	first, last, err := ns.EphemeralPorts()
+	if err != nil {
+		return [2]uint16{}
+	}
+	return [2]uint16{first, last}
+}
+
+// hearPorts notes what ephemeralPorts has read. A runtime sets them when the pod has been
+// captured already, so they are read again and again.
+func (p *pod) hearPorts(ports [2]uint16) {
+	if ports[1] != 0 {
+		p.markedPorts = mesh.IsDirectPort(ports[1])
+	}
 }

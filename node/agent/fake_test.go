@@ -223,6 +223,25 @@ func (r *reports) until(t testing.TB, uid string, want xds.PodState) xds.Report 
 	}
 }
 
+// untilIs waits for something to be so, with a bound; so is called with the lock held.
+func (r *reports) untilIs(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	timeout := time.After(limit)
+	for {
+		r.mu.Lock()
+		ok, changed := so(), r.changed
+		r.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-changed:
+		case <-timeout:
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+	}
+}
+
 // A node is an agent that runs, in a folder that outlives it.
 type node struct {
 	t       testing.TB

@@ -347,6 +347,7 @@ func (a *Agent) sayRemove(p *pod) {
 func (a *Agent) check(ctx context.Context, p *pod) {
 	rec, ns, rules, want := p.rec, p.ns, p.rules, p.redirection()
 	var wrong error
+	var ports [2]uint16
 	p.check = time.Now().Add(a.cfg.CheckInterval*9/10 + rand.N(a.cfg.CheckInterval/5+1))
 	p.checked = time.Now()
 	a.job(ctx, p, func(ctx context.Context) error {
@@ -358,12 +359,14 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		if rules != capturing && rules != draining {
 			return nil
 		}
+		ports = ephemeralPorts(ns)
 		wrong = a.kernel.Check(ctx, ns, want)
 		if wrong == nil {
 			return nil
 		}
 		return a.kernel.Repair(ctx, ns, want)
 	}, func(err error) {
+		p.hearPorts(ports)
 		if wrong != nil && !p.gone && ctx.Err() == nil {
 			a.metrics.repairs.Inc()
 			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err)...)
@@ -427,12 +430,11 @@ func (a *Agent) give(ctx context.Context, p *pod) {
 
 func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 	ns, d, key := p.ns, a.proxy, p.key
+	var ports [2]uint16
 	a.aside(ctx, func(context.Context) error {
 		fds, err := ns.Sockets(c)
-		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds)}
-		if first, last, err := ns.EphemeralPorts(); err == nil {
-			m.Ports = [2]uint16{first, last}
-		}
+		ports = ephemeralPorts(ns)
+		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds), Ports: ports}
 		if err != nil {
 			m.Reason = err.Error()[:min(len(err.Error()), 1000)]
 		}
@@ -441,6 +443,7 @@ func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 		return err
 	}, func(err error) {
 		p.giving[c.Family] = false
+		p.hearPorts(ports)
 		if err != nil {
 			delete(p.needs, c.Family)
 			a.cfg.Log.Warn("no sockets for the proxy", append(p.attrs(), "error", err)...)

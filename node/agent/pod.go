@@ -77,9 +77,13 @@ type pod struct {
 	since time.Time
 	// recovering: not yet looked at since the agent began.
 	recovering bool
-	// reported is the last state that control has been told.
-	reported xds.PodState
-	logged   string // last reason told of it being unprotected
+	// reported is the last state that control has been told, and of a captured pod
+	// reportedPorts the last markedPorts.
+	reported      xds.PodState
+	reportedPorts bool
+	// markedPorts: the namespace gives programs source ports that hint at direct.
+	markedPorts bool
+	logged      string // last reason told of it being unprotected
 	// settled hear when the pod is as control wants it, known when every node knows it,
 	// forgotten when it is.
 	settled   []chan struct{}

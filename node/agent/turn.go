@@ -211,14 +211,15 @@ func (a *Agent) report(p *pod, now time.Time) {
 	case p.reported != "" && !p.enrolled() && p.rules == noRules && len(p.listeners) == 0:
 		state = xds.Released
 	}
-	if state == p.reported && (reason == "" || reason == p.logged) {
+	ports := state == xds.Captured && p.markedPorts
+	if state == p.reported && ports == p.reportedPorts && (reason == "" || reason == p.logged) {
 		return
 	}
-	p.reported, p.logged = state, reason
-	a.cfg.Log.Log(context.Background(), levelOf(state), "pod "+string(state), append(p.attrs(), "reason", reason)...)
+	p.reported, p.reportedPorts, p.logged = state, ports, reason
+	a.cfg.Log.Log(context.Background(), levelOf(state), "pod "+string(state), append(p.attrs(), "reason", reason, "marked_ports", ports)...)
 	said := xds.Report{UID: p.uid(), Namespace: p.rec.Namespace, Name: p.rec.Name, State: state, Reason: reason}
 	if state == xds.Captured {
-		said.Addresses = p.reached()
+		said.Addresses, said.MarkedPorts = p.reached(), ports
 	}
 	a.tellControl(said)
 	if state == xds.Released {

@@ -44,6 +44,7 @@ const (
 //	source                      port marked     not marked
 //	mesh pod                    direct          direct: the port was rewritten on the way
 //	  that may exclude this pod news            either
+//	  and has marked ports      either          either
 //	enrolled pod                news            either
 //	pod outside of it           either          plaintext
 //	unknown                     either          plaintext
@@ -66,7 +67,7 @@ func expect(source *mesh.Workload, port uint16, self standing, excluded bool) ex
 		return expectEither
 	case !isMesh(source):
 		return expectPlaintext
-	case !marked && (excluded || self == unannounced):
+	case excluded && source.MarkedPorts, !marked && (excluded || self == unannounced):
 		return expectEither
 	case excluded || self != announced:
 		return expectNews

@@ -346,6 +346,7 @@ func TestReceiverDecides(t *testing.T) {
 
 func TestExpect(t *testing.T) {
 	in, between, out := &mesh.Workload{Direct: true, Enrolled: true}, &mesh.Workload{Enrolled: true}, &mesh.Workload{}
+	wide := &mesh.Workload{Direct: true, Enrolled: true, MarkedPorts: true}
 	const marked, plain = 61000, 60999
 	for _, row := range []struct {
 		source   *mesh.Workload
@@ -359,6 +360,8 @@ func TestExpect(t *testing.T) {
 		{in, marked, unannounced, false, expectNews}, {in, plain, unannounced, false, expectEither},
 		{in, marked, announced, true, expectNews}, {in, plain, announced, true, expectEither},
 		{between, marked, announced, false, expectNews}, {between, marked, unannounced, false, expectNews}, {between, plain, announced, false, expectEither},
+		{wide, marked, announced, true, expectEither}, {wide, plain, announced, true, expectEither},
+		{wide, marked, announced, false, expectDirect}, {wide, marked, news, false, expectNews},
 		{out, marked, announced, false, expectEither}, {out, plain, announced, false, expectPlaintext},
 		{nil, marked, announced, false, expectEither}, {nil, plain, announced, false, expectPlaintext},
 	} {

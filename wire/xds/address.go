@@ -74,7 +74,8 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 
 func encodeDirect(w *mesh.Workload) (*message.Extension, error) {
 	config, err := anypb.New(&message.Direct{
-		ExcludeInbound: encodeNumbers(w.ExcludeInbound), ExcludeOutbound: encodeExclusions(w.ExcludeOutbound)})
+		ExcludeInbound: encodeNumbers(w.ExcludeInbound), ExcludeOutbound: encodeExclusions(w.ExcludeOutbound),
+		MarkedPorts: w.MarkedPorts})
 	return &message.Extension{Name: directExtension, Config: config}, err
 }
 
@@ -149,6 +150,7 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	if w.ExcludeInbound, err = decodeNumbers(excluded.GetExcludeInbound()); err != nil {
 		return nil, err
 	}
+	w.MarkedPorts = excluded.GetMarkedPorts()
 	w.ExcludeOutbound, err = decodeExclusions(excluded.GetExcludeOutbound())
 	return w, err
 }

@@ -167,11 +167,11 @@ func encodeReport(r Report, sequence uint64) *message.PodReport {
 	case Unprotected:
 		state = message.PodState_POD_STATE_UNPROTECTED
 	}
-	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason, Addresses: encodeAddresses(r.Addresses)}
+	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason, Addresses: encodeAddresses(r.Addresses), MarkedPorts: r.MarkedPorts}
 }
 
 func decodeReport(m *message.PodReport) (Report, error) {
-	r := Report{UID: m.GetUid(), Namespace: m.GetNamespace(), Name: m.GetName(), Reason: m.GetReason()}
+	r := Report{UID: m.GetUid(), Namespace: m.GetNamespace(), Name: m.GetName(), Reason: m.GetReason(), MarkedPorts: m.GetMarkedPorts()}
 	if m.GetSynced() {
 		return r, nil
 	}

@@ -67,6 +67,7 @@ func (r *randomMesh) workload(i int) *mesh.Workload {
 	w.Enrolled = w.Direct || r.flip()
 	if w.Direct && r.flip() {
 		w.ExcludeInbound = []uint16{uint16(9000 + r.IntN(3)), 65535}
+		w.MarkedPorts = r.flip()
 		w.ExcludeOutbound = []mesh.Exclusion{{Port: 53}, {Prefix: netip.MustParsePrefix("10.0.0.0/8"), Port: uint16(r.IntN(3))}}
 	}
 	if r.flip() {

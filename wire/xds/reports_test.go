@@ -159,6 +159,7 @@ func TestReportRefuses(t *testing.T) {
 	}
 	for _, s := range []PodState{Captured, Released, Unprotected} {
 		want := report("a", s)
+		want.MarkedPorts = s == Captured
 		want.Addresses = []netip.Addr{netip.MustParseAddr("10.1.2.3"), netip.MustParseAddr("fd00::3")}
 		got, err := decodeReport(encodeReport(want, 1))
 		if d := gocmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{})); d != "" || err != nil {

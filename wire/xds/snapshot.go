@@ -43,6 +43,8 @@ type Report struct {
 	// Addresses are where a captured pod is reached, if a runtime has told the agent:
 	// control knows them by this before they are in the pod's object.
 	Addresses []netip.Addr
+	// MarkedPorts is mesh.Workload's, of a captured pod.
+	MarkedPorts bool
 }
 
 // NodeStatus is what a Server knows of one node; for dumps.

@@ -239,8 +239,10 @@ type Direct struct {
 	ExcludeInbound []uint32 `protobuf:"varint,1,rep,packed,name=exclude_inbound,json=excludeInbound,proto3" json:"exclude_inbound,omitempty"`
 	// Destinations that are not captured: the workload may reach them in plaintext.
 	ExcludeOutbound []*Exclusion `protobuf:"bytes,2,rep,name=exclude_outbound,json=excludeOutbound,proto3" json:"exclude_outbound,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The workload's kernel gives its programs source ports that hint at direct.
+	MarkedPorts   bool `protobuf:"varint,3,opt,name=marked_ports,json=markedPorts,proto3" json:"marked_ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Direct) Reset() {
@@ -285,6 +287,13 @@ func (x *Direct) GetExcludeOutbound() []*Exclusion {
 		return x.ExcludeOutbound
 	}
 	return nil
+}
+
+func (x *Direct) GetMarkedPorts() bool {
+	if x != nil {
+		return x.MarkedPorts
+	}
+	return false
 }
 
 // Exclusion: port 0 means all ports, no address all addresses; never both.
@@ -359,7 +368,9 @@ type PodReport struct {
 	State     PodState `protobuf:"varint,6,opt,name=state,proto3,enum=tacit.node.v1.PodState" json:"state,omitempty"`
 	Reason    string   `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
 	// Where a captured pod is reached, if a runtime has told the agent.
-	Addresses     [][]byte `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Addresses [][]byte `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	// The pod's kernel gives its programs source ports that hint at direct.
+	MarkedPorts   bool `protobuf:"varint,9,opt,name=marked_ports,json=markedPorts,proto3" json:"marked_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -450,6 +461,13 @@ func (x *PodReport) GetAddresses() [][]byte {
 	return nil
 }
 
+func (x *PodReport) GetMarkedPorts() bool {
+	if x != nil {
+		return x.MarkedPorts
+	}
+	return false
+}
+
 // ReportAck says that control has taken every report up to sequence.
 type ReportAck struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -513,14 +531,15 @@ const file_node_proto_rawDesc = "" +
 	"probePorts\x12\x14\n" +
 	"\x05known\x18\t \x03(\fR\x05known\"\x1f\n" +
 	"\tNamespace\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"v\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x99\x01\n" +
 	"\x06Direct\x12'\n" +
 	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\x12C\n" +
-	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\"Q\n" +
+	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12!\n" +
+	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"Q\n" +
 	"\tExclusion\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\xe8\x01\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\x8b\x02\n" +
 	"\tPodReport\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06synced\x18\x02 \x01(\bR\x06synced\x12\x10\n" +
@@ -529,7 +548,8 @@ const file_node_proto_rawDesc = "" +
 	"\x04name\x18\x05 \x01(\tR\x04name\x12-\n" +
 	"\x05state\x18\x06 \x01(\x0e2\x17.tacit.node.v1.PodStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1c\n" +
-	"\taddresses\x18\b \x03(\fR\taddresses\"'\n" +
+	"\taddresses\x18\b \x03(\fR\taddresses\x12!\n" +
+	"\fmarked_ports\x18\t \x01(\bR\vmarkedPorts\"'\n" +
 	"\tReportAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence*p\n" +
 	"\bPodState\x12\x19\n" +
