@@ -198,6 +198,23 @@ func TestPortsOfClientsAreNotTaken(t *testing.T) {
 	}
 }
 
+// TestPortsOfServersAreShared: the proxy has the address and port that an application of the pod
+// is connected to. Who listens with SO_REUSEADDR, or at an address, does not meet that.
+func TestPortsOfServersAreShared(t *testing.T) {
+	c := newCluster(t)
+	stranger, client := c.pod("stranger"), c.pod("client")
+	c.node(nil).enrol(client)
+	stranger.serve(9090, echo)
+	conn := mustDial(t, client, stranger.at(false, 9090))
+	defer conn.Close()
+	say(t, conn, "hello")
+	all, own := netip.MustParseAddrPort("0.0.0.0:9090"), client.at(false, 9090)
+	t.Logf("listening at all addresses without SO_REUSEADDR fails %d times of 1", client.cannotListen(all, false))
+	if client.cannotListen(all, true)+client.cannotListen(own, false) > 0 {
+		t.Error("a connection to a port of others keeps the application from its own")
+	}
+}
+
 // cannotListen is 1 if the port cannot be listened at, as an application does.
 func (p *testPod) cannotListen(at netip.AddrPort, reuse bool) int {
 	p.c.t.Helper()
