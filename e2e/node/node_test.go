@@ -28,7 +28,7 @@ var (
 
 const (
 	folder = "/etc/cni/net.d"
-	own    = folder + "/00-tacit.conflist"
+	own    = folder + "/00-multus-tacit.conflist"
 	base   = folder + "/10-ptp.conflist"
 	first  = folder + "/05-first.conf"
 )

@@ -18,6 +18,10 @@ const (
 	// chainInterval is how often the node's network configuration is looked at when
 	// the kernel tells of no change: a few small files.
 	chainInterval = 500 * time.Millisecond
+	// chainPatience is how long the network configuration that is followed may be away, or
+	// half written, before another one of the folder is followed: a CNI that writes its own
+	// anew must not have pods begin in another network.
+	chainPatience = 2 * time.Second
 	// chainPause is kept after each look, should another plugin's keeper answer every
 	// change of ours with one of its own.
 	chainPause = 20 * time.Millisecond
@@ -36,10 +40,22 @@ func (a *Agent) keepChain(ctx context.Context) error {
 	defer watch.Wait()
 	watch.Go(func() { a.watchChain(ctx) })
 	said := ""
+	var away time.Time // since when what was followed is away; zero if it is there
 	for {
-		err := a.chain()
-		a.metrics.chained.Set(boolean(err == nil))
-		if err != nil && err.Error() != said {
+		err := a.chain(!away.IsZero() && time.Since(away) > chainPatience)
+		stays := errors.Is(err, cni.ErrAway)
+		switch {
+		case !stays:
+			away = time.Time{}
+		case away.IsZero():
+			away = time.Now()
+		}
+		a.metrics.chained.Set(boolean(err == nil || stays))
+		switch {
+		case err == nil || err.Error() == said:
+		case stays:
+			a.cfg.Log.Warn("network configuration of the node is away: new pods may not begin", "error", err)
+		default:
 			a.cfg.Log.Error("plugin not in the chain of CNI plugins: new pods are not protected before they begin", "error", err)
 		}
 		said = text(err)
@@ -90,7 +106,8 @@ func watchDir(ctx context.Context, dir string, changed chan<- struct{}) error {
 
 // chain puts the plugin's program and configuration where they belong. The program
 // comes first: a chain that names a program that is not there starts no pod at all.
-func (a *Agent) chain() error {
+// For settled see cni.Chain.Sync.
+func (a *Agent) chain(settled bool) error {
 	if err := a.install(); err != nil {
 		_, rerr := a.cfg.Chain.Remove()
 		return errors.Join(err, rerr)
@@ -104,7 +121,7 @@ func (a *Agent) chain() error {
 			a.cfg.Log.Info("enrolled namespaces", "namespaces", *names)
 		}
 	}
-	base, changed, err := a.cfg.Chain.Sync()
+	base, changed, err := a.cfg.Chain.Sync(settled)
 	if changed {
 		a.metrics.chainChanges.Inc()
 		a.cfg.Log.Info("chain of CNI plugins changed", "dir", a.cfg.Chain.Dir, "follows", base)

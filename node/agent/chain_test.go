@@ -1,13 +1,20 @@
 package agent
 
 import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"tacit.dev/mesh"
+	"tacit.dev/pause"
 	"tacit.dev/pod/cni"
 )
 
@@ -51,7 +58,7 @@ func holds(t *testing.T, file string, words ...string) time.Duration {
 // Another plugin replaces or removes what the agent has put in place.
 func TestPluginStaysInTheChain(t *testing.T) {
 	dir := folder(t)
-	own := filepath.Join(dir, "00-tacit.conflist")
+	own := filepath.Join(dir, "00-multus-tacit.conflist")
 	n := startNode(t, t.TempDir(), func(c *Config) { c.Chain.Dir, c.Exempt = dir, []string{"kube-system"} })
 	holds(t, own, "ptp", "1500", cni.PluginType, filepath.Join(n.dir, "cni.sock"), filepath.Join(dir, cni.NamespacesName), "kube-system")
 	quickest := make(map[string]time.Duration)
@@ -78,7 +85,7 @@ func TestPluginStaysInTheChain(t *testing.T) {
 		if err := os.Remove(foreign); err != nil {
 			t.Fatal(err)
 		}
-		within("the file before", holds(t, own, "ptp", cni.PluginType))
+		within("the file before", holds(t, own, "ptp", cni.PluginType)-chainPatience)
 	}
 	n.stop()
 	holds(t, own, cni.PluginType)
@@ -90,12 +97,89 @@ func TestPluginStaysInTheChain(t *testing.T) {
 	}
 }
 
+// takes looks at a folder as a runtime does, again and again: the first configuration by
+// name that can be read is what a pod that begins now gets.
+func takes(ctx context.Context, dir string, bare *[]string) {
+	for ctx.Err() == nil {
+		entries, err := os.ReadDir(dir)
+		for _, e := range entries {
+			var l struct {
+				Plugins []struct{ Type string }
+			}
+			text, rerr := os.ReadFile(filepath.Join(dir, e.Name()))
+			if ext := filepath.Ext(e.Name()); err != nil || rerr != nil || ext != ".conf" && ext != ".conflist" || json.Unmarshal(text, &l) != nil || len(l.Plugins) == 0 {
+				continue
+			}
+			ours := 0
+			for _, p := range l.Plugins {
+				if p.Type == cni.PluginType {
+					ours++
+				}
+			}
+			if ours != 1 && len(*bare) < 10 {
+				*bare = append(*bare, fmt.Sprintf("%s with the plugin %d times", e.Name(), ours))
+			}
+			break
+		}
+	}
+}
+
+// However a CNI writes its file anew, at no moment does the runtime take it without us.
+func TestChainIsNeverBare(t *testing.T) {
+	dir := folder(t)
+	own, base := filepath.Join(dir, "00-multus-tacit.conflist"), filepath.Join(dir, "10-net.conflist")
+	startNode(t, t.TempDir(), func(c *Config) { c.Chain.Dir = dir })
+	holds(t, own, "1500", cni.PluginType)
+	ctx, cancel := context.WithCancel(t.Context())
+	var bare []string
+	var looking sync.WaitGroup
+	looking.Go(func() { takes(ctx, dir, &bare) })
+	defer looking.Wait()
+	defer cancel()
+	for _, gap := range []time.Duration{0, 50 * time.Millisecond, 600 * time.Millisecond} {
+		for how, write := range map[string]func(text string) error{
+			"rename over": func(text string) error {
+				return errors.Join(os.WriteFile(base+".tmp", []byte(text), 0o600), os.Rename(base+".tmp", base))
+			},
+			"truncate and write": func(text string) error {
+				f, err := os.OpenFile(base, os.O_WRONLY|os.O_TRUNC, 0)
+				if err != nil {
+					return err
+				}
+				defer f.Close()
+				pause.For(ctx, gap)
+				_, err = f.WriteString(text[:len(text)/2])
+				pause.For(ctx, gap)
+				_, err2 := f.WriteString(text[len(text)/2:])
+				return errors.Join(err, err2)
+			},
+			"remove and create": func(text string) error {
+				err := os.Remove(base)
+				pause.For(ctx, gap)
+				return errors.Join(err, os.WriteFile(base, []byte(text), 0o600))
+			},
+		} {
+			mtu := fmt.Sprint(1000 + rand.N(400))
+			if err := write(`{"cniVersion":"1.0.0","name":"net","plugins":[{"type":"ptp","mtu":` + mtu + `}]}`); err != nil {
+				t.Fatal(err)
+			}
+			holds(t, own, mtu, cni.PluginType)
+			t.Logf("%s, gap %v: followed", how, gap)
+		}
+	}
+	cancel()
+	looking.Wait()
+	if len(bare) > 0 {
+		t.Errorf("the runtime took %v", bare)
+	}
+}
+
 // What the plugin needs to know without an agent is kept, and put back.
 func TestEnrolledNamespacesAreKept(t *testing.T) {
 	dir := folder(t)
 	file := filepath.Join(dir, cni.NamespacesName)
 	n := startNode(t, t.TempDir(), func(c *Config) { c.Chain.Dir = dir })
-	holds(t, filepath.Join(dir, "00-tacit.conflist"), cni.PluginType)
+	holds(t, filepath.Join(dir, "00-multus-tacit.conflist"), cni.PluginType)
 	if _, err := os.Stat(file); err == nil {
 		t.Error("there before control has told")
 	}

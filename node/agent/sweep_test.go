@@ -121,7 +121,7 @@ func TestSweepLeavesNothing(t *testing.T) {
 		}
 	}
 	isClean(t, ns)
-	for _, path := range []string{c.RunDir, filepath.Join(c.Chain.Dir, "00-tacit.conflist"), filepath.Join(c.ProgramDir, cni.PluginType)} {
+	for _, path := range []string{c.RunDir, filepath.Join(c.Chain.Dir, "00-multus-tacit.conflist"), filepath.Join(c.ProgramDir, cni.PluginType)} {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
 			t.Errorf("%s is left (%v)", path, err)
 		}

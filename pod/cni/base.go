@@ -2,6 +2,7 @@ package cni
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 )
@@ -9,11 +10,15 @@ import (
 // Base tells which file the plugin's own would follow, and the types of the plugins
 // in it. It changes nothing.
 func (c Chain) Base() (file string, types []string, err error) {
-	file, list, err := c.base()
+	found, bad, err := c.read()
+	if err == nil && len(found) == 0 {
+		err = errors.Join(errNoBase, bad)
+	}
 	if err != nil {
 		return "", nil, fmt.Errorf("chain of %s: %w", c.Dir, err)
 	}
-	for _, raw := range list.plugins {
+	file = found[0].name
+	for _, raw := range found[0].list.plugins {
 		var p struct {
 			Type string `json:"type"`
 		}
@@ -22,7 +27,7 @@ func (c Chain) Base() (file string, types []string, err error) {
 		}
 		types = append(types, p.Type)
 	}
-	if !slices.ContainsFunc(ownFiles, func(name string) bool { return name < file }) {
+	if !slices.ContainsFunc(ownFiles[:written], func(name string) bool { return name < file }) {
 		return file, types, fmt.Errorf("chain of %s, file %s: %w", c.Dir, file, errNoPlace)
 	}
 	return file, types, nil

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -38,10 +39,10 @@ func (n *node) remove(name string) {
 	}
 }
 
-// sync expects to follow base, and tells whether anything changed.
+// sync expects to follow base, what was followed before being away for long, and tells whether anything changed.
 func (n *node) sync(base string) (changed bool) {
 	n.t.Helper()
-	got, changed, err := n.chain.Sync()
+	got, changed, err := n.chain.Sync(true)
 	if err != nil || got != base {
 		n.t.Fatalf("follows %q, %v: want %q", got, err, base)
 	}
@@ -87,17 +88,17 @@ func TestChainFollowsTheFirstFile(t *testing.T) {
 	n.put("20-other.conf", aConf)
 	n.put("05-notes.txt", "not a configuration")
 	n.sync("10-net.conflist")
-	n.takes("00-tacit.conflist 1.0.0 net ptp portmap tacit-cni/run/tacit/cni.sock")
+	n.takes("00-multus-tacit.conflist 1.0.0 net ptp portmap tacit-cni/run/tacit/cni.sock")
 	if n.sync("10-net.conflist") {
 		t.Error("written again though nothing has changed")
 	}
 	n.put("10-net.conflist", strings.Replace(aList, `"ptp"`, `"bridge"`, 1))
 	n.sync("10-net.conflist")
-	n.takes("00-tacit.conflist 1.0.0 net bridge portmap tacit-cni/run/tacit/cni.sock")
+	n.takes("00-multus-tacit.conflist 1.0.0 net bridge portmap tacit-cni/run/tacit/cni.sock")
 	n.remove("10-net.conflist")
 	n.sync("20-other.conf")
-	n.takes("00-tacit.conflist 0.4.0 net bridge tacit-cni/run/tacit/cni.sock")
-	n.remove("00-tacit.conflist")
+	n.takes("00-multus-tacit.conflist 0.4.0 net bridge tacit-cni/run/tacit/cni.sock")
+	n.remove("00-multus-tacit.conflist")
 	if !n.sync("20-other.conf") {
 		t.Error("not put back")
 	}
@@ -111,13 +112,13 @@ func TestChainLeavesNothing(t *testing.T) {
 		t.Errorf("removed %v, %v", changed, err)
 	}
 	n.takes("10-net.conflist 1.0.0 net ptp portmap")
-	n.sync("10-net.conflist")
-	n.remove("10-net.conflist")
-	if _, changed, err := n.chain.Sync(); !changed || !errors.Is(err, errNoBase) {
-		t.Errorf("changed %v, %v: want our file removed, and that there is no other", changed, err)
-	}
-	if entries, _ := os.ReadDir(n.chain.Dir); len(entries) > 0 {
+	n.takes("10-net.conflist 1.0.0 net ptp portmap")
+	if entries, _ := os.ReadDir(n.chain.Dir); len(entries) != 1 {
 		t.Errorf("left: %v", entries)
+	}
+	empty := newNode(t)
+	if _, changed, err := empty.chain.Sync(true); changed || !errors.Is(err, errNoBase) || errors.Is(err, ErrAway) {
+		t.Errorf("changed %v, %v: want nothing written", changed, err)
 	}
 }
 
@@ -136,12 +137,16 @@ func TestChainSortsFirst(t *testing.T) {
 	n.sync("10-net.conflist")
 	n.put("00-multus.conf", aConf)
 	n.sync("00-multus.conf")
+	n.takes("00-multus-tacit.conflist 0.4.0 net bridge tacit-cni/run/tacit/cni.sock")
+	n.put("00-early.conf", aConf)
+	n.sync("00-early.conf")
 	n.takes("00-00-tacit.conflist 0.4.0 net bridge tacit-cni/run/tacit/cni.sock")
+	n.remove("00-early.conf")
 	n.remove("00-multus.conf")
 	n.sync("10-net.conflist")
-	n.takes("00-tacit.conflist 1.0.0 net ptp portmap tacit-cni/run/tacit/cni.sock")
+	n.takes("00-multus-tacit.conflist 1.0.0 net ptp portmap tacit-cni/run/tacit/cni.sock")
 	n.put("!.conf", aConf)
-	if _, _, err := n.chain.Sync(); !errors.Is(err, errNoPlace) {
+	if _, _, err := n.chain.Sync(true); !errors.Is(err, errNoPlace) {
 		t.Errorf("%v: want that no name sorts before", err)
 	}
 }
@@ -188,7 +193,7 @@ func FuzzParseConf(f *testing.F) {
 		if err != nil {
 			return
 		}
-		out, err := Chain{Plugin: map[string]any{"agent": "a"}}.extend(l)
+		out, err := Chain{Plugin: map[string]any{"agent": "a"}}.extend("base", l)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -197,4 +202,176 @@ func FuzzParseConf(f *testing.F) {
 			t.Errorf("%d plugins, %v", len(again.plugins), err)
 		}
 	})
+}
+
+const (
+	calico = `{"cniVersion":"1.0.0","name":"k8s","plugins":[{"type":"calico"},{"type":"portmap"}]}`
+	dir    = "/host/etc/cni/net.d/"
+)
+
+func shim(to string) string {
+	return `{"cniVersion":"1.0.0","name":"multus","type":"multus-shim","clusterNetwork":"` + dir + to + `"}`
+}
+
+// multus is Multus in the folder of a node: its daemon, which writes where the configuration
+// is that it delegates to, or the one without a daemon, which writes what is in it.
+type multus struct {
+	*node
+	thin bool
+}
+
+// starts does what Multus does first: it takes the first configuration that is not its own.
+func (m multus) starts() {
+	m.t.Helper()
+	entries, err := os.ReadDir(m.chain.Dir)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	skip := "00-multus" // findMasterPlugin in its pkg/server/config
+	if m.thin {
+		skip = "00-multus.conf" // its cmd/thin_entrypoint
+	}
+	for _, e := range entries {
+		if ext := filepath.Ext(e.Name()); ext != ".conf" && ext != ".conflist" || strings.HasPrefix(e.Name(), skip) {
+			continue
+		}
+		text := shim(e.Name())
+		if m.thin {
+			found, err := os.ReadFile(filepath.Join(m.chain.Dir, e.Name()))
+			if err != nil {
+				m.t.Fatal(err)
+			}
+			text = `{"cniVersion":"1.0.0","name":"multus","type":"multus","delegates":[` + string(found) + `]}`
+		}
+		m.put("00-multus.conf", text)
+		return
+	}
+	m.t.Fatal("no configuration for Multus")
+}
+
+// check says what the runtime takes: once our plugin, at its end, and before it a Multus
+// that delegates to Calico without it.
+func (m multus) check(when string) {
+	m.t.Helper()
+	entries, err := os.ReadDir(m.chain.Dir)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(m.chain.Dir, entries[0].Name()))
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	s := string(text)
+	if strings.Count(s, PluginType) != 1 || !slices.Contains(ownFiles[:written], entries[0].Name()) {
+		m.t.Fatalf("%s: the runtime takes %s: %s: want our plugin once", when, entries[0].Name(), s)
+	}
+	if !strings.Contains(s, "calico") {
+		m.t.Fatalf("%s: Calico is lost: %s", when, s)
+	}
+	if strings.Count(s, `"delegates"`)+strings.Count(s, `"clusterNetwork"`) > 1 || strings.Contains(s, "tacit.conflist") {
+		m.t.Fatalf("%s: a circle: %s", when, s)
+	}
+}
+
+// Multus starts, is killed and ends in any order with ours: never a circle, never twice,
+// never without our plugin.
+func TestMultusInAnyOrder(t *testing.T) {
+	for _, thin := range []bool{false, true} {
+		for _, steps := range [][]string{
+			{"sync", "start", "sync", "start", "sync", "start", "sync"},                    // killed and started again
+			{"start", "sync", "start", "sync", "end", "sync", "start", "sync"},             // ends in order
+			{"sync", "start", "start", "end", "start", "sync", "end", "sync", "sync"},      // while no agent is there
+			{"legacy", "start", "sync", "start", "sync", "end", "sync"},                    // an earlier version's file
+			{"start", "legacy", "start", "sync", "end", "start", "sync", "start", "sync"},  // and with Multus before it
+			{"start", "sync", "remove", "end", "sync", "start", "sync", "rewrite", "sync"}, // somebody removes ours
+		} {
+			m := multus{newNode(t), thin}
+			m.put("10-calico.conflist", calico)
+			m.put("87-podman.conflist", strings.ReplaceAll(calico, "calico", "bridge"))
+			for i, step := range steps {
+				switch step {
+				case "start":
+					m.starts()
+				case "end":
+					m.remove("00-multus.conf")
+				case "legacy":
+					m.put("00-tacit.conflist", strings.Replace(calico, `{"type":"portmap"}`, `{"type":"portmap"},{"type":"tacit-cni"}`, 1))
+				case "remove":
+					if _, err := m.chain.Remove(); err != nil {
+						t.Fatal(err)
+					}
+				case "rewrite":
+					m.put("10-calico.conflist", strings.Replace(calico, "portmap", "bandwidth", 1))
+				case "sync":
+					if _, _, err := m.chain.Sync(true); err != nil {
+						t.Fatalf("thin %v, %v at %d: %v", thin, steps, i, err)
+					}
+					m.check(strings.Join(steps[:i+1], ", "))
+				}
+			}
+		}
+	}
+}
+
+// Where there is nothing else to delegate to, what was written stays.
+func TestMultusAlone(t *testing.T) {
+	n := newNode(t)
+	n.put("10-calico.conflist", calico)
+	n.put("00-multus.conf", shim("10-calico.conflist"))
+	n.sync("00-multus.conf")
+	before := n.taken()
+	n.put("00-multus.conf", shim("00-00-tacit.conflist"))
+	n.remove("10-calico.conflist")
+	if _, changed, err := n.chain.Sync(true); changed || !errors.Is(err, errCircle) {
+		t.Errorf("changed %v, %v: want %v", changed, err, errCircle)
+	}
+	n.takes(before)
+}
+
+// A configuration that is away, empty or half written: ours stays as it was, and another
+// one is followed only if that lasts.
+func TestChainStaysWhileItsBaseIsAway(t *testing.T) {
+	for name, other := range map[string]bool{"alone": false, "beside another": true} {
+		t.Run(name, func(t *testing.T) {
+			n := newNode(t)
+			n.put("10-net.conflist", aList)
+			if other {
+				n.put("20-other.conf", aConf)
+			}
+			n.sync("10-net.conflist")
+			want := n.taken()
+			for _, text := range []string{"-", "", aList[:1], aList[:len(aList)/2], aList[:len(aList)-1], "-"} {
+				if text == "-" {
+					n.remove("10-net.conflist")
+				} else {
+					n.put("10-net.conflist", text)
+				}
+				if base, changed, err := n.chain.Sync(false); changed || base != "10-net.conflist" || !errors.Is(err, ErrAway) {
+					t.Errorf("%.20q: follows %s, changed %v, %v: want all as it was", text, base, changed, err)
+				}
+				n.takes(want)
+			}
+			base, changed, err := n.chain.Sync(true)
+			if other && (base != "20-other.conf" || err != nil) || !other && (changed || !errors.Is(err, ErrAway)) {
+				t.Errorf("after long: follows %s, changed %v, %v", base, changed, err)
+			}
+			n.put("10-net.conflist", aList)
+			if got, _, err := n.chain.Sync(false); got != "10-net.conflist" || err != nil {
+				t.Errorf("follows %s, %v: want what is there again", got, err)
+			}
+			n.takes(want)
+		})
+	}
+}
+
+// A base in a version that knows of no chains keeps it.
+func TestOldVersionsOfTheBase(t *testing.T) {
+	for _, v := range []string{`"cniVersion":"0.1.0",`, `"cniVersion":"0.2.0",`, `"cniVersion":"0.3.0",`, ""} {
+		n := newNode(t)
+		n.put("10-net.conf", `{`+v+`"name":"net","type":"bridge"}`)
+		n.sync("10-net.conf")
+		if got := n.taken(); !strings.HasPrefix(got, "00-multus-tacit.conflist "+strings.Trim(strings.TrimPrefix(v, `"cniVersion":`), `",`)+" net bridge tacit-cni") {
+			t.Errorf("%s: the runtime takes %q", v, got)
+		}
+	}
 }

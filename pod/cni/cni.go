@@ -34,8 +34,12 @@ const (
 )
 
 // Versions of the CNI specification that the plugin answers in. As the last of a
-// chain it passes the result on as it came, which is the same in all of them.
-func versions() []string { return []string{"0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"} }
+// chain it passes the result on as it came, which is the same in all of them. The first
+// two know of no chains; but libcni gives prevResult in any version, and a base that asks
+// for them keeps its own.
+func versions() []string {
+	return []string{"0.1.0", "0.2.0", "0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0"}
+}
 
 // Codes of CNI errors (CNI specification, section 5, Error).
 const (
@@ -141,7 +145,7 @@ func readConfig(stdin io.Reader) (config, *Error) {
 		return config{}, fault(CodeDecode, "read the network configuration", err)
 	}
 	if c.CNIVersion == "" {
-		c.CNIVersion = "0.3.0"
+		c.CNIVersion = "0.1.0" // as libcni takes it
 	}
 	if !slices.Contains(versions(), c.CNIVersion) {
 		return c, fault(CodeVersion, fmt.Sprintf("cniVersion %q: want one of %s", c.CNIVersion, strings.Join(versions(), " ")), nil)
@@ -249,17 +253,31 @@ func addresses(result json.RawMessage) ([]netip.Addr, error) {
 	if len(result) == 0 {
 		return nil, nil
 	}
+	type old struct {
+		IP string `json:"ip"`
+	}
 	var r struct {
 		IPs []struct {
 			Address string `json:"address"`
 		} `json:"ips"`
+		// Of versions before 0.3.0.
+		IP4, IP6 *old
 	}
 	if err := json.Unmarshal(result, &r); err != nil {
 		return nil, err
 	}
-	var as []netip.Addr
+	var texts []string
 	for _, ip := range r.IPs {
-		p, err := netip.ParsePrefix(ip.Address)
+		texts = append(texts, ip.Address)
+	}
+	for _, o := range []*old{r.IP4, r.IP6} {
+		if o != nil {
+			texts = append(texts, o.IP)
+		}
+	}
+	var as []netip.Addr
+	for _, text := range texts {
+		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			return nil, fmt.Errorf("address: %w", err)
 		}

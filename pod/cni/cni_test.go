@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -270,4 +271,23 @@ func FuzzStdin(f *testing.F) {
 			t.Fatalf("the plugin sends what the agent refuses: %s", b)
 		}
 	})
+}
+
+// Versions before 0.3.0 tell addresses in another form; the result goes on as it came.
+func TestOldVersions(t *testing.T) {
+	for _, version := range []string{"0.1.0", "0.2.0", ""} {
+		a := startAgent(t, nil)
+		prev := `{"cniVersion":"0.2.0","ip4":{"ip":"10.1.2.3/24","gateway":"10.1.2.1"},"ip6":{"ip":"fd00::3/64"},"dns":{}}`
+		stdin := `{"cniVersion":"` + version + `","name":"net","type":"tacit-cni","agent":"` + a.path + `","prevResult":` + prev + `}`
+		code, e, out := run(t, stdin, "CNI_COMMAND=ADD")
+		if code != 0 || strings.TrimSpace(out) != prev {
+			t.Fatalf("version %q: exit %d, %v, output %s", version, code, e.Error(), out)
+		}
+		a.mu.Lock()
+		got := fmt.Sprint(a.got[0].Addresses)
+		a.mu.Unlock()
+		if got != "[10.1.2.3 fd00::3]" {
+			t.Errorf("version %q: the agent is told %s", version, got)
+		}
+	}
 }
