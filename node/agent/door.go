@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"tacit.dev/pod/netns"
 	"tacit.dev/wire/handle"
 )
 
@@ -17,14 +19,25 @@ const (
 	// doorQueue bounds the messages to a proxy that does not read. One that
 	// lets it fill is taken for dead: it dials again, and is told everything.
 	doorQueue = 4096
-	// doors bounds the proxies that are connected or about to be.
-	doors = 8
+	// maxWaiting bounds the descriptors in that queue, those that one message more may
+	// bring aside.
+	maxWaiting = 4096
+	// doors bounds the proxies that are connected or about to be, and doorPause is how long
+	// each takes a place at least: one that comes and goes costs us something each time.
+	doors     = 8
+	doorPause = 100 * time.Millisecond
+	// maxHeld bounds the messages before a hello: a node has fewer pods.
+	maxHeld = 1024
+	// maxHeard bounds the messages of one proxy in a second. What is more waits in its socket.
+	maxHeard = 2000
 )
 
 // A door is one proxy that is connected.
 type door struct {
 	conn  *handle.Conn
 	queue chan parcel
+	// waiting counts the descriptors in queue.
+	waiting atomic.Int64
 	// held belongs to the loop from the hello on, to the reader before.
 	held map[string]map[handle.Role]*os.File
 	once sync.Once
@@ -44,6 +57,11 @@ func (d *door) send(m handle.Message, files []int) {
 	select {
 	case <-d.shut:
 	default:
+		d.waiting.Add(int64(len(files)))
+		if d.isFull() {
+			d.close()
+			break
+		}
 		select {
 		case d.queue <- parcel{m, files}:
 			return
@@ -53,6 +71,9 @@ func (d *door) send(m handle.Message, files []int) {
 	}
 	closeFDs(files)
 }
+
+// isFull reports whether more descriptors wait than a proxy that reads lets wait.
+func (d *door) isFull() bool { return d.waiting.Load() > maxWaiting }
 
 // close ends the conversation; more than once is once.
 func (d *door) close() {
@@ -102,7 +123,12 @@ func (a *Agent) admit(ctx context.Context, l *handle.Listener) error {
 		}
 		wg.Go(func() {
 			defer func() { <-free }()
+			enough := time.After(doorPause)
 			a.converse(ctx, c)
+			select {
+			case <-enough:
+			case <-ctx.Done():
+			}
 		})
 	}
 }
@@ -139,7 +165,7 @@ func (d *door) greet() error {
 	if err := d.conn.SetReadDeadline(time.Now().Add(helloLimit)); err != nil {
 		return err
 	}
-	for {
+	for range maxHeld {
 		m, files, err := d.conn.Receive()
 		if err != nil {
 			return fmt.Errorf("before its hello: %w", err)
@@ -149,12 +175,28 @@ func (d *door) greet() error {
 			return d.conn.SetReadDeadline(time.Time{})
 		case handle.Held:
 			closeHeld(d.takeHeld(m.UID))
-			d.held[m.UID] = asFiles(m.Roles, files)
+			d.held[m.UID] = asListeners(m.Roles, files)
 		default:
 			closeFDs(files)
 			return fmt.Errorf("%s before its hello", m.Kind)
 		}
 	}
+	return fmt.Errorf("%d messages and no hello", maxHeld)
+}
+
+// asListeners keeps of what a proxy gives back what may be a listener of ours. In which namespace
+// it is, is seen when a pod takes it.
+func asListeners(roles []handle.Role, fds []int) map[handle.Role]*os.File {
+	at := addresses()
+	m := make(map[handle.Role]*os.File, len(fds))
+	for i, fd := range fds {
+		if netns.ListensAt(fd, at[roles[i]]) != nil {
+			closeFDs(fds[i : i+1])
+			continue
+		}
+		m[roles[i]] = os.NewFile(uintptr(fd), "held "+string(roles[i]))
+	}
+	return m
 }
 
 func asFiles(roles []handle.Role, fds []int) map[handle.Role]*os.File {
@@ -167,13 +209,20 @@ func asFiles(roles []handle.Role, fds []int) map[handle.Role]*os.File {
 
 // read hands on what the proxy says, until it says no more.
 func (d *door) read(heard func(handle.Message)) error {
-	for {
+	for since, n := time.Now(), 0; ; n++ {
 		m, files, err := d.conn.Receive()
 		closeFDs(files) // nothing that it may send now has any
 		if err != nil {
 			return err
 		}
 		heard(m)
+		if n == maxHeard {
+			select {
+			case <-time.After(time.Until(since.Add(time.Second))):
+			case <-d.shut:
+			}
+			since, n = time.Now(), 0
+		}
 	}
 }
 
@@ -187,6 +236,7 @@ func (d *door) write() {
 		case p := <-d.queue:
 			err := d.conn.Send(p.message, p.files...)
 			closeFDs(p.files)
+			d.waiting.Add(-int64(len(p.files)))
 			if err != nil {
 				d.close()
 				return

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -135,7 +134,7 @@ func openListeners(ns *netns.NS, held map[handle.Role]*os.File) (ls []listener, 
 	defer func() {
 		if err != nil {
 			for _, l := range ls {
-				l.file.Close()
+				closeShared(l.file)
 			}
 			ls = nil
 		}
@@ -153,19 +152,18 @@ func openListeners(ns *netns.NS, held map[handle.Role]*os.File) (ls []listener, 
 		if err != nil {
 			return ls, err
 		}
-		delete(held, role)
+		if f == held[role] {
+			delete(held, role)
+		}
 		ls = append(ls, listener{role, f})
 	}
 	return ls, nil
 }
 
 // openListener returns the held file if it is what it is said to be: it comes
-// from a process that we do not trust.
+// from a process that we do not trust. Else it opens one.
 func openListener(ns *netns.NS, held *os.File, at netip.AddrPort) (*os.File, error) {
-	if held != nil {
-		if err := ns.IsListener(held, at); err != nil {
-			return nil, fmt.Errorf("the proxy gives back another listener: %w", err)
-		}
+	if held != nil && ns.IsListener(held, at) == nil {
 		return held, nil
 	}
 	f, err := ns.Listen(at)
@@ -233,7 +231,7 @@ func (a *Agent) release(ctx context.Context, p *pod) {
 			d.send(handle.Message{Kind: handle.Remove, UID: key}, nil)
 		}
 		for _, l := range listeners {
-			l.file.Close()
+			closeShared(l.file)
 		}
 		left = errors.Join(open, awaitFree(ctx, ns))
 		return nil
@@ -256,7 +254,7 @@ func awaitFree(ctx context.Context, ns *netns.NS) error {
 	return poll(ctx, freeLimit, func() error {
 		ls, err := openListeners(ns, nil)
 		for _, l := range ls {
-			l.file.Close()
+			closeShared(l.file)
 		}
 		return err
 	})
@@ -413,7 +411,7 @@ func (a *Agent) watch(ctx context.Context, p *pod) {
 func (a *Agent) give(ctx context.Context, p *pod) {
 	a.bind(ctx, p)
 	for family, n := range p.needs {
-		if n == 0 || p.giving[family] || a.proxy == nil {
+		if n == 0 || p.giving[family] || a.proxy == nil || a.proxy.isFull() {
 			continue
 		}
 		n = min(n, handle.MaxFiles)
@@ -453,12 +451,22 @@ func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 
 func closeHeld(held map[handle.Role]*os.File) {
 	for _, f := range held {
-		f.Close()
+		closeShared(f)
 	}
 }
 
+// closeShared closes a file that the proxy has, too, as it has all sockets that we ever
+// gave it. It may have turned it into one whose close waits for a peer.
+func closeShared(f *os.File) {
+	if raw, err := f.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { handle.DoNotLinger(int(fd)) })
+	}
+	f.Close()
+}
+
 func closeFDs(fds []int) {
-	for _, fd := range slices.Clip(fds) {
+	for _, fd := range fds {
+		handle.DoNotLinger(fd)
 		unix.Close(fd)
 	}
 }

@@ -312,7 +312,7 @@ func (p *pod) closeFiles() {
 		p.stopWatch = nil
 	}
 	for _, l := range p.listeners {
-		l.file.Close()
+		closeShared(l.file)
 	}
 	p.listeners = nil
 	if p.ns != nil {

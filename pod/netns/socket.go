@@ -208,16 +208,8 @@ func (n *NS) IsListener(f *os.File, addr netip.AddrPort) error {
 }
 
 func (n *NS) isListener(fd int, addr netip.AddrPort) error {
-	listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
-	if err != nil || listening != 1 {
-		return fmt.Errorf("not a listening socket (%w)", err)
-	}
-	at, err := unix.Getsockname(fd)
-	if err != nil {
-		return os.NewSyscallError("getsockname", err)
-	}
-	if got := socket.AddrPort(at); got != addr {
-		return fmt.Errorf("listens at %s", got)
+	if err := ListensAt(fd, addr); err != nil {
+		return err
 	}
 	home, err := unix.IoctlRetInt(fd, unix.SIOCGSKNS)
 	if err != nil {
@@ -233,4 +225,23 @@ func (n *NS) isListener(fd int, addr netip.AddrPort) error {
 		return fmt.Errorf("is in namespace %d", key.Inode)
 	}
 	return transparent(fd, addr.Addr().Is6())
+}
+
+// ListensAt checks that fd is a TCP listener at addr, in whichever namespace.
+func ListensAt(fd int, addr netip.AddrPort) error {
+	if p, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); err != nil || p != unix.IPPROTO_TCP {
+		return fmt.Errorf("not a socket of TCP (%w)", err)
+	}
+	listening, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ACCEPTCONN)
+	if err != nil || listening != 1 {
+		return fmt.Errorf("not a listening socket (%w)", err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		return os.NewSyscallError("getsockname", err)
+	}
+	if got := socket.AddrPort(at); got != addr {
+		return fmt.Errorf("listens at %s", got)
+	}
+	return nil
 }

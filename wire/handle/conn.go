@@ -139,8 +139,15 @@ func rights(oob []byte) (files []int, err error) {
 
 func closeAll(files []int) {
 	for _, fd := range files {
+		DoNotLinger(fd)
 		unix.Close(fd)
 	}
+}
+
+// DoNotLinger is called before a descriptor is closed that came from somebody who is not trusted:
+// to close a socket with SO_LINGER waits for as long as that says.
+func DoNotLinger(fd int) {
+	_ = unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{})
 }
 
 // Listener is the agent's end of the door.
