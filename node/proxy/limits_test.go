@@ -361,6 +361,72 @@ func TestBurstIsServed(t *testing.T) {
 	}
 }
 
+// Who waits for a turn does not hold up a World, and goes on under the one of then: the pod
+// that it was to reach by direct has left the mesh meanwhile.
+func TestWaitingHoldsNoWorld(t *testing.T) {
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	n := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.DialTimeout = 8, time.Minute })
+	n.enrol(client)
+	server.wl.Direct = true
+	c.publish()
+	stalls, first := make(chan struct{}), make(chan struct{}, 1)
+	first <- struct{}{}
+	server.serve(1, func(conn *net.TCPConn) {
+		select {
+		case <-first:
+			<-stalls
+		default:
+			echo(conn)
+		}
+	})
+	stuck := mustDial(t, client, server.at(false, 1))
+	await(t, "one has the slot", func() bool { return n.count("tacit_outbound_handshakes") == 1 })
+	waits := mustDial(t, client, server.at(false, 1))
+	await(t, "one waits", func() bool { return n.count("tacit_outbound_handshakes_waiting") == 1 })
+	if leases := n.proxy.know.current.Load().leases.Load(); leases != 2 {
+		t.Errorf("%d leases: want that of the World itself, and that of the handshake", leases)
+	}
+	server.wl.Direct = false
+	settled := n.proxy.Apply(c.world())
+	close(stalls)
+	say(t, waits, "in the clear, as it has to be now")
+	if err := firstRead(stuck, nil); !isRST(err) {
+		t.Errorf("the one that was stuck: %v, want a reset", err)
+	}
+	<-settled
+}
+
+// In a burst those that wait go over what others have left.
+func TestWaitersTakeWhatIsKept(t *testing.T) {
+	const many = 40
+	c := newCluster(t)
+	client, server := c.pod("client"), c.pod("server")
+	n1, n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes = 8 }), c.node(nil) // one with a peer
+	n1.enrol(client)
+	n2.enrol(server)
+	server.serve(1, echo)
+	var wg sync.WaitGroup
+	for range many {
+		conn := mustDial(t, client, server.at(false, 1))
+		wg.Go(func() {
+			if err := ask(conn); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if n := c.used(0); n < many/2 {
+		t.Errorf("%d of %d went over a kept connection: want most", n, many)
+	}
+	await(t, "nobody waits, and nothing is asked for", func() bool {
+		d := n1.proxy.pod(client.name)
+		d.idle.mu.Lock()
+		defer d.idle.mu.Unlock()
+		return n1.count("tacit_outbound_handshakes_waiting")+n1.count("tacit_outbound_handshakes") == 0 && len(d.idle.wishes) == 0
+	})
+}
+
 // An application that resets its connection while that waits gives its place to others.
 func TestWhoHasGoneWaitsNoMore(t *testing.T) {
 	c := newCluster(t)
@@ -382,7 +448,7 @@ func TestWhoHasGoneWaitsNoMore(t *testing.T) {
 	open[1].SetLinger(0)
 	open[1].Close()
 	await(t, "none waits", func() bool {
-		return n.count("tacit_outbound_handshakes_waiting") <= 1 && n.count("tacit_refused_connections_total", "reason=reset") >= 1
+		return n.count("tacit_outbound_handshakes_waiting") == 0 && n.count("tacit_refused_connections_total", "reason=reset") == 2
 	})
 	n.stop()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"testing"
+	"time"
 )
 
 func BenchmarkThroughput(b *testing.B) {
@@ -158,5 +159,20 @@ func BenchmarkConnectPlain(b *testing.B) {
 		must(b, err)
 		_ = cs.SetLinger(0)
 		_ = cs.Close()
+	}
+}
+
+// BenchmarkLook is a look at a ClientHello that is there, as it mostly is on a busy node.
+func BenchmarkLook(b *testing.B) {
+	w := newWorld(b)
+	ours, _ := hellos(b)
+	c, s := w.sockets(b)
+	_, err := c.Write(ours)
+	must(b, err)
+	ctx := soon(b)
+	for b.Loop() {
+		if k, err := Look(ctx, s, time.Second); k != KindDirect || err != nil {
+			b.Fatal(k, err)
+		}
 	}
 }
