@@ -182,10 +182,7 @@ func TestPortsOfClientsAreNotTaken(t *testing.T) {
 			{"own address", server.v4, false, 0},
 			{"all addresses", netip.IPv4Unspecified(), false, n},
 		} {
-			failed := 0
-			for port := first; port < first+n+more; port++ {
-				failed += server.cannotListen(netip.AddrPortFrom(r.at, uint16(port)), r.reuse)
-			}
+			failed := server.cannotListen(r.at, first, first+n+more-1, r.reuse)
 			t.Logf("%d connections %s: listening at %s fails at %d of %d ports", n, when, r.name, failed, n+more)
 			if failed > r.want {
 				t.Errorf("%d failed: want %d", failed, r.want)
@@ -208,35 +205,70 @@ func TestPortsOfServersAreShared(t *testing.T) {
 	conn := mustDial(t, client, stranger.at(false, 9090))
 	defer conn.Close()
 	say(t, conn, "hello")
-	all, own := netip.MustParseAddrPort("0.0.0.0:9090"), client.at(false, 9090)
-	t.Logf("listening at all addresses without SO_REUSEADDR fails %d times of 1", client.cannotListen(all, false))
-	if client.cannotListen(all, true)+client.cannotListen(own, false) > 0 {
+	all := netip.IPv4Unspecified()
+	t.Logf("listening at all addresses without SO_REUSEADDR fails at %d port of 1", client.cannotListen(all, 9090, 9090, false))
+	if client.cannotListen(all, 9090, 9090, true)+client.cannotListen(client.v4, 9090, 9090, false) > 0 {
 		t.Error("a connection to a port of others keeps the application from its own")
 	}
 }
 
-// cannotListen is 1 if the port cannot be listened at, as an application does.
-func (p *testPod) cannotListen(at netip.AddrPort, reuse bool) int {
+// TestPortsOfDirectConnectionsAreFreed: a marked port is in use for as long as its connection, and
+// only in the eyes of who listens without SO_REUSEADDR.
+func TestPortsOfDirectConnectionsAreFreed(t *testing.T) {
+	const n = 20
+	c, client, server := pair(t)
+	server.serve(8080, echo)
+	var conns []*net.TCPConn
+	for range n {
+		conn := mustDial(t, client, server.at(false, 8080))
+		say(t, conn, "hello")
+		conns = append(conns, conn)
+	}
+	all := netip.IPv4Unspecified()
+	if failed := client.cannotListen(all, mesh.DirectPortFirst, mesh.DirectPortLast, true); failed != 0 {
+		t.Errorf("listening with SO_REUSEADDR fails at %d marked ports", failed)
+	}
+	failed := client.cannotListen(all, mesh.DirectPortFirst, mesh.DirectPortLast, false)
+	t.Logf("%d direct connections open: listening at all addresses without SO_REUSEADDR fails at %d of %d marked ports", n, failed, mesh.DirectPortLast-mesh.DirectPortFirst+1)
+	if failed > n {
+		t.Errorf("%d failed: want %d", failed, n)
+	}
+	for _, conn := range conns {
+		conn.Close()
+	}
+	proxy := c.nodes[0].proxy
+	await(t, "they are kept", func() bool { return proxy.keeps.open.Load() > 0 })
+	proxy.pod(client.name).idle.close()
+	await(t, "all marked ports are free again", func() bool {
+		return client.cannotListen(all, mesh.DirectPortFirst, mesh.DirectPortLast, false) == 0
+	})
+}
+
+// cannotListen counts the ports from first to last that cannot be listened at, as an application does.
+func (p *testPod) cannotListen(at netip.Addr, first, last uint16, reuse bool) (failed int) {
 	p.c.t.Helper()
+	value := 0
+	if reuse {
+		value = 1
+	}
 	l := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		value, err := 0, error(nil)
-		if reuse {
-			value = 1
-		}
+		var err error
 		raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, value) })
 		return err
 	}}
-	failed := 0
 	p.space.do(p.c.t, func() error {
-		got, err := l.Listen(context.Background(), "tcp4", at.String())
-		if errors.Is(err, unix.EADDRINUSE) {
-			failed = 1
-			return nil
-		}
-		if err == nil {
+		for port := int(first); port <= int(last); port++ {
+			got, err := l.Listen(context.Background(), "tcp4", netip.AddrPortFrom(at, uint16(port)).String())
+			if errors.Is(err, unix.EADDRINUSE) {
+				failed++
+				continue
+			}
+			if err != nil {
+				return err
+			}
 			got.Close()
 		}
-		return err
+		return nil
 	})
 	return failed
 }
