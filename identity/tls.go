@@ -87,6 +87,7 @@ func (t *TLS) Client(from *Leaf, to mesh.ID, peerKey string) *tls.Config {
 		c := e.Value.(*client)
 		if c.leaf != from {
 			c.leaf, c.cfg = from, t.newClient(from, to)
+			t.dropOthers(from.ID, from)
 		}
 		return c.cfg
 	}
@@ -109,6 +110,7 @@ func (t *TLS) Server(of *Leaf) *tls.Config {
 	defer t.mu.Unlock()
 	s := t.servers[of.ID]
 	if s.leaf != of {
+		t.dropOthers(of.ID, of)
 		s = server{of, t.newServer(of)}
 		t.servers[of.ID] = s
 	}
@@ -119,12 +121,20 @@ func (t *TLS) Server(of *Leaf) *tls.Config {
 func (t *TLS) Forget(id mesh.ID) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	delete(t.servers, id)
+	t.dropOthers(id, nil)
+}
+
+// dropOthers drops what is remembered of an identity with another leaf than this, so that the key of
+// an old one is not kept for a peer that is never dialled again. The caller holds mu.
+func (t *TLS) dropOthers(id mesh.ID, leaf *Leaf) {
+	if t.servers[id].leaf != leaf {
+		delete(t.servers, id)
+	}
 	for e := t.recent.Front(); e != nil; {
 		next := e.Next()
-		if p := e.Value.(*client).pair; p.from == id {
+		if c := e.Value.(*client); c.pair.from == id && c.leaf != leaf {
 			t.recent.Remove(e)
-			delete(t.clients, p)
+			delete(t.clients, c.pair)
 		}
 		e = next
 	}

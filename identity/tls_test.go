@@ -70,6 +70,21 @@ func TestPairsAreBounded(t *testing.T) {
 	}
 }
 
+// The key of a leaf that was renewed is not kept for peers that are never dialled again.
+func TestRenewedLeavesAreDropped(t *testing.T) {
+	ca := newCA(t)
+	x := NewTLS(TLSConfig{})
+	for i := range 10 {
+		last := leafOf(t, ca, id("a"))
+		x.Client(last, id("peer"), fmt.Sprint(i))
+		x.Server(last)
+		x.Client(last, id("peer"), fmt.Sprint(i, " again"))
+		if len(x.clients) > 2 || x.recent.Len() != len(x.clients) {
+			t.Fatalf("after %d leaves, %d and %d are remembered", i+1, len(x.clients), x.recent.Len())
+		}
+	}
+}
+
 // A resumed session is refused when our certificate is over, or when the bundle is
 // another one.
 func TestVerifyChecksAgain(t *testing.T) {

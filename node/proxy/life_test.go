@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+	"weak"
 
 	"tacit.dev/wire/handle"
 )
@@ -270,4 +271,35 @@ func descriptors(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(d)
+}
+
+// The key of an identity goes with the last pod that has it: nothing of this process leads to it
+// any more, neither a session nor a kept connection.
+func TestKeysGoWithTheLastPod(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(1, echo)
+	n := c.nodes[0]
+	twin := c.pod("twin")
+	twin.wl.ID = client.wl.ID
+	n.enrol(twin)
+	for _, p := range []*testPod{client, twin, client} { // sessions are resumed, connections kept
+		if err := askOnce(p, server.at(false, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	leaf, err := n.proxy.cfg.Leaves.Leaf(client.wl.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := weak.Make(leaf.Certificate)
+	leaf = nil
+	isThere := func() bool { runtime.GC(); return key.Value() != nil }
+	n.agent.send(handle.Remove, client.name)
+	await(t, "the first is gone", func() bool { return len(n.proxy.Pods()) == 1 })
+	say(t, mustDial(t, twin, server.at(false, 1)), "as before")
+	if !isThere() {
+		t.Error("the key is gone, and one pod still has it")
+	}
+	n.agent.send(handle.Remove, twin.name)
+	await(t, "the key is gone", func() bool { return !isThere() })
 }

@@ -343,7 +343,7 @@ func (d *pod) sockets(v6 bool) *sockets {
 
 // run serves the pod until ctx ends, and returns when its last connection is gone.
 func (d *pod) run(ctx context.Context) {
-	defer d.p.cfg.Leaves.Hold(d.id)()
+	defer d.p.hold(d.id)()
 	defer d.idle.close()
 	var all sync.WaitGroup
 	defer all.Wait()

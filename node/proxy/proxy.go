@@ -154,9 +154,11 @@ type Proxy struct {
 	chunks sync.Pool
 	link   *link
 
-	// mu guards pods.
+	// mu guards pods and holders.
 	mu   sync.Mutex
 	pods map[string]*pod
+	// holders counts the pods of each identity until their last connection is gone.
+	holders map[mesh.ID]int
 	// keeps counts the connections that are kept, of all pods.
 	keeps quota
 	// looking counts the connections that have not said yet what they are, of all pods.
@@ -176,14 +178,15 @@ func New(cfg Config) (*Proxy, error) {
 		return nil, fmt.Errorf("proxy: %w", err)
 	}
 	p := &Proxy{
-		cfg:    cfg,
-		log:    cfg.Log,
-		know:   newKnowledge(),
-		tell:   newTelemetry(cfg.Registry, cfg.Log),
-		relay:  relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
-		keeps:  quota{max: keepMost},
-		chunks: sync.Pool{New: func() any { return new([chunkSize]byte) }},
-		pods:   make(map[string]*pod),
+		cfg:     cfg,
+		log:     cfg.Log,
+		know:    newKnowledge(),
+		tell:    newTelemetry(cfg.Registry, cfg.Log),
+		relay:   relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
+		keeps:   quota{max: keepMost},
+		chunks:  sync.Pool{New: func() any { return new([chunkSize]byte) }},
+		pods:    make(map[string]*pod),
+		holders: make(map[mesh.ID]int),
 	}
 	p.metrics = newMetrics(cfg.Registry, p)
 	p.dialling = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(false)])
@@ -224,6 +227,24 @@ func (p *Proxy) Run(ctx context.Context) error {
 	err := g.Wait()
 	p.running.Wait()
 	return err
+}
+
+// hold asks for a leaf of id until release. With the last one that has it the key goes, and
+// what sessions are remembered.
+func (p *Proxy) hold(id mesh.ID) (release func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.holders[id]++
+	letGo := p.cfg.Leaves.Hold(id)
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		letGo()
+		if p.holders[id]--; p.holders[id] == 0 {
+			delete(p.holders, id)
+			p.cfg.TLS.Forget(id)
+		}
+	}
 }
 
 // trimSockets gives back, at intervals, the sockets that quiet pods do not need.
