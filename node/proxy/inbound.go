@@ -198,7 +198,7 @@ func (d *pod) awaitAnswer(ctx context.Context, tn *turn, j *journey) error {
 	if tn.isHeld() {
 		return nil
 	}
-	gone, unwatch := j.watch()
+	gone, unwatch := j.watch(tn)
 	defer unwatch()
 	_, err := tn.await(ctx, gone, nil)
 	return err

@@ -57,23 +57,32 @@ func (j *journey) ask() error {
 	return nil
 }
 
-// watch tells when who made the connection has gone, until stop: a reset, or before a
-// handshake of TLS also the end of its input. An application that ends its input may still
-// wait for the answer. Nobody else may read meanwhile.
-func (j *journey) watch() (gone <-chan struct{}, stop func()) {
-	ask := int16(0) // a reset is always told
-	if j.inbound {
-		ask = unix.POLLRDHUP
-	}
+// watch tells when who made the connection has gone while it waits for its turn, until stop:
+// a reset, or before a handshake of TLS also the end of its input. An application that has
+// ended its input may still wait for the answer, or be gone: others go before it. Nobody
+// else may read meanwhile.
+func (j *journey) watch(tn *turn) (gone <-chan struct{}, stop func()) {
 	over := make(chan struct{})
+	ended := false
+	look := func(fd uintptr) bool {
+		p := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}} // POLLHUP and POLLERR are always told
+		if n, err := unix.Poll(p[:], 0); n <= 0 || err != nil {
+			return false
+		}
+		if j.inbound || p[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0 {
+			return true
+		}
+		if !ended {
+			ended = true
+			tn.stepBack()
+		}
+		return false
+	}
 	var wait sync.WaitGroup
 	wait.Go(func() {
 		raw, err := j.conn.SyscallConn()
 		if err == nil {
-			err = raw.Read(func(fd uintptr) bool {
-				n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: ask}}, 0)
-				return n > 0 && err == nil
-			})
+			err = raw.Read(look)
 		}
 		if !isTimeout(err) {
 			close(over)

@@ -190,6 +190,16 @@ func (t *turn) claim() {
 	}
 }
 
+// stepBack lets those of its peer that wait go before t.
+func (t *turn) stepBack() {
+	s := t.of.of
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if t.place != nil {
+		t.peer.queue.MoveToBack(t.place)
+	}
+}
+
 func (t *turn) isHeld() bool {
 	s := t.of.of
 	s.mu.Lock()

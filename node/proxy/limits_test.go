@@ -427,7 +427,8 @@ func TestWaitersTakeWhatIsKept(t *testing.T) {
 	})
 }
 
-// An application that resets its connection while that waits gives its place to others.
+// An application that resets its connection while that waits gives its place to others. One
+// that ends its input may have gone, or wait for an answer: it is served after them.
 func TestWhoHasGoneWaitsNoMore(t *testing.T) {
 	c := newCluster(t)
 	client, tarpit := c.pod("client"), c.pod("tarpit")
@@ -443,6 +444,14 @@ func TestWhoHasGoneWaitsNoMore(t *testing.T) {
 		open = append(open, mustDial(t, client, tarpit.at(false, 1)))
 	}
 	await(t, "two wait", func() bool { return n.count("tacit_outbound_handshakes_waiting") == 2 })
+	before := func() *turn { // who is served next
+		n.proxy.dialling.mu.Lock()
+		defer n.proxy.dialling.mu.Unlock()
+		return n.proxy.pod(client.name).dialling.peers[tarpit.v4].queue.Front().Value.(*turn)
+	}
+	first := before()
+	open[1].CloseWrite()
+	await(t, "one that may have gone lets the other go first", func() bool { return before() != first })
 	open[2].SetLinger(0)
 	open[2].Close()
 	open[1].SetLinger(0)

@@ -112,7 +112,7 @@ func (d *pod) awaitTurn(ctx context.Context, within time.Duration, tn *turn, t t
 	if tn.isHeld() {
 		return nil, nil
 	}
-	gone, unwatch := j.watch()
+	gone, unwatch := j.watch(tn)
 	defer unwatch()
 	for {
 		kept, forget := d.idle.wish(destinationOf(t))
