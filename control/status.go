@@ -43,7 +43,8 @@ type PodStatus struct {
 	// State of the enrolment, and since when.
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
-	// Reason is why the agent says that it is not captured, "" if it did not say.
+	// Reason is why a pod that should be captured is not: what its agent says, or what is
+	// waited for. "" if it is.
 	Reason string `json:"reason,omitempty"`
 	// Waiting names the nodes that have not acknowledged its withdrawal.
 	Waiting []string `json:"waiting,omitempty"`
@@ -97,8 +98,18 @@ func (e *enrolment) status() PodStatus {
 
 // complete adds what the server knows at this moment. It leaves s as it is.
 func (s Status) complete(server *xds.Server) Status {
+	agents := make(map[string]bool)
+	for _, n := range server.Nodes() {
+		agents[n.Node] = n.Agent
+	}
 	pods := make([]PodStatus, len(s.Pods))
 	for i, p := range s.Pods {
+		if p.Enrolled && !p.Captured && p.Reason == "" {
+			p.Reason = fmt.Sprintf("the agent of node %s has not captured it yet", p.Node)
+			if !agents[p.Node] {
+				p.Reason = fmt.Sprintf("the agent of node %s is not connected", p.Node)
+			}
+		}
 		if p.State == Withdrawing && p.withdrawn != 0 {
 			p.Waiting = server.Acked(p.withdrawn)
 		}

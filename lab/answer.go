@@ -53,7 +53,7 @@ func parseCall(args []string) (words []string, options []option, rest []string, 
 			continue
 		}
 		key, value, ok := strings.Cut(strings.TrimPrefix(a, "--"), "=")
-		if !ok {
+		if !ok || strings.HasPrefix(a, "/") { // a path, which may have a query
 			words = append(words, a)
 			continue
 		}

@@ -137,48 +137,48 @@ func doLog(ctx context.Context, c *Cluster, call verbCall) error {
 	if err != nil {
 		return usageError(err.Error())
 	}
-	return call.look(ctx, within, func() error {
-		line, err := findLine(file, expr, texts)
-		if err == nil {
-			fmt.Fprintln(call.stdout, line)
-		}
-		return err
-	})
+	return call.look(ctx, within, func() error { return showLines(call.stdout, file, expr, texts) })
 }
 
-func findLine(path string, expr *regexp.Regexp, texts []string) (string, error) {
+// showLines writes all lines that match; it is an error if none does.
+func showLines(w io.Writer, path string, expr *regexp.Regexp, texts []string) error {
 	f, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return err
 	}
 	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-next:
-	for lines.Scan() {
-		if !expr.MatchString(lines.Text()) {
-			continue
-		}
-		for _, t := range texts {
-			if !strings.Contains(lines.Text(), t) {
-				continue next
+	found := false
+	for lines := bufio.NewReader(f); ; {
+		line, err := lines.ReadString('\n')
+		lacks := slices.ContainsFunc(texts, func(t string) bool { return !strings.Contains(line, t) })
+		if line = strings.TrimSuffix(line, "\n"); (line != "" || err == nil) && !lacks && expr.MatchString(line) {
+			found = true
+			if _, err := fmt.Fprintln(w, line); err != nil {
+				return err
 			}
 		}
-		return lines.Text(), nil
+		switch {
+		case errors.Is(err, io.EOF) && found:
+			return nil
+		case errors.Is(err, io.EOF):
+			return fmt.Errorf("no line matches %q with all of %q", expr, texts)
+		case err != nil:
+			return err
+		}
 	}
-	return "", errors.Join(fmt.Errorf("no line matches %q with all of %q", expr, texts), lines.Err())
 }
 
-// logOf is the log file of a process of Tacit, of the lab, or of a pod.
+// logOf is the log file of a process of Tacit, of the lab, of a pod, or of a job.
 func (c *Cluster) logOf(name string) (string, error) {
 	if name == "lab" || c.kept(name) != nil {
 		return c.logPath(name), nil
 	}
-	path := c.logPath("pod." + podKey(name))
-	if _, err := os.Stat(path); err != nil {
-		return "", fmt.Errorf("there is no log of %s: want control, NODE/agent, NODE/proxy, lab, or a pod with an application", name)
+	for _, path := range []string{c.logPath("pod." + podKey(name)), c.logPath("job." + name)} {
+		if _, err := os.Stat(path); err == nil && !strings.Contains(name, "..") {
+			return path, nil
+		}
 	}
-	return path, nil
+	return "", fmt.Errorf("there is no log of %s: want control, NODE/agent, NODE/proxy, lab, a pod with an application, or a job", name)
 }
 
 // doMetric sums the series that have all of the labels.
@@ -412,15 +412,15 @@ func doStatus(ctx context.Context, c *Cluster, call verbCall) error {
 	}
 	states, err := c.states(ctx)
 	w := tabwriter.NewWriter(call.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "POD\tNODE\tENROLLED\tPROTECTED\tIDENTITY\tCERTIFICATE EXPIRES\tMTLS\tPLAINTEXT\tOUTSIDE")
+	fmt.Fprintln(w, "POD\tNODE\tENROLLED\tPROTECTED\tIDENTITY\tCERTIFICATE EXPIRES\tMTLS\tPLAINTEXT\tOUTSIDE\tREASON")
 	for _, s := range sortedValues(states) {
 		expiry, mtls, plain, outside := "-", "-", "-", "-"
 		if s.proxy != nil {
 			expiry = s.proxy.Expiry.UTC().Format(time.DateTime)
 			mtls, plain, outside = s.proxy.count("mutual_tls"), s.proxy.count("plaintext"), s.proxy.count("outside")
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.key, s.node,
-			yesNo(s.enrolled), yesNo(s.protected()), cmp.Or(s.identity, "-"), expiry, mtls, plain, outside)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", s.key, s.node,
+			yesNo(s.enrolled), yesNo(s.protected()), cmp.Or(s.identity, "-"), expiry, mtls, plain, outside, cmp.Or(s.reason, "-"))
 	}
 	return errors.Join(w.Flush(), err)
 }

@@ -23,6 +23,7 @@ const (
 	scratchDir = "/run/scratch" // for applications' files; in memory, anybody's
 	socketName = "lab.sock"
 	pidName    = "lab.pid"
+	wordsName  = "lab.err" // what a lab says that is not leashed
 	runName    = "run"
 )
 
@@ -38,7 +39,9 @@ type StartConfig struct {
 	// Leashed ties the lab's life to this process: it dies with it, however that
 	// ends. Otherwise the lab stays until it is taken down.
 	Leashed bool
-	// Stderr takes what the lab itself says; nil discards it.
+	// Stderr takes what the lab itself says; nil discards it. A lab that is not leashed
+	// outlives its starter and does not keep Stderr: it writes to wordsName in Dir, and
+	// Stderr takes that if it does not come up.
 	Stderr *os.File
 }
 
@@ -76,11 +79,19 @@ func Start(ctx context.Context, cfg StartConfig) (*Started, error) {
 		return nil, err
 	}
 	defer readyR.Close()
+	words, err := cfg.words()
+	if err != nil {
+		readyW.Close()
+		return nil, err
+	}
 	s := &Started{done: make(chan struct{})}
 	started := make(chan error, 1)
-	go s.keep(initCommand(cfg, readyW), started)
+	go s.keep(initCommand(cfg, words, readyW), started)
 	err = <-started
 	readyW.Close()
+	if !cfg.Leashed {
+		defer words.Close()
+	}
 	if err != nil {
 		return nil, explainStart(err)
 	}
@@ -88,7 +99,11 @@ func Start(ctx context.Context, cfg StartConfig) (*Started, error) {
 	defer stop()
 	if err := awaitReady(readyR); err != nil {
 		s.Process.Kill()
-		return nil, errors.Join(fmt.Errorf("start lab in %s: %w", cfg.Dir, err), s.Wait())
+		err = errors.Join(fmt.Errorf("start lab in %s: %w", cfg.Dir, err), s.Wait())
+		if !cfg.Leashed {
+			cfg.retell(words)
+		}
+		return nil, err
 	}
 	pid := fmt.Sprintf("%d\n", s.Process.Pid)
 	return s, os.WriteFile(filepath.Join(cfg.Dir, pidName), []byte(pid), 0o600)
@@ -108,10 +123,31 @@ func (s *Started) keep(cmd *exec.Cmd, started chan<- error) {
 	}
 }
 
-func initCommand(cfg StartConfig, ready *os.File) *exec.Cmd {
+// words is where the lab says something. Who reads a pipe until its end, as in
+// tacit lab up | cat, must not wait for the end of the lab.
+func (cfg StartConfig) words() (*os.File, error) {
+	if cfg.Leashed {
+		return cfg.Stderr, nil
+	}
+	return os.OpenFile(filepath.Join(cfg.Dir, wordsName), os.O_CREATE|os.O_TRUNC|os.O_RDWR|os.O_APPEND, 0o600)
+}
+
+// retell brings to Stderr what the lab has said.
+func (cfg StartConfig) retell(words *os.File) {
+	if cfg.Stderr == nil {
+		return
+	}
+	if _, err := words.Seek(0, io.SeekStart); err == nil {
+		_, _ = io.Copy(cfg.Stderr, io.LimitReader(words, 1<<20)) // why it ended is told all the same
+	}
+}
+
+func initCommand(cfg StartConfig, words, ready *os.File) *exec.Cmd {
 	root := filepath.Join(cfg.Dir, runName)
 	cmd := exec.Command(cfg.Program, append([]string{"lab", "init", root}, cfg.Options...)...)
-	cmd.Stdout, cmd.Stderr = cfg.Stderr, cfg.Stderr
+	if words != nil {
+		cmd.Stdout, cmd.Stderr = words, words
+	}
 	cmd.ExtraFiles = []*os.File{ready}
 	attr := &syscall.SysProcAttr{
 		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,

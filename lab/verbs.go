@@ -37,7 +37,7 @@ func verbs() []verb {
 		{name: "cut", usage: "NODE...", about: "take a node off the underlay: packets are lost without a word", do: doCut(false)},
 		{name: "heal", usage: "NODE...", about: "put a node back on the underlay", do: doCut(true)},
 		{name: "capture", usage: "start NAME NODE[/POD] | stop NAME | grep NAME TEXT | ports NAME A B PORT... | count|tls NAME A B", about: "record packets of a node's uplink, and look into them", do: doCapture, not: true},
-		{name: "log", usage: "PROCESS|POD [REGEXP [TEXT]...] [within=TIME]", about: "show a log, or wait for a line with all of the words", do: doLog, not: true},
+		{name: "log", usage: "PROCESS|POD|JOB [REGEXP [TEXT]...] [within=TIME]", about: "show a log, or its lines with all of the words, for which it waits", do: doLog, not: true},
 		{name: "metric", usage: "PROCESS NAME [LABEL=VALUE]... [at-least=N|is=N|at-most=N|…=@FILE[+N]] [within=TIME]", about: "show a metric's sum, or wait for a value", do: doMetric, not: true},
 		{name: "status", usage: "", about: "one line per pod: enrolled, protected, identity, certificate, connections", do: doStatus},
 		{name: "dump", usage: "PROCESS PATH", about: "show an admin page of a process, such as /dump/pods", do: doDump},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -203,6 +204,31 @@ func TestUnprotectedIsReported(t *testing.T) {
 			t.Errorf("no %s in the log", want)
 		}
 	}
+}
+
+// Why a pod cannot be captured is told when it is known, not when patience ends.
+func TestReasonIsToldAtOnce(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) { c.ProtectWithin = time.Hour })
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	n.agent.Apply([]mesh.Pod{word("a", false)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	var taken net.Listener
+	err := ns.Do(func() (err error) {
+		taken, err = net.Listen("tcp", fmt.Sprintf(":%d", mesh.OutboundPort))
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if r := n.reports.until(t, "a", xds.Unprotected); !strings.Contains(r.Reason, "address already in use") {
+		t.Errorf("reason %q: want that the port is taken", r.Reason)
+	}
+	taken.Close()
+	n.reports.until(t, "a", xds.Captured)
 }
 
 func TestEnrolAndUnenrolARunningPod(t *testing.T) {

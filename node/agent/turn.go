@@ -227,13 +227,13 @@ func (a *Agent) report(p *pod, now time.Time) {
 	}
 }
 
-// unprotected reports whether p should be captured and is not: it was and cannot
-// be again, or it takes too long on its way.
+// unprotected reports whether p should be captured and is not: it could not be done, which
+// is told at once, or it takes too long on its way.
 func (p *pod) unprotected(now time.Time, within time.Duration) bool {
 	if !p.enrolled() || p.recovering || p.rules == capturing {
 		return false
 	}
-	return p.rules == stale && p.err != nil || !now.Before(p.since.Add(within))
+	return p.err != nil || !now.Before(p.since.Add(within))
 }
 
 func (a *Agent) tellControl(r xds.Report) {
