@@ -139,7 +139,8 @@ func TestStatusIsJSON(t *testing.T) {
 	}
 	delete(got.Pods[0], "since")
 	want := map[string]any{"uid": "p1-1", "namespace": "default", "name": "p1-1", "node": "n2", "identity": "spiffe://lab/ns/default/sa/default",
-		"addresses": []any{"10.0.0.1"}, "wanted": true, "enrolled": true, "captured": false, "unprotected": false, "direct": false, "state": "enrolling"}
+		"addresses": []any{"10.0.0.1"}, "wanted": true, "enrolled": true, "captured": false, "unprotected": false, "direct": false, "state": "enrolling",
+		"reason": "the agent of node n2 is not connected"}
 	if diff := cmp.Diff(want, got.Pods[0]); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
 	}
