@@ -10,6 +10,9 @@
 //	workload     a pod as the others see it: addresses, identity, services
 //	service      a name and virtual addresses for a set of workloads
 //	endpoint     one workload and port behind a port of a service
+//	place        addresses that are a node's, contested, or in the cluster's ranges
+//	inlet        an address or a node's port that leads to a service, besides its own
+//	contested    several objects claim an address, and nobody knows who is right
 //	identity     spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
 //	bundle       the root certificates that are trusted
 //	leaf         the certificate of one identity on one node

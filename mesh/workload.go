@@ -35,6 +35,13 @@ type Workload struct {
 	// direct (net.ipv4.ip_local_port_range), so that what they dial past the capture has
 	// such ports, too.
 	MarkedPorts bool
+	// HostPorts are ports of the pod's node that lead to the pod.
+	HostPorts []HostPort
+	// Listed says that this is no pod but an address that a service lists. It has no
+	// identity: the World says who is at the address. Of is the UID of the pod that the
+	// service names there, "" if it names none that is known.
+	Listed bool
+	Of     string
 	// HostNetwork pods share their node's addresses; they are never enrolled,
 	// and an address leads to no one of them.
 	HostNetwork bool
@@ -58,6 +65,14 @@ type Port struct {
 	Target  uint16
 }
 
+// HostPort leads from a port of a pod's node to a port of the pod.
+type HostPort struct {
+	// Address is the node's address at which it does; the zero Addr means each of them.
+	Address netip.Addr
+	Port    uint16
+	Target  uint16
+}
+
 // Service is a name and virtual addresses for a set of workloads. Once it is in
 // a World it is never changed.
 type Service struct {
@@ -69,11 +84,24 @@ type Service struct {
 	// Ports are the ports served. Target is 0 where it is named, and so may
 	// differ from workload to workload; Workload.Services then has it.
 	Ports []Port
+	// External are addresses by which others reach the service: those of load balancers,
+	// and externalIPs. In the cluster they lead straight to its endpoints.
+	External []netip.Addr
+	// NodePorts are ports of every node that lead to ports of the service.
+	NodePorts []NodePort
+	// NodeLocal says that a node port leads to endpoints of its own node only.
+	NodeLocal bool
 	// Reach says which of its endpoints a caller takes.
 	Reach Reach
 	// Affinity is how long a caller keeps to an endpoint after its last
 	// connection; 0 means that every connection may go to another.
 	Affinity time.Duration
+}
+
+// NodePort leads from a port of a node to a port of a service.
+type NodePort struct {
+	Node    uint16
+	Service uint16
 }
 
 // Reach says which endpoints of a service a caller takes.
@@ -98,6 +126,20 @@ func (s *Service) Key() string { return s.Namespace + "/" + s.Hostname }
 type Endpoint struct {
 	Workload *Workload
 	Port     uint16
+}
+
+// Place is what is known of addresses that are no pod's and no service's. Once it is in a
+// World it is never changed.
+type Place struct {
+	// Name is unique in the mesh, also among the UIDs of workloads.
+	Name string
+	// Node is the node whose addresses these are, "" if they are no node's.
+	Node      string
+	Addresses []netip.Addr
+	// Contested: several objects claim the addresses, and nobody knows who is right.
+	Contested bool
+	// Ranges are those out of which pods and services get their addresses.
+	Ranges []netip.Prefix
 }
 
 // Pod is what a node is told about a pod of its own: who it is, and whether it

@@ -11,14 +11,27 @@ const formerFor = 2 * time.Minute
 // World is what a node knows of the mesh at one moment. It is immutable:
 // readers load it through one atomic pointer, a writer builds another one and
 // swaps it in. The zero World is empty and usable.
+//
+// Of an address it knows one of three things: whose it is (Workload, Service, Inlet,
+// HostPort, IsNode); that it is not the cluster's; or that it is the cluster's and not
+// known (Former, Contested, IsOurs).
 type World struct {
 	workloads map[netip.Addr]*Workload
 	services  map[netip.Addr]*Service
 	named     map[string]*Service
 	endpoints map[endpointKey][]Endpoint
-	// former has the addresses that were pods' and are nobody's now, with the time
-	// since when.
-	former map[netip.Addr]time.Time
+	// pods are those that a Listed workload names, by UID.
+	pods map[string]*Workload
+	// inlets are the external addresses of services; one with the zero Addr is a port of
+	// every node.
+	inlets    map[netip.AddrPort]Inlet
+	hostPorts map[hostPortKey][]*Workload
+	nodes     map[netip.Addr]*Place
+	contested map[netip.Addr]bool
+	ranges    ranges
+	// former has what led to pods and services and leads nowhere now, with the time since
+	// when. Port 0 is the whole address.
+	former map[netip.AddrPort]time.Time
 }
 
 type endpointKey struct {
@@ -26,31 +39,89 @@ type endpointKey struct {
 	port    uint16
 }
 
-// NewWorld indexes workloads and services. It keeps the pointers: none of them
+type hostPortKey struct {
+	node string
+	port uint16
+}
+
+// Inlet is where a service is reached besides its own addresses.
+type Inlet struct {
+	Service *Service
+	Port    uint16
+	// Node is the one whose endpoints alone are reached, "" if all are.
+	Node string
+}
+
+// NewWorld indexes workloads, services and places. It keeps the pointers: none of them
 // may be changed afterwards. Of two workloads with one address the later one
 // counts, unless only the earlier one is ready: a finished pod's address may
 // already be another's.
-func NewWorld(workloads []*Workload, services []*Service) *World {
+func NewWorld(workloads []*Workload, services []*Service, places ...*Place) *World {
 	w := &World{
 		workloads: make(map[netip.Addr]*Workload, len(workloads)),
 		services:  make(map[netip.Addr]*Service, len(services)),
 		named:     make(map[string]*Service, len(services)),
 		endpoints: make(map[endpointKey][]Endpoint),
+		pods:      make(map[string]*Workload),
+		inlets:    make(map[netip.AddrPort]Inlet),
+		hostPorts: make(map[hostPortKey][]*Workload),
+		nodes:     make(map[netip.Addr]*Place),
+		contested: make(map[netip.Addr]bool),
 	}
 	for _, s := range services {
-		w.named[s.Key()] = s
-		for _, a := range s.Addresses {
-			w.services[a.Unmap()] = s
+		w.addService(s)
+	}
+	for _, wl := range workloads {
+		if wl.Of != "" {
+			w.pods[wl.Of] = nil
 		}
 	}
 	for _, wl := range workloads {
 		w.addWorkload(wl)
 	}
+	for _, p := range places {
+		w.addPlace(p)
+	}
 	return w
 }
 
+func (w *World) addService(s *Service) {
+	w.named[s.Key()] = s
+	for _, a := range s.Addresses {
+		w.services[a.Unmap()] = s
+	}
+	for _, a := range s.External {
+		for _, p := range s.Ports {
+			w.inlets[netip.AddrPortFrom(a.Unmap(), p.Service)] = Inlet{Service: s, Port: p.Service}
+		}
+	}
+	for _, p := range s.NodePorts {
+		w.inlets[netip.AddrPortFrom(netip.Addr{}, p.Node)] = Inlet{Service: s, Port: p.Service}
+	}
+}
+
+func (w *World) addPlace(p *Place) {
+	for _, a := range p.Addresses {
+		if p.Contested {
+			w.contested[a.Unmap()] = true
+		} else if p.Node != "" {
+			w.nodes[a.Unmap()] = p
+		}
+	}
+	for _, r := range p.Ranges {
+		w.ranges.add(r)
+	}
+}
+
 func (w *World) addWorkload(wl *Workload) {
-	if !wl.HostNetwork {
+	if _, named := w.pods[wl.UID]; named {
+		w.pods[wl.UID] = wl
+	}
+	for _, p := range wl.HostPorts {
+		k := hostPortKey{wl.Node, p.Port}
+		w.hostPorts[k] = append(w.hostPorts[k], wl)
+	}
+	if !wl.HostNetwork && !wl.Listed {
 		for _, a := range wl.Addresses {
 			if had := w.workloads[a.Unmap()]; had == nil || !had.Ready || wl.Ready {
 				w.workloads[a.Unmap()] = wl
@@ -68,19 +139,28 @@ func (w *World) addWorkload(wl *Workload) {
 	}
 }
 
-// After returns the World w as one that follows on before: it knows also which
-// addresses were pods' a while ago and are nobody's now. Neither is changed.
+// After returns the World w as one that follows on before: it knows also what led to pods
+// and services a while ago and leads nowhere now. Neither is changed.
 func (w *World) After(before *World, now time.Time) *World {
-	former := make(map[netip.Addr]time.Time)
-	for a, since := range before.former {
-		if w.workloads[a] == nil && now.Sub(since) < formerFor {
-			former[a] = since
+	former := make(map[netip.AddrPort]time.Time)
+	for at, since := range before.former {
+		if !w.leads(at) && now.Sub(since) < formerFor {
+			former[at] = since
+		}
+	}
+	note := func(at netip.AddrPort) {
+		if !w.leads(at) {
+			former[at] = now
 		}
 	}
 	for a := range before.workloads {
-		if w.workloads[a] == nil {
-			former[a] = now
-		}
+		note(netip.AddrPortFrom(a, 0))
+	}
+	for a := range before.services {
+		note(netip.AddrPortFrom(a, 0))
+	}
+	for at := range before.inlets {
+		note(at)
 	}
 	if len(former) == 0 {
 		return w
@@ -90,12 +170,88 @@ func (w *World) After(before *World, now time.Time) *World {
 	return &next
 }
 
-// Former reports whether the address is nobody's now, but was a pod's some time before
-// now. The next pod that gets it may be there already, and not known yet.
-func (w *World) Former(a netip.Addr, now time.Time) bool {
-	since, ok := w.former[a.Unmap()]
-	return ok && now.Sub(since) < formerFor
+// leads reports whether an entry of former is somebody's again.
+func (w *World) leads(at netip.AddrPort) bool {
+	if at.Port() == 0 {
+		return w.workloads[at.Addr()] != nil || w.services[at.Addr()] != nil
+	}
+	_, is := w.inlets[at]
+	return is
 }
+
+// Former reports whether the destination is nobody's now, but led to a pod or service some
+// time before now. The next one that gets it may be there already, and not known yet; or
+// kube-proxy still knows the one before.
+func (w *World) Former(to netip.AddrPort, now time.Time) bool {
+	is := func(at netip.AddrPort) bool {
+		since, ok := w.former[at]
+		return ok && now.Sub(since) < formerFor
+	}
+	a := to.Addr().Unmap()
+	whole := netip.AddrPortFrom(a, 0)
+	if w.IsNode(a) {
+		whole = netip.AddrPortFrom(netip.Addr{}, to.Port())
+	}
+	return is(whole) || is(netip.AddrPortFrom(a, to.Port()))
+}
+
+// Inlet returns the service that an address outside of the cluster, or a port of a node,
+// leads to.
+func (w *World) Inlet(to netip.AddrPort) (Inlet, bool) {
+	a := to.Addr().Unmap()
+	if in, ok := w.inlets[netip.AddrPortFrom(a, to.Port())]; ok {
+		return in, true
+	}
+	node := w.nodes[a]
+	if node == nil {
+		return Inlet{}, false
+	}
+	in, ok := w.inlets[netip.AddrPortFrom(netip.Addr{}, to.Port())]
+	if ok && in.Service.NodeLocal {
+		in.Node = node.Node
+	}
+	return in, ok
+}
+
+// HostPort returns the pod that a port of a node leads to, and its own port there.
+func (w *World) HostPort(to netip.AddrPort) (pod *Workload, target uint16) {
+	a := to.Addr().Unmap()
+	node := w.nodes[a]
+	if node == nil {
+		return nil, 0
+	}
+	for _, wl := range w.hostPorts[hostPortKey{node.Node, to.Port()}] {
+		for _, p := range wl.HostPorts {
+			fits := p.Port == to.Port() && (!p.Address.IsValid() || p.Address.Unmap() == a)
+			if fits && (pod == nil || !pod.Ready || wl.Ready) {
+				pod, target = wl, p.Target
+			}
+		}
+	}
+	return pod, target
+}
+
+// IsNode reports whether the address is a node's.
+func (w *World) IsNode(a netip.Addr) bool { return w.nodes[a.Unmap()] != nil }
+
+// HasNodeIn reports whether a node has an address in the prefix.
+func (w *World) HasNodeIn(p netip.Prefix) bool {
+	for a := range w.nodes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	return false
+}
+
+// Contested reports whether several objects claim the address, so that it is nobody's.
+func (w *World) Contested(a netip.Addr) bool { return w.contested[a.Unmap()] }
+
+// IsOurs reports whether the address is in one of the cluster's ranges.
+func (w *World) IsOurs(a netip.Addr) bool { return w.ranges.has(a.Unmap()) }
+
+// Pod returns the pod that a Listed workload is said to be of, or nil.
+func (w *World) Pod(listed *Workload) *Workload { return w.pods[listed.Of] }
 
 // Workload returns the pod that has the address, or nil: unknown, or a node.
 func (w *World) Workload(a netip.Addr) *Workload { return w.workloads[a.Unmap()] }

@@ -87,7 +87,7 @@ func TestAddressesOfPodsThatAreGoneAreFormer(t *testing.T) {
 		{"one of them longer ago", none, later(formerFor), true, false},
 		{"one is another pod's", again, later(time.Minute), true, false},
 	} {
-		if gotA, gotB := row.w.Former(a, row.at), row.w.Former(b, row.at); gotA != row.a || gotB != row.b {
+		if gotA, gotB := row.w.Former(netip.AddrPortFrom(a, 80), row.at), row.w.Former(netip.AddrPortFrom(b, 80), row.at); gotA != row.a || gotB != row.b {
 			t.Errorf("%s: %v, %v: want %v, %v", row.name, gotA, gotB, row.a, row.b)
 		}
 	}

@@ -81,7 +81,7 @@ func isEnrolled(w *mesh.Workload) bool { return w != nil && w.Enrolled }
 
 // mayExclude reports whether an exclusion of the source may have led to the port of self
 // that was dialled: the source's rules see what the application dials, which may be a
-// service.
+// service, or a port of a node.
 func mayExclude(w *mesh.World, source, self *mesh.Workload, dialled netip.AddrPort) bool {
 	if source == nil || len(source.ExcludeOutbound) == 0 {
 		return false
@@ -93,16 +93,32 @@ func mayExclude(w *mesh.World, source, self *mesh.Workload, dialled netip.AddrPo
 		return excludes(dialled)
 	}
 	for key, ports := range self.Services {
-		s := w.ServiceNamed(key)
 		for _, p := range ports {
-			if s != nil && p.Target == dialled.Port() && slices.ContainsFunc(s.Addresses, func(a netip.Addr) bool {
-				return excludes(netip.AddrPortFrom(a, p.Service))
-			}) {
+			s := w.ServiceNamed(key)
+			if s != nil && p.Target == dialled.Port() && (slices.ContainsFunc(fronts(s, p.Service), excludes) ||
+				slices.ContainsFunc(s.NodePorts, func(n mesh.NodePort) bool { return n.Service == p.Service && excludesNode(w, source, n.Node) })) {
 				return true
 			}
 		}
 	}
-	return false
+	return slices.ContainsFunc(self.HostPorts, func(p mesh.HostPort) bool {
+		return p.Target == dialled.Port() && excludesNode(w, source, p.Port)
+	})
+}
+
+// excludesNode reports whether the source may reach a port of a node in plaintext.
+func excludesNode(w *mesh.World, source *mesh.Workload, port uint16) bool {
+	return slices.ContainsFunc(source.ExcludeOutbound, func(e mesh.Exclusion) bool {
+		return (e.Port == 0 || e.Port == port) && (!e.Prefix.IsValid() || w.HasNodeIn(e.Prefix))
+	})
+}
+
+// fronts are where a port of a service may be dialled, but for the addresses of nodes.
+func fronts(s *mesh.Service, port uint16) (all []netip.AddrPort) {
+	for _, a := range slices.Concat(s.Addresses, s.External) {
+		all = append(all, netip.AddrPortFrom(a, port))
+	}
+	return all
 }
 
 // standing tells what others may know of this pod, self in the World. One that has not

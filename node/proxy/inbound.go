@@ -20,7 +20,7 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	w := d.p.know.world()
 	source := w.Workload(j.flow.SourceAddr.Addr())
 	j.flow.Source, j.flow.Destination = source, d.self(w)
-	if mesh.IsCapturePort(j.flow.Dialled.Port()) {
+	if j.flow.Dialled.Port() == mesh.InboundPort { // the listener for outbound has a loopback address
 		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
 	e := expect(source, j.flow.SourceAddr.Port(), d.standing(j.flow.Destination), mayExclude(w, source, j.flow.Destination, j.flow.Dialled))

@@ -20,6 +20,8 @@ const (
 	reasonNoWorld         = "no_world"
 	reasonNoEndpoint      = "no_endpoint"
 	reasonFormerAddress   = "former_address"
+	reasonUnknownAddress  = "unknown_address"
+	reasonContested       = "contested_address"
 	reasonNoAddress       = "no_address"
 	reasonNoSocket        = "no_socket"
 	reasonConnectionLimit = "connection_limit"

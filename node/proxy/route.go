@@ -46,24 +46,67 @@ type caller struct {
 }
 
 // find decides where a connection to the address to leads. It is pure but for the clock
-// and the caller's pick. It asks in this order: our own ports, the pod itself, a service,
-// a pod, and the rest of the world. An address that was a pod's just now is not the rest
-// of the world: a pod of the mesh may have it already.
+// and the caller's pick. It asks in this order: the pod itself, a service, a pod, what
+// leads to them from outside of the cluster, and the rest of the world. An address that is
+// the cluster's and nobody's is not the rest of the world: a pod of the mesh may have it.
 func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
+	if c.isSelf(to.Addr()) {
+		return c.findSelf(w, to)
+	}
+	if s := w.Service(to.Addr()); s != nil {
+		return c.findEndpoints(w, s, to, c.near(w, s, to))
+	}
+	if wl := w.Workload(to.Addr()); wl != nil {
+		return route{targets: []target{c.target(to, wl)}, inside: true}, nil
+	}
+	if w.Contested(to.Addr()) {
+		return route{inside: true}, refuse(reasonContested, flagNoEndpoint, "dial %s: several objects claim this address", to)
+	}
+	if in, ok := w.Inlet(to); ok {
+		return c.findInlet(w, in, to)
+	}
+	if wl, port := w.HostPort(to); wl != nil {
+		return c.findHostPort(wl, to, port)
+	}
+	if w.Former(to, time.Now()) {
+		return route{inside: true}, refuse(reasonFormerAddress, flagNoEndpoint, "dial %s: the pod or service that had this address is gone, and no other is known yet", to)
+	}
+	if w.IsOurs(to.Addr()) && !w.IsNode(to.Addr()) {
+		return route{inside: true}, refuse(reasonUnknownAddress, flagNoEndpoint, "dial %s: an address of the cluster's, and no pod or service is known there", to)
+	}
+	return route{targets: []target{{addr: to}}}, nil
+}
+
+// findSelf refuses the capture's own listeners, where the connection would go in circles.
+func (c *caller) findSelf(w *mesh.World, to netip.AddrPort) (route, error) {
 	if mesh.IsCapturePort(to.Port()) {
 		return route{}, refuse(reasonCapturePort, flagUpstreamFailure, "dial %s: that is a port of the mesh's own", to)
 	}
-	if c.isSelf(to.Addr()) {
-		return route{targets: []target{c.target(to, w.Workload(to.Addr()))}, inside: true}, nil
+	return route{targets: []target{c.target(to, w.Workload(to.Addr()))}, inside: true}, nil
+}
+
+// findInlet goes straight to the endpoints of a service that was dialled from inside by an
+// address for those outside, as kube-proxy does; internalTrafficPolicy is not about it.
+// From its own node, a port of a node leads everywhere.
+func (c *caller) findInlet(w *mesh.World, in mesh.Inlet, to netip.AddrPort) (route, error) {
+	at := netip.AddrPortFrom(to.Addr(), in.Port)
+	switch {
+	case in.Node != "" && in.Node != c.node:
+		local := only(w.Endpoints(in.Service, in.Port), func(e mesh.Endpoint) bool { return e.Workload.Node == in.Node })
+		return c.findEndpoints(w, in.Service, at, local)
+	case in.Service.Reach == mesh.SameNode:
+		return c.findEndpoints(w, in.Service, at, w.Endpoints(in.Service, in.Port))
 	}
-	if s := w.Service(to.Addr()); s != nil {
-		return c.findEndpoints(s, to, c.near(w, s, to))
+	return c.findEndpoints(w, in.Service, at, c.near(w, in.Service, at))
+}
+
+// findHostPort goes straight to the pod behind a port of its node.
+func (c *caller) findHostPort(wl *mesh.Workload, to netip.AddrPort, port uint16) (route, error) {
+	a, ok := addressLike(wl, to.Addr())
+	if !ok {
+		return route{inside: true}, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s/%s has no address of that family", to, wl.Namespace, wl.Name)
 	}
-	t := c.target(to, w.Workload(to.Addr()))
-	if t.workload == nil && w.Former(to.Addr(), time.Now()) {
-		return route{inside: true}, refuse(reasonFormerAddress, flagNoEndpoint, "dial %s: the pod that had this address is gone, and no other is known yet", to)
-	}
-	return route{targets: []target{t}, inside: t.workload != nil}, nil
+	return route{targets: []target{c.target(netip.AddrPortFrom(a, port), wl)}, inside: true}, nil
 }
 
 // target says how to reach workload wl, which may be nil, at addr.
@@ -81,22 +124,46 @@ func (c *caller) isSelf(a netip.Addr) bool {
 // those that are near enough, and keeps to one if the service asks for that. A
 // service that is known and has none is refused: kube-proxy may know a newer
 // endpoint that is in the mesh, and would lead plaintext to it.
-func (c *caller) findEndpoints(s *mesh.Service, to netip.AddrPort, endpoints []mesh.Endpoint) (route, error) {
+func (c *caller) findEndpoints(w *mesh.World, s *mesh.Service, to netip.AddrPort, endpoints []mesh.Endpoint) (route, error) {
 	chosen := c.affinity.first(s, to, endpoints, sample(len(endpoints), maxTargets, c.pick), time.Now())
 	r := route{service: s, inside: true, targets: make([]target, 0, len(chosen))}
 	for _, i := range chosen {
-		if a, ok := addressLike(endpoints[i].Workload, to.Addr()); ok {
-			t := c.target(netip.AddrPortFrom(a, endpoints[i].Port), endpoints[i].Workload)
+		if t, ok := c.endpoint(w, endpoints[i], to.Addr()); ok {
 			r.targets = append(r.targets, t)
 		}
 	}
 	if len(r.targets) < len(chosen) {
-		return c.findEndpoints(s, to, ofFamily(endpoints, to.Addr()))
+		return c.findEndpoints(w, s, to, only(endpoints, func(e mesh.Endpoint) bool {
+			_, ok := c.endpoint(w, e, to.Addr())
+			return ok
+		}))
 	}
 	if len(r.targets) == 0 {
 		return r, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s has no ready endpoint at this port and family", to, s.Key())
 	}
 	return r, nil
+}
+
+// endpoint says how to reach an endpoint of the family of a. Where the service lists an
+// address and no pod, the World knows who is there: that pod or, if it is nobody's, the pod
+// that the service names. Otherwise it is outside of the mesh, unless a pod may be there.
+func (c *caller) endpoint(w *mesh.World, e mesh.Endpoint, a netip.Addr) (target, bool) {
+	b, ok := addressLike(e.Workload, a)
+	at := netip.AddrPortFrom(b, e.Port)
+	if !ok || !e.Workload.Listed {
+		return c.target(at, e.Workload), ok
+	}
+	wl := w.Workload(b)
+	switch {
+	case wl != nil:
+	case w.Contested(b):
+		return target{}, false
+	case w.Pod(e.Workload) != nil:
+		wl = w.Pod(e.Workload)
+	case w.Former(at, time.Now()):
+		return target{}, false
+	}
+	return c.target(at, wl), true
 }
 
 // near returns the endpoints among which one is picked. Where it matters who is

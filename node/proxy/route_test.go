@@ -52,8 +52,10 @@ func TestFind(t *testing.T) {
 		{"10.96.0.2:80", "no_endpoint", false, true},
 		{"10.96.0.9:80", "10.96.0.9:80", false, false},
 		{"10.1.0.5:80", "former_address", false, true},
-		{"10.1.0.2:15101", "capture_port", false, false},
-		{"192.0.2.1:15106", "capture_port", false, false},
+		{"10.1.0.1:15106", "capture_port", false, false}, // the pod's own listeners
+		{"127.0.0.1:15101", "capture_port", false, false},
+		{"10.1.0.2:15101", "10.1.0.2:15101", true, true}, // servers elsewhere
+		{"192.0.2.1:15106", "192.0.2.1:15106", false, false},
 	} {
 		r, err := c.find(w, netip.MustParseAddrPort(row.to))
 		got := ""
@@ -67,6 +69,88 @@ func TestFind(t *testing.T) {
 		}
 		if got != row.want || r.inside != row.inside {
 			t.Errorf("%s leads to %s (inside %v): want %s", row.to, got, r.inside, row.want)
+		}
+	}
+}
+
+// Of an address the World knows one of three things; this is what is done with each.
+func TestFindKnowsThreeThings(t *testing.T) {
+	serve := func(s *mesh.Service, target uint16) map[string][]mesh.Port {
+		return map[string][]mesh.Port{s.Key(): {{Service: 80, Target: target}}}
+	}
+	ports := []mesh.Port{{Service: 80}}
+	lb := &mesh.Service{Namespace: "d", Hostname: "lb", Addresses: addrs("10.96.0.1"), External: addrs("192.0.2.10", "172.16.0.1"), Ports: ports,
+		NodePorts: []mesh.NodePort{{Node: 30080, Service: 80}}, Reach: mesh.SameNode}
+	local := &mesh.Service{Namespace: "d", Hostname: "local", Addresses: addrs("10.96.0.2"), Ports: ports, NodeLocal: true,
+		NodePorts: []mesh.NodePort{{Node: 30081, Service: 80}}}
+	listed := &mesh.Service{Namespace: "d", Hostname: "listed", Addresses: addrs("10.96.0.3", "10.96.0.4", "10.96.0.5"), Ports: ports}
+	second := &mesh.Service{Namespace: "d", Hostname: "second", Addresses: addrs("10.96.0.6"), Ports: ports}
+	away := &mesh.Service{Namespace: "d", Hostname: "away", Addresses: addrs("10.96.0.7"), Ports: ports}
+	gone := &mesh.Service{Namespace: "d", Hostname: "gone", Addresses: addrs("10.96.0.8"), External: addrs("192.0.2.11"), Ports: ports,
+		NodePorts: []mesh.NodePort{{Node: 30082, Service: 80}}}
+	a := &mesh.Workload{UID: "a", Node: "n1", Direct: true, Ready: true, Addresses: addrs("10.1.1.2"), Services: serve(lb, 8080)}
+	b := &mesh.Workload{UID: "b", Node: "n2", Direct: true, Ready: true, Addresses: addrs("10.1.2.2"), Services: serve(local, 8081),
+		HostPorts: []mesh.HostPort{{Port: 8443, Target: 443}, {Address: addrs("172.16.0.9")[0], Port: 8444, Target: 444}}}
+	ofPod := &mesh.Workload{UID: "l1", Listed: true, Ready: true, Addresses: addrs("10.1.2.2"), Services: serve(listed, 15106)}
+	otherAddress := &mesh.Workload{UID: "l2", Listed: true, Of: "a", Ready: true, Addresses: addrs("10.9.9.9"), Services: serve(second, 8084)}
+	outsider := &mesh.Workload{UID: "l3", Listed: true, Ready: true, Addresses: addrs("10.1.9.9"), Services: serve(away, 5432)}
+	places := []*mesh.Place{
+		{Name: "n1", Node: "n1", Addresses: addrs("172.16.0.1"), Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}},
+		{Name: "n2", Node: "n2", Addresses: addrs("172.16.0.2", "10.1.2.1"), Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")}},
+		{Name: "cluster", Ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.1.9.0/24")}},
+		{Name: "contested", Contested: true, Addresses: addrs("10.1.1.66")},
+	}
+	w := mesh.NewWorld([]*mesh.Workload{a, b, ofPod, otherAddress, outsider}, []*mesh.Service{lb, local, listed, second, away}, places...)
+	w = w.After(mesh.NewWorld(nil, []*mesh.Service{gone}), time.Now())
+	for _, row := range []struct {
+		to     string
+		node   string // of the caller
+		want   string
+		direct bool
+	}{
+		// Known: what leads to pods from outside of the cluster.
+		{"192.0.2.10:80", "n9", "10.1.1.2:8080", true}, // though its own address is for the same node only
+		{"10.96.0.1:80", "n9", "no_endpoint", false},
+		{"172.16.0.1:80", "n9", "10.1.1.2:8080", true}, // an external address that is a node's
+		{"172.16.0.2:30080", "n9", "10.1.1.2:8080", true},
+		{"172.16.0.2:30081", "n9", "10.1.2.2:8081", true}, // of its own node
+		{"172.16.0.1:30081", "n9", "no_endpoint", false},
+		{"172.16.0.1:30081", "n1", "10.1.2.2:8081", true}, // from the node itself
+		{"172.16.0.2:8443", "n9", "10.1.2.2:443", true},
+		{"172.16.0.1:8443", "n9", "172.16.0.1:8443", false}, // not on that node
+		{"172.16.0.2:8444", "n9", "172.16.0.2:8444", false}, // not at that address
+		{"172.16.0.2:22", "n9", "172.16.0.2:22", false},     // a process of the node
+		{"10.1.2.1:22", "n9", "10.1.2.1:22", false},         // the node's, in the range of its pods
+		// Known: what services list.
+		{"10.96.0.3:80", "n9", "10.1.2.2:15106", true},
+		{"10.96.0.6:80", "n9", "10.9.9.9:8084", true}, // another address of a pod's own
+		{"10.96.0.7:80", "n9", "10.1.9.9:5432", false},
+		// Known not to be ours.
+		{"192.0.2.10:81", "n9", "192.0.2.10:81", false},
+		{"192.0.2.1:443", "n9", "192.0.2.1:443", false},
+		// Not known.
+		{"10.1.1.3:80", "n9", "unknown_address", false},
+		{"10.1.9.9:5432", "n9", "unknown_address", false}, // listed as an endpoint, and known as nothing else
+		{"10.96.0.99:80", "n9", "unknown_address", false},
+		{"10.1.1.66:80", "n9", "contested_address", false},
+		{"10.96.0.8:80", "n9", "former_address", false},
+		{"192.0.2.11:80", "n9", "former_address", false},
+		{"192.0.2.11:81", "n9", "192.0.2.11:81", false},
+		{"172.16.0.2:30082", "n9", "former_address", false},
+	} {
+		c := caller{addresses: addrs("10.1.1.200"), node: row.node, pick: rand.IntN}
+		r, err := c.find(w, netip.MustParseAddrPort(row.to))
+		got, direct := "", false
+		if err != nil {
+			got = refusalOf(err).reason
+		} else {
+			got, direct = r.targets[0].addr.String(), r.targets[0].direct
+		}
+		if got != row.want || direct != row.direct {
+			t.Errorf("%s from %s leads to %s, direct %v: want %s, direct %v", row.to, row.node, got, direct, row.want, row.direct)
+		}
+		if err == nil && row.to == "10.96.0.7:80" && r.targets[0].workload != nil {
+			t.Errorf("an address that is no pod's is taken for %+v", r.targets[0].workload)
 		}
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"slices"
 
-	"google.golang.org/protobuf/types/known/anypb"
-
 	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
 )
@@ -69,14 +67,33 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 	case w.Enrolled:
 		m.Extensions = []*message.Extension{{Name: enrolledExtension}}
 	}
+	return encodeMore(m, w)
+}
+
+// encodeMore adds what only some workloads have.
+func encodeMore(m *message.Workload, w *mesh.Workload) (*message.Address, error) {
+	if len(w.HostPorts) > 0 {
+		e, err := encodeHostPorts(w.HostPorts)
+		if err != nil {
+			return nil, err
+		}
+		m.Extensions = append(m.Extensions, e)
+	}
+	if w.Listed {
+		e, err := newExtension(listedExtension, &message.Listed{Of: w.Of})
+		if err != nil {
+			return nil, err
+		}
+		m.Extensions = append(m.Extensions, e)
+		m.NetworkMode = message.NetworkMode_HOST_NETWORK
+	}
 	return &message.Address{Type: &message.Address_Workload{Workload: m}}, nil
 }
 
 func encodeDirect(w *mesh.Workload) (*message.Extension, error) {
-	config, err := anypb.New(&message.Direct{
+	return newExtension(directExtension, &message.Direct{
 		ExcludeInbound: encodeNumbers(w.ExcludeInbound), ExcludeOutbound: encodeExclusions(w.ExcludeOutbound),
 		MarkedPorts: w.MarkedPorts})
-	return &message.Extension{Name: directExtension, Config: config}, err
 }
 
 func encodeService(s *mesh.Service) (*message.Address, error) {
@@ -88,6 +105,13 @@ func encodeService(s *mesh.Service) (*message.Address, error) {
 		}
 		m.Extensions = []*message.Extension{e}
 	}
+	external, err := encodeExternal(s)
+	if err != nil {
+		return nil, err
+	}
+	if external != nil {
+		m.Extensions = append(m.Extensions, external)
+	}
 	addresses, err := encodeAddrs(s.Addresses)
 	if err != nil {
 		return nil, err
@@ -98,10 +122,18 @@ func encodeService(s *mesh.Service) (*message.Address, error) {
 	return &message.Address{Type: &message.Address_Service{Service: m}}, nil
 }
 
-// decodeAddress gives the resource's name and a *mesh.Workload or *mesh.Service.
+// decodeAddress gives the resource's name and a *mesh.Workload, *mesh.Place or
+// *mesh.Service.
 func decodeAddress(m *message.Address) (name string, v any, err error) {
 	switch t := m.GetType().(type) {
 	case *message.Address_Workload:
+		p, err := decodePlace(t.Workload)
+		if err != nil {
+			return "", nil, err
+		}
+		if p != nil {
+			return p.Name, p, nil
+		}
 		w, err := decodeWorkload(t.Workload)
 		if err != nil {
 			return "", nil, err
@@ -118,16 +150,23 @@ func decodeAddress(m *message.Address) (name string, v any, err error) {
 }
 
 func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
-	direct, excluded, err := decodeDirect(m.GetExtensions())
+	excluded, listed := &message.Direct{}, &message.Listed{}
+	direct, err := extended(m.GetExtensions(), directExtension, excluded)
 	if err != nil {
 		return nil, err
 	}
-	id, err := decodeIdentity(m, direct)
+	isListed, err := extended(m.GetExtensions(), listedExtension, listed)
 	if err != nil {
 		return nil, err
 	}
-	if m.GetUid() == "" {
-		return nil, errors.New("workload without uid")
+	var id mesh.ID // nobody's, for an address that a service lists
+	if !isListed {
+		if id, err = decodeIdentity(m, direct); err != nil {
+			return nil, err
+		}
+	}
+	if m.GetUid() == "" || direct && isListed {
+		return nil, fmt.Errorf("workload %q, direct %v, listed %v: want a uid, and not both", m.GetUid(), direct, isListed)
 	}
 	kind, ok := ownerKinds[m.GetWorkloadType()]
 	if !ok {
@@ -136,9 +175,10 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	w := &mesh.Workload{
 		UID: m.GetUid(), Name: m.GetName(), Namespace: m.GetNamespace(), Node: m.GetNode(), Zone: m.GetLocality().GetZone(), ID: id,
 		Direct: direct, Enrolled: direct || isEnrolled(m.GetExtensions()),
-		HostNetwork: m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
-		Ready:       m.GetStatus() == message.WorkloadStatus_HEALTHY,
-		OwnerName:   m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
+		HostNetwork: !isListed && m.GetNetworkMode() == message.NetworkMode_HOST_NETWORK,
+		Listed:      isListed, Of: listed.GetOf(),
+		Ready:     m.GetStatus() == message.WorkloadStatus_HEALTHY,
+		OwnerName: m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
 		CanonicalName: m.GetCanonicalName(), CanonicalRevision: m.GetCanonicalRevision(),
 	}
 	if w.Addresses, err = decodeAddrs(m.GetAddresses()); err != nil {
@@ -147,29 +187,15 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	if w.Services, err = decodeServices(m.GetServices()); err != nil {
 		return nil, err
 	}
+	if w.HostPorts, err = decodeHostPorts(m.GetExtensions()); err != nil {
+		return nil, err
+	}
 	if w.ExcludeInbound, err = decodeNumbers(excluded.GetExcludeInbound()); err != nil {
 		return nil, err
 	}
 	w.MarkedPorts = excluded.GetMarkedPorts()
 	w.ExcludeOutbound, err = decodeExclusions(excluded.GetExcludeOutbound())
 	return w, err
-}
-
-// decodeDirect reads the extension that says that a workload is reached by direct, and
-// where it is not.
-func decodeDirect(extensions []*message.Extension) (direct bool, d *message.Direct, err error) {
-	for _, e := range extensions {
-		if e.GetName() != directExtension {
-			continue
-		}
-		direct, d = true, &message.Direct{}
-		if c := e.GetConfig(); c != nil {
-			if err := c.UnmarshalTo(d); err != nil {
-				return false, nil, fmt.Errorf("extension %s: %w", directExtension, err)
-			}
-		}
-	}
-	return direct, d, nil
 }
 
 // isEnrolled looks for the extension that says that a workload may be captured.
@@ -204,6 +230,9 @@ func decodeService(m *message.Service) (*mesh.Service, error) {
 		return nil, err
 	}
 	if s.Affinity, err = decodeAffinity(m.GetExtensions()); err != nil {
+		return nil, err
+	}
+	if err = decodeExternal(s, m.GetExtensions()); err != nil {
 		return nil, err
 	}
 	s.Ports, err = decodePorts(m.GetPorts(), true)

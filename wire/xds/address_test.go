@@ -96,6 +96,16 @@ func TestRoundTrip(t *testing.T) {
 		if d := gocmp.Diff(any(s), got, cmpAddr, cmpPrefix); d != "" {
 			t.Fatalf("service (-want +got):\n%s", d)
 		}
+		p := r.place(i % 200)
+		if m, err = encodePlace(p); err != nil {
+			t.Fatal(err)
+		}
+		if name, got, err = decodeAddress(m); err != nil || name != p.Name {
+			t.Fatalf("decode %+v: name %q, error %v", p, name, err)
+		}
+		if d := gocmp.Diff(any(p), got, cmpAddr, cmpPrefix); d != "" {
+			t.Fatalf("place (-want +got):\n%s", d)
+		}
 	}
 }
 
@@ -119,6 +129,14 @@ func TestDecodeDefaults(t *testing.T) {
 
 func TestDecodeRefuses(t *testing.T) {
 	direct := []*message.Extension{{Name: directExtension}}
+	with := func(name string, config proto.Message) []*message.Extension {
+		e, err := newExtension(name, config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return []*message.Extension{e}
+	}
+	everything := with(placeExtension, &message.Place{Ranges: []*message.Range{{Address: make([]byte, 4)}}})
 	workload := func(m *message.Workload) *message.Address {
 		m.Uid, m.Namespace = or(m.Uid, "u"), or(m.Namespace, "ns")
 		return &message.Address{Type: &message.Address_Workload{Workload: m}}
@@ -128,6 +146,11 @@ func TestDecodeRefuses(t *testing.T) {
 		"address of 5 bytes":               workload(&message.Workload{Addresses: [][]byte{make([]byte, 5)}}),
 		"direct without trust domain":      workload(&message.Workload{Extensions: direct, ServiceAccount: "sa"}),
 		"direct without service account":   workload(&message.Workload{Extensions: direct, TrustDomain: "lab"}),
+		"place without a name":             {Type: &message.Address_Workload{Workload: &message.Workload{Extensions: with(placeExtension, &message.Place{})}}},
+		"range of everything":              workload(&message.Workload{Extensions: everything}),
+		"port of the host to nowhere":      workload(&message.Workload{Extensions: with(hostPortsExtension, &message.HostPorts{Ports: []*message.HostPort{{Port: 80}}})}),
+		"listed, and direct":               workload(&message.Workload{TrustDomain: "lab", ServiceAccount: "sa", Extensions: append(with(listedExtension, &message.Listed{}), direct...)}),
+		"another extension's config":       workload(&message.Workload{Extensions: with(placeExtension, &message.Direct{})}),
 		"slash in the service account":     workload(&message.Workload{ServiceAccount: "a/sa/b"}),
 		"namespace that is a path":         workload(&message.Workload{Namespace: ".."}),
 		"port to nowhere":                  workload(&message.Workload{Services: map[string]*message.PortList{"k": {Ports: []*message.Port{{ServicePort: 80}}}}}),
@@ -194,6 +217,9 @@ func FuzzResource(f *testing.F) {
 		m, _ = encodeService(r.service(i))
 		b, _ = proto.Marshal(m)
 		f.Add(true, b)
+		m, _ = encodePlace(r.place(i))
+		b, _ = proto.Marshal(m)
+		f.Add(true, b)
 		p, _ := encodePod(r.pod(i))
 		b, _ = proto.Marshal(p)
 		f.Add(false, b)
@@ -230,6 +256,8 @@ func fuzzAddress(t *testing.T, b []byte) {
 		m, err = encodeWorkload(v)
 	case *mesh.Service:
 		m, err = encodeService(v)
+	case *mesh.Place:
+		m, err = encodePlace(v)
 	}
 	if err != nil {
 		t.Fatalf("encode %+v: %v", v, err)

@@ -73,6 +73,12 @@ func (r *randomMesh) workload(i int) *mesh.Workload {
 	if r.flip() {
 		w.Addresses = append(w.Addresses, netip.MustParseAddr(fmt.Sprintf("fd00::%x", i+1)))
 	}
+	if r.IntN(4) == 0 {
+		w.HostPorts = []mesh.HostPort{{Port: 80, Target: uint16(8080 + r.IntN(3))}, {Address: netip.MustParseAddr("172.30.0.1"), Port: 443, Target: 8443}}
+	}
+	if !w.Enrolled && r.flip() {
+		w.Listed, w.HostNetwork, w.ID, w.Of = true, false, mesh.ID{}, []string{"", "Kubernetes//Pod/default/p1"}[r.IntN(2)]
+	}
 	if r.flip() {
 		w.Services = map[string][]mesh.Port{
 			r.service(r.IntN(10)).Key(): {{Service: 80, Target: uint16(8080 + r.IntN(3))}, {Service: 443, Target: 8443}},
@@ -86,10 +92,25 @@ func (r *randomMesh) service(i int) *mesh.Service {
 	if r.flip() {
 		s.Addresses = []netip.Addr{netip.AddrFrom4([4]byte{10, 31, 0, byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00:31::%x", i+1))}
 	}
+	if r.IntN(3) == 0 {
+		s.External = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}
+		s.NodePorts, s.NodeLocal = []mesh.NodePort{{Node: uint16(30000 + i), Service: 80}}, r.flip()
+	}
 	if r.flip() {
 		s.Ports = []mesh.Port{{Service: 80, Target: uint16(r.IntN(2) * 8080)}}
 	}
 	return s
+}
+
+func (r *randomMesh) place(i int) *mesh.Place {
+	p := &mesh.Place{Name: fmt.Sprintf("Kubernetes//Node/n%d", i), Contested: r.flip()}
+	if r.flip() {
+		p.Node, p.Addresses = fmt.Sprintf("n%d", i), []netip.Addr{netip.AddrFrom4([4]byte{172, 30, 0, byte(i)})}
+	}
+	if r.flip() {
+		p.Ranges = []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd00:30::/64")}
+	}
+	return p
 }
 
 func (r *randomMesh) pod(i int) mesh.Pod {

@@ -150,12 +150,15 @@ func (r resource) entry(old *entry) (*entry, error) {
 }
 
 func worldResources(snap Snapshot) []resource {
-	out := make([]resource, 0, len(snap.Workloads)+len(snap.Services))
+	out := make([]resource, 0, len(snap.Workloads)+len(snap.Services)+len(snap.Places))
 	for _, w := range snap.Workloads {
 		out = append(out, resource{w.UID, w, func() (proto.Message, error) { return acceptable(encodeWorkload(w)) }})
 	}
 	for _, s := range snap.Services {
 		out = append(out, resource{s.Key(), s, func() (proto.Message, error) { return acceptable(encodeService(s)) }})
+	}
+	for _, p := range snap.Places {
+		out = append(out, resource{p.Name, p, func() (proto.Message, error) { return acceptable(encodePlace(p)) }})
 	}
 	return out
 }

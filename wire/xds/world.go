@@ -62,13 +62,16 @@ func unpackAddress(body *anypb.Any) (string, any, error) {
 func newWorld(values []any) *mesh.World {
 	workloads := make([]*mesh.Workload, 0, len(values))
 	var services []*mesh.Service
+	var places []*mesh.Place
 	for _, v := range values {
 		switch v := v.(type) {
 		case *mesh.Workload:
 			workloads = append(workloads, v)
 		case *mesh.Service:
 			services = append(services, v)
+		case *mesh.Place:
+			places = append(places, v)
 		}
 	}
-	return mesh.NewWorld(workloads, services)
+	return mesh.NewWorld(workloads, services, places...)
 }

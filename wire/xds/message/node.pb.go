@@ -296,6 +296,379 @@ func (x *Direct) GetMarkedPorts() bool {
 	return false
 }
 
+// Listed is the config of the extension tacit.dev/listed of a Workload that is no pod but
+// an address that a service lists.
+type Listed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The uid of the Workload that the service names there, if it is known.
+	Of            string `protobuf:"bytes,1,opt,name=of,proto3" json:"of,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Listed) Reset() {
+	*x = Listed{}
+	mi := &file_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Listed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Listed) ProtoMessage() {}
+
+func (x *Listed) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Listed.ProtoReflect.Descriptor instead.
+func (*Listed) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Listed) GetOf() string {
+	if x != nil {
+		return x.Of
+	}
+	return ""
+}
+
+// Place is the config of the extension tacit.dev/place of a Workload that is no pod but
+// addresses of a node (Workload.node), contested ones, or none.
+type Place struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Contested bool                   `protobuf:"varint,1,opt,name=contested,proto3" json:"contested,omitempty"`
+	// Out of which pods and services get addresses.
+	Ranges        []*Range `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Place) Reset() {
+	*x = Place{}
+	mi := &file_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Place) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Place) ProtoMessage() {}
+
+func (x *Place) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Place.ProtoReflect.Descriptor instead.
+func (*Place) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Place) GetContested() bool {
+	if x != nil {
+		return x.Contested
+	}
+	return false
+}
+
+func (x *Place) GetRanges() []*Range {
+	if x != nil {
+		return x.Ranges
+	}
+	return nil
+}
+
+type Range struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Length        uint32                 `protobuf:"varint,2,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Range) Reset() {
+	*x = Range{}
+	mi := &file_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Range) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Range) ProtoMessage() {}
+
+func (x *Range) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Range.ProtoReflect.Descriptor instead.
+func (*Range) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Range) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Range) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+// HostPorts is the config of the extension tacit.dev/host-ports of a Workload.
+type HostPorts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Ports         []*HostPort            `protobuf:"bytes,1,rep,name=ports,proto3" json:"ports,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostPorts) Reset() {
+	*x = HostPorts{}
+	mi := &file_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostPorts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostPorts) ProtoMessage() {}
+
+func (x *HostPorts) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostPorts.ProtoReflect.Descriptor instead.
+func (*HostPorts) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *HostPorts) GetPorts() []*HostPort {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+// HostPort: no address means all of the node's.
+type HostPort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	Port          uint32                 `protobuf:"varint,2,opt,name=port,proto3" json:"port,omitempty"`
+	Target        uint32                 `protobuf:"varint,3,opt,name=target,proto3" json:"target,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HostPort) Reset() {
+	*x = HostPort{}
+	mi := &file_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HostPort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HostPort) ProtoMessage() {}
+
+func (x *HostPort) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
+func (*HostPort) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *HostPort) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *HostPort) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *HostPort) GetTarget() uint32 {
+	if x != nil {
+		return x.Target
+	}
+	return 0
+}
+
+// External is the config of the extension tacit.dev/external of a Service.
+type External struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addresses     [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	NodePorts     []*NodePort            `protobuf:"bytes,2,rep,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
+	NodeLocal     bool                   `protobuf:"varint,3,opt,name=node_local,json=nodeLocal,proto3" json:"node_local,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *External) Reset() {
+	*x = External{}
+	mi := &file_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *External) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*External) ProtoMessage() {}
+
+func (x *External) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use External.ProtoReflect.Descriptor instead.
+func (*External) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *External) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *External) GetNodePorts() []*NodePort {
+	if x != nil {
+		return x.NodePorts
+	}
+	return nil
+}
+
+func (x *External) GetNodeLocal() bool {
+	if x != nil {
+		return x.NodeLocal
+	}
+	return false
+}
+
+type NodePort struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          uint32                 `protobuf:"varint,1,opt,name=node,proto3" json:"node,omitempty"`
+	Service       uint32                 `protobuf:"varint,2,opt,name=service,proto3" json:"service,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodePort) Reset() {
+	*x = NodePort{}
+	mi := &file_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodePort) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodePort) ProtoMessage() {}
+
+func (x *NodePort) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodePort.ProtoReflect.Descriptor instead.
+func (*NodePort) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *NodePort) GetNode() uint32 {
+	if x != nil {
+		return x.Node
+	}
+	return 0
+}
+
+func (x *NodePort) GetService() uint32 {
+	if x != nil {
+		return x.Service
+	}
+	return 0
+}
+
 // Exclusion: port 0 means all ports, no address all addresses; never both.
 type Exclusion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -308,7 +681,7 @@ type Exclusion struct {
 
 func (x *Exclusion) Reset() {
 	*x = Exclusion{}
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -320,7 +693,7 @@ func (x *Exclusion) String() string {
 func (*Exclusion) ProtoMessage() {}
 
 func (x *Exclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -333,7 +706,7 @@ func (x *Exclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exclusion.ProtoReflect.Descriptor instead.
 func (*Exclusion) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{3}
+	return file_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Exclusion) GetAddress() []byte {
@@ -377,7 +750,7 @@ type PodReport struct {
 
 func (x *PodReport) Reset() {
 	*x = PodReport{}
-	mi := &file_node_proto_msgTypes[4]
+	mi := &file_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -389,7 +762,7 @@ func (x *PodReport) String() string {
 func (*PodReport) ProtoMessage() {}
 
 func (x *PodReport) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[4]
+	mi := &file_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -402,7 +775,7 @@ func (x *PodReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodReport.ProtoReflect.Descriptor instead.
 func (*PodReport) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{4}
+	return file_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PodReport) GetSequence() uint64 {
@@ -478,7 +851,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +863,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +876,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{5}
+	return file_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ReportAck) GetSequence() uint64 {
@@ -535,7 +908,30 @@ const file_node_proto_rawDesc = "" +
 	"\x06Direct\x12'\n" +
 	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\x12C\n" +
 	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12!\n" +
-	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"Q\n" +
+	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"\x18\n" +
+	"\x06Listed\x12\x0e\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\"S\n" +
+	"\x05Place\x12\x1c\n" +
+	"\tcontested\x18\x01 \x01(\bR\tcontested\x12,\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x14.tacit.node.v1.RangeR\x06ranges\"9\n" +
+	"\x05Range\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
+	"\x06length\x18\x02 \x01(\rR\x06length\":\n" +
+	"\tHostPorts\x12-\n" +
+	"\x05ports\x18\x01 \x03(\v2\x17.tacit.node.v1.HostPortR\x05ports\"P\n" +
+	"\bHostPort\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
+	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
+	"\x06target\x18\x03 \x01(\rR\x06target\"\x7f\n" +
+	"\bExternal\x12\x1c\n" +
+	"\taddresses\x18\x01 \x03(\fR\taddresses\x126\n" +
+	"\n" +
+	"node_ports\x18\x02 \x03(\v2\x17.tacit.node.v1.NodePortR\tnodePorts\x12\x1d\n" +
+	"\n" +
+	"node_local\x18\x03 \x01(\bR\tnodeLocal\"8\n" +
+	"\bNodePort\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\rR\x04node\x12\x18\n" +
+	"\aservice\x18\x02 \x01(\rR\aservice\"Q\n" +
 	"\tExclusion\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x12\n" +
@@ -573,27 +969,37 @@ func file_node_proto_rawDescGZIP() []byte {
 }
 
 var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_node_proto_goTypes = []any{
 	(PodState)(0),     // 0: tacit.node.v1.PodState
 	(*Pod)(nil),       // 1: tacit.node.v1.Pod
 	(*Namespace)(nil), // 2: tacit.node.v1.Namespace
 	(*Direct)(nil),    // 3: tacit.node.v1.Direct
-	(*Exclusion)(nil), // 4: tacit.node.v1.Exclusion
-	(*PodReport)(nil), // 5: tacit.node.v1.PodReport
-	(*ReportAck)(nil), // 6: tacit.node.v1.ReportAck
+	(*Listed)(nil),    // 4: tacit.node.v1.Listed
+	(*Place)(nil),     // 5: tacit.node.v1.Place
+	(*Range)(nil),     // 6: tacit.node.v1.Range
+	(*HostPorts)(nil), // 7: tacit.node.v1.HostPorts
+	(*HostPort)(nil),  // 8: tacit.node.v1.HostPort
+	(*External)(nil),  // 9: tacit.node.v1.External
+	(*NodePort)(nil),  // 10: tacit.node.v1.NodePort
+	(*Exclusion)(nil), // 11: tacit.node.v1.Exclusion
+	(*PodReport)(nil), // 12: tacit.node.v1.PodReport
+	(*ReportAck)(nil), // 13: tacit.node.v1.ReportAck
 }
 var file_node_proto_depIdxs = []int32{
-	4, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	4, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	0, // 2: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	5, // 3: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
-	6, // 4: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
-	4, // [4:5] is the sub-list for method output_type
-	3, // [3:4] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	11, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	11, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	6,  // 2: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
+	8,  // 3: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
+	10, // 4: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
+	0,  // 5: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
+	12, // 6: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
+	13, // 7: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
+	7,  // [7:8] is the sub-list for method output_type
+	6,  // [6:7] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -607,7 +1013,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   6,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
