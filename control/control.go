@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -85,6 +86,8 @@ type Config struct {
 	Display Display
 	// Cluster is the cluster's name. "" means Kubernetes.
 	Cluster string
+	// Ranges are those of the cluster's pods and services that no object names.
+	Ranges []netip.Prefix
 	// LeafTTL is how long a leaf lives. 0 means 24 h.
 	LeafTTL time.Duration
 	// Nodes knows the nodes.
@@ -118,6 +121,9 @@ func (c Config) Validate() error {
 	}
 	if c.Admin != "" {
 		errs = append(errs, admin.Config{Addr: c.Admin, Metrics: c.Metrics}.Validate())
+	}
+	for _, r := range c.Ranges {
+		errs = append(errs, kube.CheckRange(r))
 	}
 	if c.LeafTTL < 0 || c.GoneAfter < 0 {
 		errs = append(errs, fmt.Errorf("leaf ttl %v, gone after %v: want none negative", c.LeafTTL, c.GoneAfter))

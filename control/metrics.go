@@ -7,6 +7,7 @@ type metrics struct {
 	pods        *prometheus.GaugeVec
 	unprotected prometheus.Gauge
 	problems    prometheus.Gauge
+	contested   prometheus.Gauge
 	signed      *prometheus.CounterVec
 	failures    prometheus.Counter
 	reconcile   prometheus.Histogram
@@ -23,6 +24,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		problems: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tacit_control_problems", Help: "Things in objects that were not understood.",
 		}),
+		contested: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tacit_control_contested_addresses", Help: "Addresses that several objects claim, so that connections to them are refused.",
+		}),
 		signed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tacit_control_signing_requests_total", Help: "Signing requests by result: signed, denied, bad_request, failed.",
 		}, []string{"result"}),
@@ -34,7 +38,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}),
 	}
-	r.MustRegister(m.pods, m.unprotected, m.problems, m.signed, m.failures, m.reconcile)
+	r.MustRegister(m.pods, m.unprotected, m.problems, m.contested, m.signed, m.failures, m.reconcile)
 	for _, result := range []string{signed, denied, badRequest, failed} {
 		m.signed.WithLabelValues(result)
 	}
@@ -55,4 +59,5 @@ func (m *metrics) observe(s Status) {
 	}
 	m.unprotected.Set(float64(unprotected))
 	m.problems.Set(float64(s.problems))
+	m.contested.Set(float64(s.Contested))
 }

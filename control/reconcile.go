@@ -139,14 +139,23 @@ func (r *reconciler) takeInbox(now time.Time) {
 			r.roster.report(node, said)
 		}
 	}
-	if r.objects != nil && !maps.EqualFunc(r.roster.told(now), r.objects.Told, slices.Equal) {
+	if r.objects != nil && r.heardOtherwise(now) {
 		r.read(now)
 	}
 }
 
+// heardOtherwise tells whether agents say something else of addresses than when the objects
+// were read. Whom they vouch for matters only where an address is disputed.
+func (r *reconciler) heardOtherwise(now time.Time) bool {
+	if !maps.EqualFunc(r.roster.told(now), r.objects.Told, slices.Equal) {
+		return true
+	}
+	return len(r.roster.result.Disputed) > 0 && !maps.Equal(r.roster.vouched(now), r.objects.Vouched)
+}
+
 // read takes in what objects and agents say now.
 func (r *reconciler) read(now time.Time) {
-	r.objects.Told = r.roster.told(now)
+	r.objects.Told, r.objects.Vouched = r.roster.told(now), r.roster.vouched(now)
 	result := kube.Build(*r.objects, r.build)
 	r.build.Before = result.Mesh.Policy
 	r.tellProblems(result.Problems, result.Untold)

@@ -157,7 +157,7 @@ func (r *roster) deadline() (first time.Time) {
 
 // snapshot is what all nodes should know.
 func (r *roster) snapshot() xds.Snapshot {
-	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Namespaces: r.result.Namespaces, Pods: make(map[string][]mesh.Pod)}
+	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Places: r.result.Places, Namespaces: r.result.Namespaces, Pods: make(map[string][]mesh.Pod)}
 	enrolled := make(map[*mesh.Workload]*enrolment)
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
@@ -220,6 +220,18 @@ func (r *roster) told(now time.Time) map[string][]netip.Addr {
 	for uid, e := range r.pods {
 		if len(e.told) > 0 && !r.away.long(e.pod.Node, now) {
 			all[uid] = e.told
+		}
+	}
+	return all
+}
+
+// vouched are the pods, by UID, that their agents hold captured as their labels ask. An agent
+// that is away for long vouches for nobody.
+func (r *roster) vouched(now time.Time) map[string]bool {
+	all := make(map[string]bool)
+	for uid, e := range r.pods {
+		if e.word == captured && e.pod.Enrol && e.state.enrol() && !r.away.long(e.pod.Node, now) {
+			all[uid] = true
 		}
 	}
 	return all

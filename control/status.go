@@ -16,6 +16,8 @@ type Status struct {
 	// Problems are things in objects that were not understood, at most some hundred;
 	// the last one says how many more there are.
 	Problems []string `json:"problems"`
+	// Contested counts addresses that several objects claim.
+	Contested int `json:"contested,omitempty"`
 	// Leader is the address of the process that leads, "" if this one does or none.
 	Leader string `json:"leader,omitempty"`
 
@@ -69,6 +71,11 @@ func (r *roster) status(trustDomain string) Status {
 	s := Status{TrustDomain: trustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}}
 	for _, p := range r.result.Pods {
 		s.Pods = append(s.Pods, r.pods[p.UID].status())
+	}
+	for _, is := range r.result.Disputed {
+		if is {
+			s.Contested++
+		}
 	}
 	for _, p := range r.result.Problems {
 		s.Problems = append(s.Problems, p.String())

@@ -132,6 +132,8 @@ func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
 		return kube.Condition{Status: "False", Reason: kube.Leaving, Message: "it is being released: its connections go on in plaintext"}
 	case e.word == free && e.reason != "":
 		return kube.Condition{Status: "False", Reason: kube.NotCaptured, Message: e.reason}
+	case e.pod.Contested:
+		return kube.Condition{Status: "False", Reason: kube.Contested, Message: "other objects claim its address: connections to it are refused"}
 	case e.over():
 		return e.pod.Shown
 	case e.word == free && e.state == Announced:

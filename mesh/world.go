@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -22,15 +23,16 @@ type World struct {
 	endpoints map[endpointKey][]Endpoint
 	// pods are those that a Listed workload names, by UID.
 	pods map[string]*Workload
-	// inlets are the external addresses of services; one with the zero Addr is a port of
-	// every node.
-	inlets    map[netip.AddrPort]Inlet
+	// external has who shares an external address, nodePorts what a port of every node
+	// leads to.
+	external  map[netip.Addr][]*Service
+	nodePorts map[uint16]Inlet
 	hostPorts map[hostPortKey][]*Workload
 	nodes     map[netip.Addr]*Place
 	contested map[netip.Addr]bool
 	ranges    ranges
 	// former has what led to pods and services and leads nowhere now, with the time since
-	// when. Port 0 is the whole address.
+	// when. Port 0 is the whole address, the zero Addr is every node's.
 	former map[netip.AddrPort]time.Time
 }
 
@@ -63,7 +65,8 @@ func NewWorld(workloads []*Workload, services []*Service, places ...*Place) *Wor
 		named:     make(map[string]*Service, len(services)),
 		endpoints: make(map[endpointKey][]Endpoint),
 		pods:      make(map[string]*Workload),
-		inlets:    make(map[netip.AddrPort]Inlet),
+		external:  make(map[netip.Addr][]*Service),
+		nodePorts: make(map[uint16]Inlet),
 		hostPorts: make(map[hostPortKey][]*Workload),
 		nodes:     make(map[netip.Addr]*Place),
 		contested: make(map[netip.Addr]bool),
@@ -91,12 +94,10 @@ func (w *World) addService(s *Service) {
 		w.services[a.Unmap()] = s
 	}
 	for _, a := range s.External {
-		for _, p := range s.Ports {
-			w.inlets[netip.AddrPortFrom(a.Unmap(), p.Service)] = Inlet{Service: s, Port: p.Service}
-		}
+		w.external[a.Unmap()] = append(w.external[a.Unmap()], s)
 	}
 	for _, p := range s.NodePorts {
-		w.inlets[netip.AddrPortFrom(netip.Addr{}, p.Node)] = Inlet{Service: s, Port: p.Service}
+		w.nodePorts[p.Node] = Inlet{Service: s, Port: p.Service}
 	}
 }
 
@@ -159,8 +160,18 @@ func (w *World) After(before *World, now time.Time) *World {
 	for a := range before.services {
 		note(netip.AddrPortFrom(a, 0))
 	}
-	for at := range before.inlets {
-		note(at)
+	for key, s := range before.named {
+		if w.named[key] == s {
+			continue
+		}
+		for _, a := range s.External {
+			for _, p := range s.Ports {
+				note(netip.AddrPortFrom(a.Unmap(), p.Service))
+			}
+		}
+		for _, p := range s.NodePorts {
+			note(netip.AddrPortFrom(netip.Addr{}, p.Node))
+		}
 	}
 	if len(former) == 0 {
 		return w
@@ -175,8 +186,18 @@ func (w *World) leads(at netip.AddrPort) bool {
 	if at.Port() == 0 {
 		return w.workloads[at.Addr()] != nil || w.services[at.Addr()] != nil
 	}
-	_, is := w.inlets[at]
-	return is
+	_, is := w.nodePorts[at.Port()]
+	return is && !at.Addr().IsValid() || w.externalAt(at) != nil
+}
+
+// externalAt returns the service that has the external address and port.
+func (w *World) externalAt(at netip.AddrPort) *Service {
+	for _, s := range w.external[at.Addr()] {
+		if slices.ContainsFunc(s.Ports, func(p Port) bool { return p.Service == at.Port() }) {
+			return s
+		}
+	}
+	return nil
 }
 
 // Former reports whether the destination is nobody's now, but led to a pod or service some
@@ -199,14 +220,14 @@ func (w *World) Former(to netip.AddrPort, now time.Time) bool {
 // leads to.
 func (w *World) Inlet(to netip.AddrPort) (Inlet, bool) {
 	a := to.Addr().Unmap()
-	if in, ok := w.inlets[netip.AddrPortFrom(a, to.Port())]; ok {
-		return in, true
+	if s := w.externalAt(netip.AddrPortFrom(a, to.Port())); s != nil {
+		return Inlet{Service: s, Port: to.Port()}, true
 	}
 	node := w.nodes[a]
 	if node == nil {
 		return Inlet{}, false
 	}
-	in, ok := w.inlets[netip.AddrPortFrom(netip.Addr{}, to.Port())]
+	in, ok := w.nodePorts[to.Port()]
 	if ok && in.Service.NodeLocal {
 		in.Node = node.Node
 	}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -32,6 +33,13 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 	})
 	f.StringVar(&cfg.TrustDomain, "trust-domain", "cluster.local", "trust `domain` of all identities")
 	f.StringVar(&cfg.Cluster, "cluster", "", "`name` of the cluster (default Kubernetes)")
+	f.Func("cluster-cidr", "`range` of addresses of pods or services that no Node and no ServiceCIDR names: an address in it that nobody is known at is refused; may be repeated", func(s string) error {
+		r, err := netip.ParsePrefix(s)
+		if err == nil {
+			cfg.Ranges, err = append(cfg.Ranges, r.Masked()), kube.CheckRange(r)
+		}
+		return err
+	})
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long a certificate of a pod lives")
 	f.StringVar(&from.tokens, "tokens", "", "with a source folder: `folder` that has folders proxies and agents, each with one file per node, named after it, that holds the token of that process")
 	f.StringVar(&from.proxyAudience, "proxy-audience", "tacit-proxy", "with kubernetes: `audience` of the tokens of proxies")

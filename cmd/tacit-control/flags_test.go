@@ -14,14 +14,14 @@ func TestParse(t *testing.T) {
 		t.Fatal(err)
 	}
 	cfg, _, err := parse([]string{"--source", t.TempDir(), "--state", t.TempDir(), "--tokens", tokens, "--listen", "[::1]:1", "--name", "a,b", "--name", "c",
-		"--trust-domain", "lab", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
+		"--trust-domain", "lab", "--cluster-cidr", "10.30.0.0/16", "--cluster-cidr", "fd00:30::/48", "--leaf-ttl", "5s", "--gone-after", "3s", "--log-format", "text", "--log-level", "debug"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := cfg.Validate(); err != nil {
 		t.Error(err)
 	}
-	if got := strings.Join(cfg.Names, " "); got != "a b c" || cfg.LeafTTL != 5*time.Second || cfg.GoneAfter != 3*time.Second || cfg.TrustDomain != "lab" {
+	if got := strings.Join(cfg.Names, " "); got != "a b c" || cfg.LeafTTL != 5*time.Second || cfg.GoneAfter != 3*time.Second || cfg.TrustDomain != "lab" || len(cfg.Ranges) != 2 {
 		t.Errorf("names %q, leaf ttl %v, gone after %v, trust domain %q", got, cfg.LeafTTL, cfg.GoneAfter, cfg.TrustDomain)
 	}
 }
@@ -35,6 +35,8 @@ func TestParseRefuses(t *testing.T) {
 		"two that":       "--source kubernetes --proxy-audience a --agent-audience a",
 		"--log-format":   "--source . --log-format loud",
 		"--log-level":    "--source . --log-level loud",
+		"8 bits":         "--source . --cluster-cidr 0.0.0.0/0",
+		"no '/'":         "--source . --cluster-cidr 10.0.0.1",
 		"not defined":    "--sauce .",
 	} {
 		if _, _, err := parse(strings.Fields(args)); err == nil || !strings.Contains(err.Error(), text) {

@@ -26,7 +26,7 @@ const mostQuiets = 5
 // APIConfig is what NewAPI needs.
 type APIConfig struct {
 	// Client talks to the API server. It needs list and watch for namespaces,
-	// pods, services, endpointslices, nodes and meshes: docs/rights.md.
+	// pods, services, endpointslices, nodes, servicecidrs and meshes: docs/rights.md.
 	Client Client
 	// Quiet is how long nothing must have changed before the objects are told,
 	// at most five times as long after the first change. 0 means 10 ms.
@@ -81,23 +81,28 @@ func (a *API) Run(ctx context.Context, apply func(Objects)) error {
 	if err != nil {
 		return fmt.Errorf("watch the API server: %w", err)
 	}
+	ranges, err := a.watchServiceCIDRs()
+	if err != nil {
+		return fmt.Errorf("watch the API server: %w", err)
+	}
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
 	watching.Go(func() { meshes.informer.RunWithContext(ctx) })
+	watching.Go(func() { ranges.informer.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
 	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
 		if !synced && ctx.Err() == nil {
 			return fmt.Errorf("watch the API server: no %v", kind)
 		}
 	}
-	cache.WaitForCacheSync(ctx.Done(), meshes.known)
+	cache.WaitForCacheSync(ctx.Done(), meshes.known, ranges.known)
 	for ctx.Err() == nil {
 		objects, err := read()
 		if err != nil {
 			return fmt.Errorf("read the objects of the API server: %w", err)
 		}
-		objects.Meshes = meshes.read(a.cfg.Log)
+		objects.Meshes, objects.ServiceCIDRs = meshes.read(a.cfg.Log), ranges.serviceCIDRs()
 		apply(objects)
 		a.await(ctx)
 	}
@@ -211,11 +216,15 @@ func keepRead(v any) (any, error) {
 		return keepPod(o), nil
 	case *corev1.Service:
 		o.ObjectMeta = keepMeta(o.ObjectMeta)
-		o.Status = corev1.ServiceStatus{}
+		o.Status = corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}
 	case *discoveryv1.EndpointSlice:
 		o.ObjectMeta = keepMeta(o.ObjectMeta)
 	case *corev1.Node:
-		return &corev1.Node{ObjectMeta: keepMeta(o.ObjectMeta), Spec: corev1.NodeSpec{Taints: o.Spec.Taints}}, nil
+		return &corev1.Node{
+			ObjectMeta: keepMeta(o.ObjectMeta),
+			Spec:       corev1.NodeSpec{Taints: o.Spec.Taints, PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses},
+		}, nil
 	}
 	return v, nil
 }

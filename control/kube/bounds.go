@@ -32,6 +32,11 @@ const (
 	// maxServicePorts and maxEndpoints bound one Service: its ports, and how many pairs
 	// of port and endpoint it has.
 	maxServicePorts, maxEndpoints = 1000, 100_000
+	// maxExternal bounds the external addresses of a Service, maxHostPorts the ports of the
+	// host of a pod, maxNodeAddresses the addresses of a node.
+	maxExternal, maxHostPorts, maxNodeAddresses = 64, 64, 32
+	// maxClaims is how many of those that claim an address are named.
+	maxClaims = 4
 )
 
 // faults are what cannot be read of one field, the first few of them.
@@ -172,7 +177,8 @@ func head(s string, n int) string {
 	return strings.Clone(s[:n])
 }
 
-// keepCalled keeps of containers what their kubelet calls; most have nothing of it.
+// keepCalled keeps of containers what their kubelet calls, and ports of the host; most have
+// nothing of it.
 func keepCalled(list []corev1.Container) (kept []corev1.Container) {
 	for _, c := range list {
 		var k corev1.Container
@@ -180,13 +186,15 @@ func keepCalled(list []corev1.Container) (kept []corev1.Container) {
 		if l := c.Lifecycle; l != nil && (l.PostStart != nil || l.PreStop != nil) {
 			k.Lifecycle = &corev1.Lifecycle{PostStart: keepHook(l.PostStart), PreStop: keepHook(l.PreStop)}
 		}
-		if len(handlers(&k)) == 0 {
-			continue
-		}
+		called := len(handlers(&k)) > 0
 		for _, p := range c.Ports {
-			k.Ports = append(k.Ports, corev1.ContainerPort{Name: p.Name, ContainerPort: p.ContainerPort})
+			if called || p.HostPort != 0 {
+				k.Ports = append(k.Ports, corev1.ContainerPort{Name: p.Name, ContainerPort: p.ContainerPort, HostPort: p.HostPort, HostIP: p.HostIP, Protocol: p.Protocol})
+			}
 		}
-		kept = append(kept, k)
+		if called || len(k.Ports) > 0 {
+			kept = append(kept, k)
+		}
 	}
 	return kept
 }

@@ -14,7 +14,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"tacit.dev/mesh"
 )
@@ -27,10 +27,13 @@ type Objects struct {
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 	Nodes          []*corev1.Node
+	ServiceCIDRs   []*networkingv1.ServiceCIDR
 	Meshes         []*Mesh
 	// Told are the addresses of pods, by UID, as their agents have them: they know them
 	// before the pod's object says so.
 	Told map[string][]netip.Addr
+	// Vouched are the pods, by UID, that a live agent holds captured, as their labels ask.
+	Vouched map[string]bool
 }
 
 // BuildConfig is what Build needs besides the objects.
@@ -43,6 +46,8 @@ type BuildConfig struct {
 	Domain string
 	// Namespace is control's own: like kube-system it is never enrolled.
 	Namespace string
+	// Ranges are those of the cluster's pods and services that no object names.
+	Ranges []netip.Prefix
 	// Before is what the Mesh asked for when it was last understood.
 	Before Policy
 }
@@ -63,6 +68,8 @@ type Pod struct {
 	Shown Condition
 	// Ending: somebody has deleted it.
 	Ending bool
+	// Contested: others claim an address of its own, and nobody knows who is right.
+	Contested bool
 }
 
 // Problem is something in an object that was not understood. It never makes a
@@ -92,7 +99,11 @@ func (p Problem) Topic() string {
 type Result struct {
 	Workloads []*mesh.Workload
 	Services  []*mesh.Service
+	Places    []*mesh.Place
 	Pods      []Pod
+	// Disputed are the addresses that several objects claim, with whether they are
+	// contested: who is vouched for decides.
+	Disputed map[netip.Addr]bool
 	// Exceptions are the running pods that are left out, wholly or partly.
 	Exceptions []Exception
 	Nodes      []Node
@@ -112,9 +123,10 @@ func Build(o Objects, cfg BuildConfig) Result {
 		cfg:        cfg.withDefaults(),
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
 		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
-		uids:       make(map[*mesh.Workload]types.UID, len(o.Pods)),
+		pods:       make(map[string]*corev1.Pod, len(o.Pods)),
 		zones:      make(map[string]string, len(o.Nodes)),
 		told:       o.Told,
+		vouched:    o.Vouched,
 		toldOnly:   make(map[netip.Addr]bool),
 	}
 	for _, n := range o.Namespaces {
@@ -122,12 +134,13 @@ func Build(o Objects, cfg BuildConfig) Result {
 	}
 	b.result.Mesh = b.mesh(o.Meshes)
 	b.nodes(o.Nodes)
-	b.holders(o.Pods)
+	b.places(o)
+	b.claims(o)
 	for _, p := range o.Pods {
 		b.pod(p)
 	}
 	b.services(o.Services, o.EndpointSlices)
-	b.result.Namespaces = b.enrolling(o)
+	b.result.Namespaces, b.result.Disputed = b.enrolling(o), b.contested
 	return b.sorted()
 }
 
@@ -136,12 +149,15 @@ type builder struct {
 	cfg        BuildConfig
 	namespaces map[string]map[string]string // labels by name
 	workloads  map[string]*mesh.Workload    // by UID
-	uids       map[*mesh.Workload]types.UID // of the pods
+	pods       map[string]*corev1.Pod       // by NAMESPACE/NAME
 	zones      map[string]string            // by node
 	told       map[string][]netip.Addr      // Objects.Told
 	toldOnly   map[netip.Addr]bool          // addresses that no object has
-	holder     map[netip.Addr]*corev1.Pod   // of an address that several pods claim
 	problems   problems
+	vouched    map[string]bool            // Objects.Vouched
+	holder     map[netip.Addr]*corev1.Pod // of an address that several objects claim; nil for no pod
+	contested  map[netip.Addr]bool        // of the same addresses
+	ranges     []netip.Prefix             // the cluster's
 	result     Result
 }
 
@@ -156,6 +172,7 @@ func (b *builder) sorted() Result {
 	}
 	slices.SortFunc(r.Workloads, func(x, y *mesh.Workload) int { return cmp.Compare(x.UID, y.UID) })
 	slices.SortFunc(r.Services, func(x, y *mesh.Service) int { return cmp.Compare(x.Key(), y.Key()) })
+	slices.SortFunc(r.Places, func(x, y *mesh.Place) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(r.Nodes, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(r.Exceptions, func(x, y Exception) int {
 		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Reason, y.Reason))

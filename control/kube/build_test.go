@@ -93,6 +93,72 @@ status: {startTime: "2026-01-02T00:00:00Z"}
 	}
 }
 
+// Of two pods that claim an address, an agent and an object together are believed; and none
+// is if a pod of the mesh is among them and nothing else decides.
+func TestClaims(t *testing.T) {
+	pod := func(name, more, status string) string {
+		return fmt.Sprintf("apiVersion: v1\nkind: Pod\nmetadata: {name: %s, namespace: default, uid: uid-%[1]s%s}\nspec: {nodeName: n1}\nstatus: {podIP: 10.1.0.1%s}\n---\n", name, more, status)
+	}
+	const on, deleted = `, labels: {tacit.dev/mesh: "on"}`, `, deletionTimestamp: "2026-01-01T00:01:00Z"`
+	const early, late = `, startTime: "2026-01-01T00:00:00Z"`, `, startTime: "2026-01-02T00:00:00Z"`
+	node := func(address string) string {
+		return "apiVersion: v1\nkind: Node\nmetadata: {name: n2}\nstatus: {addresses: [{type: InternalIP, address: " + address + "}]}\n---\n"
+	}
+	victim, thief := pod("victim", on, early), pod("thief", "", late)
+	for _, row := range []struct {
+		name    string
+		objects string
+		vouched []string
+		told    string // of victim
+		want    string // who has the address, or contested
+		problem string
+	}{
+		{"an object's word alone", victim + thief, nil, "", "contested", "is contested"},
+		{"an agent holds the one", victim + thief, []string{"victim"}, "", "victim", "is not its own"},
+		{"its agent says where, too", victim + thief, []string{"victim"}, "10.1.0.1", "victim", "is not its own"},
+		{"its agent says it is elsewhere", victim + thief, []string{"victim"}, "10.1.0.2", "thief", ""},
+		{"agents hold both", victim + thief, []string{"victim", "thief"}, "", "contested", "is contested"},
+		{"neither is in the mesh", pod("victim", "", early) + thief, nil, "", "thief", ""},
+		{"the one before is being deleted", pod("victim", on+deleted, early) + thief, nil, "", "thief", ""},
+		{"it is being deleted, and there", pod("victim", on+deleted, early) + thief, []string{"victim"}, "", "victim", "is not its own"},
+		{"it has finished", strings.Replace(victim, "status: {", "status: {phase: Succeeded, ", 1) + thief, nil, "", "thief", ""},
+		{"a node claims it", victim + node("10.1.0.1"), nil, "", "contested", "Node n2"},
+		{"a node claims what an agent holds", victim + node("10.1.0.1"), []string{"victim"}, "", "victim", ""},
+		{"a pod claims a node's", thief + node("10.1.0.1"), nil, "", "", "Node n2 has it"},
+		{"a pod claims a service's", victim + "apiVersion: v1\nkind: Service\nmetadata: {name: s, namespace: default}\nspec: {clusterIP: 10.1.0.1}\n", []string{"victim"}, "", "", "Service default/s has it"},
+	} {
+		o, err := Decode([]byte(row.objects))
+		if err != nil {
+			t.Fatal(row.name, err)
+		}
+		o.Vouched, o.Told = map[string]bool{}, map[string][]netip.Addr{}
+		for _, name := range row.vouched {
+			o.Vouched["uid-"+name] = true
+		}
+		if row.told != "" {
+			o.Told["uid-victim"] = []netip.Addr{netip.MustParseAddr(row.told)}
+		}
+		r := Build(o, labConfig)
+		got := ""
+		for _, w := range r.Workloads {
+			if slices.Contains(w.Addresses, netip.MustParseAddr("10.1.0.1")) {
+				got += w.Name
+			}
+		}
+		for _, p := range r.Places {
+			if p.Contested {
+				got += "contested"
+			}
+		}
+		if got != row.want {
+			t.Errorf("%s: %q has the address, want %q", row.name, got, row.want)
+		}
+		if problems := fmt.Sprint(r.Problems); (row.problem == "") != (len(r.Problems) == 0) || !strings.Contains(problems, row.problem) {
+			t.Errorf("%s: problems %s, want %q", row.name, problems, row.problem)
+		}
+	}
+}
+
 // archive reads the objects of an archive, and finds its file "want".
 func archive(t *testing.T, a *txtar.Archive) (o Objects, want *txtar.File) {
 	t.Helper()
@@ -122,11 +188,20 @@ func text(r Result) string {
 	for _, w := range r.Workloads {
 		fmt.Fprintf(&b, "workload %s\n", w.UID)
 		fmt.Fprintf(&b, "  node %q addresses %v ready %v host-network %v direct %v\n", w.Node, w.Addresses, w.Ready, w.HostNetwork, w.Direct)
-		fmt.Fprintf(&b, "  identity %q\n", w.ID)
+		if w.Listed {
+			fmt.Fprintf(&b, "  listed, of %q\n", w.Of)
+		} else {
+			fmt.Fprintf(&b, "  identity %q\n", w.ID)
+		}
 		if w.Zone != "" {
 			fmt.Fprintf(&b, "  zone %s\n", w.Zone)
 		}
-		fmt.Fprintf(&b, "  owner %s %s canonical %s %s\n", w.OwnerKind, w.OwnerName, w.CanonicalName, w.CanonicalRevision)
+		if !w.Listed {
+			fmt.Fprintf(&b, "  owner %s %s canonical %s %s\n", w.OwnerKind, w.OwnerName, w.CanonicalName, w.CanonicalRevision)
+		}
+		for _, p := range w.HostPorts {
+			fmt.Fprintf(&b, "  port %d of its node at %v is its port %d\n", p.Port, p.Address, p.Target)
+		}
 		for _, key := range sortedKeys(w.Services) {
 			fmt.Fprintf(&b, "  serves %s %s\n", key, ports(w.Services[key]))
 		}
@@ -136,6 +211,12 @@ func text(r Result) string {
 		if s.Reach != "" || s.Affinity != 0 {
 			fmt.Fprintf(&b, "  reach %q affinity %v\n", s.Reach, s.Affinity)
 		}
+		if len(s.External)+len(s.NodePorts) > 0 {
+			fmt.Fprintf(&b, "  external %v node ports %v local %v\n", s.External, s.NodePorts, s.NodeLocal)
+		}
+	}
+	for _, p := range r.Places {
+		fmt.Fprintf(&b, "place %s node %q addresses %v contested %v ranges %v\n", p.Name, p.Node, p.Addresses, p.Contested, p.Ranges)
 	}
 	for _, p := range r.Pods {
 		fmt.Fprintf(&b, "pod %s %s/%s node %s enrol %v workload %v\n", p.UID, p.Namespace, p.Name, p.Node, p.Enrol, p.Workload != nil)

@@ -33,6 +33,8 @@ const (
 	NotCaptured = "NotCaptured"
 	// Leaving: about to be released.
 	Leaving = "Leaving"
+	// Contested: other objects claim its address.
+	Contested = "ContestedAddress"
 	// AgentAway: nobody knows.
 	AgentAway = "AgentAway"
 )

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	utilyaml "k8s.io/apimachinery/pkg/util/yaml"
 	"sigs.k8s.io/yaml"
@@ -86,6 +87,8 @@ func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 		o.EndpointSlices, err = add(o.EndpointSlices, raw)
 	case "v1 Node":
 		o.Nodes, err = add(o.Nodes, raw)
+	case "networking.k8s.io/v1 ServiceCIDR":
+		o.ServiceCIDRs, err = add(o.ServiceCIDRs, raw)
 	case "tacit.dev/v1alpha1 Mesh":
 		o.Meshes, err = add(o.Meshes, raw)
 	}
@@ -131,7 +134,7 @@ func add[T any](list []*T, raw []byte) ([]*T, error) {
 
 func clusterScoped(v any) bool {
 	switch v.(type) {
-	case *corev1.Namespace, *corev1.Node, *Mesh:
+	case *corev1.Namespace, *corev1.Node, *networkingv1.ServiceCIDR, *Mesh:
 		return true
 	}
 	return false
@@ -145,6 +148,7 @@ func (o *Objects) append(more Objects, seen map[string]bool) (twice []string) {
 	o.Services = merge(o.Services, more.Services, "Service", seen, &twice)
 	o.EndpointSlices = merge(o.EndpointSlices, more.EndpointSlices, "EndpointSlice", seen, &twice)
 	o.Nodes = merge(o.Nodes, more.Nodes, "Node", seen, &twice)
+	o.ServiceCIDRs = merge(o.ServiceCIDRs, more.ServiceCIDRs, "ServiceCIDR", seen, &twice)
 	o.Meshes = merge(o.Meshes, more.Meshes, "Mesh", seen, &twice)
 	return twice
 }
@@ -162,4 +166,4 @@ func merge[T metav1.Object](to, from []T, kind string, seen map[string]bool, twi
 	return to
 }
 
-var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &Mesh{}}
+var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}}

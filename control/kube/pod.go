@@ -7,7 +7,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -32,7 +31,7 @@ func (b *builder) pod(p *corev1.Pod) {
 	}
 	w := b.workload(p, id)
 	if w != nil {
-		b.workloads[w.UID], b.uids[w] = w, p.UID
+		b.workloads[w.UID] = w
 	}
 	if p.Spec.HostNetwork {
 		b.except(p.Namespace, p.Name, HostNetwork)
@@ -41,8 +40,9 @@ func (b *builder) pod(p *corev1.Pod) {
 	m := b.enrolment(p, id)
 	if w != nil {
 		w.ExcludeInbound, w.ExcludeOutbound = m.ExcludeInbound, m.ExcludeOutbound
+		w.HostPorts = b.hostPorts(p)
 	}
-	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil})
+	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil, Contested: b.isContested(p)})
 }
 
 func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
@@ -78,7 +78,10 @@ func (b *builder) workloadUID(kind, namespace, name string) string {
 
 // workload is the pod as the others see it, nil while it has no address.
 func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
-	addrs := slices.DeleteFunc(b.addresses(p), func(a netip.Addr) bool { return b.holder[a] != nil && b.holder[a] != p })
+	addrs := slices.DeleteFunc(b.addresses(p), func(a netip.Addr) bool {
+		holder, disputed := b.holder[a]
+		return disputed && holder != p
+	})
 	if len(addrs) == 0 {
 		return nil
 	}
@@ -115,48 +118,6 @@ func isThere(p *corev1.Pod) bool {
 	return p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && p.Spec.NodeName != ""
 }
 
-// holders finds out whose an address is that several pods claim: addresses are
-// given to new pods while the object of the one before still has them. To take the
-// wrong one would be to expect its identity, or plaintext.
-func (b *builder) holders(pods []*corev1.Pod) {
-	first := make(map[netip.Addr]*corev1.Pod, len(pods))
-	b.holder = make(map[netip.Addr]*corev1.Pod)
-	for _, p := range pods {
-		if !isThere(p) || p.Spec.HostNetwork {
-			continue
-		}
-		for _, a := range b.addresses(p) {
-			had := first[a]
-			if had == nil || b.isLater(p, had, a) {
-				first[a] = p
-			}
-			if had != nil {
-				b.holder[a] = first[a]
-			}
-		}
-	}
-}
-
-// isLater tells whether p came to the address after q: a pod that is being deleted gives
-// its address up. An agent's word does not take the address of a pod whose object has it.
-// Otherwise who was started later has it.
-func (b *builder) isLater(p, q *corev1.Pod, a netip.Addr) bool {
-	if gone, was := p.DeletionTimestamp != nil, q.DeletionTimestamp != nil; gone != was {
-		return was
-	}
-	if has, had := slices.Contains(podAddresses(p), a), slices.Contains(podAddresses(q), a); has != had {
-		return has
-	}
-	return cmp.Or(started(p).Compare(started(q)), cmp.Compare(p.UID, q.UID), cmp.Compare(p.Namespace+"/"+p.Name, q.Namespace+"/"+q.Name)) > 0
-}
-
-func started(p *corev1.Pod) time.Time {
-	if p.Status.StartTime != nil {
-		return p.Status.StartTime.Time
-	}
-	return p.CreationTimestamp.Time
-}
-
 // addresses are where the pod is reached: of each family as its agent says, or else its
 // object, which may still have those of an earlier sandbox.
 func (b *builder) addresses(p *corev1.Pod) []netip.Addr {
@@ -189,6 +150,27 @@ func addresses(texts []string) []netip.Addr {
 		}
 	}
 	return addrs
+}
+
+// hostPorts are ports of the node that the CNI leads to the pod.
+func (b *builder) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
+	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+		for _, cp := range c.Ports {
+			if !isTCP(cp.Protocol) || !isPort(cp.HostPort) || !isPort(cp.ContainerPort) {
+				continue
+			}
+			if len(list) == maxHostPorts {
+				b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d host ports, the rest are not known", maxHostPorts))
+				return list
+			}
+			a, _ := netip.ParseAddr(cp.HostIP)
+			if a.IsUnspecified() {
+				a = netip.Addr{}
+			}
+			list = append(list, mesh.HostPort{Address: a.Unmap().WithZone(""), Port: uint16(cp.HostPort), Target: uint16(cp.ContainerPort)})
+		}
+	}
+	return list
 }
 
 func isReady(p *corev1.Pod) bool {

@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"tacit.dev/mesh"
@@ -78,6 +79,8 @@ func (b *builder) service(s *corev1.Service) *mesh.Service {
 		Reach:     reach(s),
 		Affinity:  affinity(s),
 	}
+	m.External = b.external(s)
+	m.NodeLocal = s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	if len(s.Spec.Ports) > maxServicePorts {
 		b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d ports: the others are not known", maxServicePorts))
 	}
@@ -86,9 +89,29 @@ func (b *builder) service(s *corev1.Service) *mesh.Service {
 			continue
 		}
 		m.Ports = append(m.Ports, mesh.Port{Service: uint16(p.Port), Target: targetPort(p)})
+		if isPort(p.NodePort) {
+			m.NodePorts = append(m.NodePorts, mesh.NodePort{Node: uint16(p.NodePort), Service: uint16(p.Port)})
+		}
 	}
+	slices.SortFunc(m.NodePorts, func(x, y mesh.NodePort) int { return cmp.Compare(x.Node, y.Node) })
 	slices.SortFunc(m.Ports, func(x, y mesh.Port) int { return cmp.Compare(x.Service, y.Service) })
 	return m
+}
+
+// external are the addresses of load balancers and externalIPs. A load balancer that wants
+// to see the connection itself (ipMode: Proxy) is outside of the cluster.
+func (b *builder) external(s *corev1.Service) []netip.Addr {
+	texts := slices.Clone(s.Spec.ExternalIPs)
+	for _, in := range s.Status.LoadBalancer.Ingress {
+		if value(in.IPMode) != corev1.LoadBalancerIPModeProxy {
+			texts = append(texts, in.IP)
+		}
+	}
+	if len(texts) > maxExternal {
+		b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("%d external addresses: want at most %d, the rest are not known", len(texts), maxExternal))
+		texts = texts[:maxExternal]
+	}
+	return addresses(texts)
 }
 
 // targetPort is 0 where the port is named: it may differ from pod to pod.
@@ -112,7 +135,7 @@ func (b *builder) byAddress() map[netip.Addr]*mesh.Workload {
 	found := make(map[netip.Addr]*mesh.Workload, 2*len(b.workloads))
 	for _, w := range b.workloads {
 		for _, a := range w.Addresses {
-			if had := found[a]; !w.HostNetwork && !b.toldOnly[a] && (had == nil || had.UID > w.UID) {
+			if had := found[a]; !w.HostNetwork && !w.Listed && !b.toldOnly[a] && (had == nil || had.UID > w.UID) {
 				found[a] = w
 			}
 		}
@@ -191,32 +214,53 @@ func (e *endpoints) endpoint(key endpointKey, slice *discoveryv1.EndpointSlice, 
 	}
 }
 
-// workload finds the pod behind an endpoint. An endpoint that is no pod (the API
-// server's, or one of a hand-made slice) becomes a workload outside of the mesh to
-// which no address leads: the World only has to know that the service has it.
+// workload finds who is behind an endpoint. kube-proxy dials the address that the slice
+// says, whatever it says of a pod; so that address counts, and whose it is. An endpoint of a
+// pod that is gone is left out.
 func (e *endpoints) workload(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint) *mesh.Workload {
-	if r := end.TargetRef; r != nil && r.Kind == "Pod" {
-		w := e.b.workloads[e.b.workloadUID("/Pod", cmp.Or(r.Namespace, slice.Namespace), r.Name)]
-		// A StatefulSet's next pod has the name of the one that is gone.
-		if is := e.b.uids[w]; r.UID != "" && is != "" && r.UID != is {
-			return nil
-		}
-		return w
-	}
-	addrs := addresses(end.Addresses)
+	addrs := addresses(end.Addresses[:min(len(end.Addresses), 1)])
 	if len(addrs) == 0 {
 		return nil
+	}
+	if r := end.TargetRef; r != nil && r.Kind == "Pod" {
+		namespace := cmp.Or(r.Namespace, slice.Namespace)
+		if p := e.b.pods[namespace+"/"+r.Name]; p != nil {
+			return e.ofPod(slice, end, p, r.UID, addrs)
+		}
+		// A pod of another cluster, or one that is gone or not known yet.
+		if e.byAddress[addrs[0]] == nil && e.b.isOurs(addrs[0]) {
+			return nil
+		}
 	}
 	if w := e.byAddress[addrs[0]]; w != nil {
 		return w
 	}
+	return e.listed(slice, end, addrs, "")
+}
+
+// ofPod is an endpoint that names a pod which is there: at an address of the pod's, or at
+// one that its object does not know, as of a second interface.
+func (e *endpoints) ofPod(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, p *corev1.Pod, uid types.UID, addrs []netip.Addr) *mesh.Workload {
+	w := e.b.workloads[e.b.workloadUID("/Pod", p.Namespace, p.Name)]
+	// A StatefulSet's next pod has the name of the one that is gone.
+	if w == nil || uid != "" && p.UID != "" && uid != p.UID {
+		return nil
+	}
+	if slices.Contains(w.Addresses, addrs[0]) || slices.Contains(podAddresses(p), addrs[0]) {
+		return w
+	}
+	return e.listed(slice, end, addrs, w.UID)
+}
+
+// listed makes an endpoint that is no pod (the API server's, or one of a hand-made slice) a
+// workload of the service's alone: no other way leads to it.
+func (e *endpoints) listed(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, addrs []netip.Addr, of string) *mesh.Workload {
 	uid := e.b.workloadUID("discovery.k8s.io/EndpointSlice", slice.Namespace, slice.Name+"/"+addrs[0].String())
 	w := e.b.workloads[uid]
 	if w == nil {
 		w = &mesh.Workload{
-			UID: uid, Namespace: slice.Namespace, Name: slice.Name, Node: value(end.NodeName), Addresses: addrs[:1],
-			Zone: value(end.Zone), HostNetwork: true, OwnerName: slice.Name, OwnerKind: "pod", CanonicalName: slice.Name,
-			CanonicalRevision: "latest", Cluster: e.b.cfg.Cluster,
+			UID: uid, Namespace: slice.Namespace, Name: slice.Name, Node: value(end.NodeName), Zone: value(end.Zone),
+			Addresses: addrs, Listed: true, Of: of, Cluster: e.b.cfg.Cluster,
 		}
 		e.b.workloads[uid] = w
 	}
