@@ -133,8 +133,12 @@ func (s *site) staysInChain() {
 		follows("no other first file", mtu, "rm "+first)
 	}
 	for what, looks := range quickest {
-		if looks > 100 { // a look every 10 ms; a busy machine can delay one, but not each time
-			s.T.Errorf("%s: put back after %d looks at best, want 100 at most", what, looks)
+		most := 100 // a look every 10 ms; a busy machine can delay one, but not each time
+		if what == "no other first file" {
+			most += 200 // it may come again: for 2 s nothing else is followed
+		}
+		if looks > most {
+			s.T.Errorf("%s: put back after %d looks at best, want %d at most", what, looks, most)
 		}
 	}
 	s.on("n1", "sh", "-c", written(base, text))
