@@ -261,3 +261,16 @@ func TestWhatIsNoExclusion(t *testing.T) {
 		}
 	}
 }
+
+// What is known of a Service's external addresses is up to their own bound: a connection to
+// one that is not known would leave as to the outside.
+func TestExternalAddressesUpToTheirBound(t *testing.T) {
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "s"}, Spec: corev1.ServiceSpec{ClusterIP: "10.0.0.1"}}
+	for n := range maxExternal + 1 {
+		s.Spec.ExternalIPs = append(s.Spec.ExternalIPs, fmt.Sprintf("192.0.2.%d", n))
+	}
+	r := Build(Objects{Services: []*corev1.Service{s}}, labConfig)
+	if len(r.Services) != 1 || len(r.Services[0].External) != maxExternal || len(r.Problems) != 1 {
+		t.Errorf("%v, %v: want %d external addresses, and a problem", r.Services, r.Problems, maxExternal)
+	}
+}

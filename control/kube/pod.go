@@ -90,7 +90,7 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 			b.toldOnly[a] = true
 		}
 	}
-	if len(p.Status.PodIPs) > maxAddresses {
+	if len(p.Status.PodIPs) >= maxAddresses {
 		b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d addresses: the others are not read", maxAddresses))
 	}
 	owner, kind := ownerOf(p)
@@ -134,16 +134,17 @@ func (b *builder) addresses(p *corev1.Pod) []netip.Addr {
 
 func podAddresses(p *corev1.Pod) []netip.Addr {
 	texts := []string{p.Status.PodIP}
-	for _, ip := range p.Status.PodIPs {
+	for _, ip := range p.Status.PodIPs[:min(len(p.Status.PodIPs), maxAddresses-1)] {
 		texts = append(texts, ip.IP)
 	}
 	return addresses(texts)
 }
 
-// addresses reads what are addresses, each once, in order; maxAddresses of them.
+// addresses reads what are addresses, each once, in order; maxExternal of them, which is
+// more than any other list has.
 func addresses(texts []string) []netip.Addr {
 	var addrs []netip.Addr
-	for _, t := range texts[:min(len(texts), maxAddresses)] {
+	for _, t := range texts[:min(len(texts), maxExternal)] {
 		a, err := netip.ParseAddr(t)
 		if err == nil && a.Zone() == "" && !slices.Contains(addrs, a.Unmap()) {
 			addrs = append(addrs, a.Unmap())
