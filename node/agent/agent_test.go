@@ -512,10 +512,10 @@ func TestPrivilegedPortsAreBound(t *testing.T) {
 	}
 }
 
-// A runtime sets the ports that a pod's programs get after the pod was captured. Control is told.
+// A runtime sets the ports that a pod's programs get after the pod was captured. Control and the proxy are told.
 func TestPortsOfThePodAreReported(t *testing.T) {
 	n := startNode(t, t.TempDir(), func(c *Config) { c.CheckInterval = 10 * time.Millisecond })
-	dialProxy(t, n.dir, nil)
+	proxy := dialProxy(t, n.dir, nil)
 	ns, path := namespace(t, "a")
 	n.agent.Apply([]mesh.Pod{word("a", true)})
 	if err := n.ask(addOf("a", path)); err != nil {
@@ -524,7 +524,8 @@ func TestPortsOfThePodAreReported(t *testing.T) {
 	for _, r := range []struct {
 		ports  string
 		marked bool
-	}{{"1024 65535", true}, {"32768 60999", false}, {"61000 65535", true}} {
+		told   [2]uint16
+	}{{"1024 65535", true, [2]uint16{1024, 65535}}, {"32768 60999", false, [2]uint16{32768, 60999}}, {"61000 65535", true, [2]uint16{61000, 65535}}} {
 		if err := ns.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte(r.ports), 0) }); err != nil {
 			t.Fatal(err)
 		}
@@ -532,6 +533,7 @@ func TestPortsOfThePodAreReported(t *testing.T) {
 			said := n.reports.last["a"]
 			return said.State == xds.Captured && said.MarkedPorts == r.marked
 		})
+		proxy.until(t, "the proxy is told "+r.ports, func() bool { return proxy.ports == r.told })
 	}
 }
 

@@ -91,10 +91,15 @@ func ephemeralPorts(ns *netns.NS) [2]uint16 {
 	return [2]uint16{first, last}
 }
 
-// hearPorts notes what ephemeralPorts has read. A runtime sets them when the pod has been
-// captured already, so they are read again and again.
-func (p *pod) hearPorts(ports [2]uint16) {
-	if ports[1] != 0 {
-		p.markedPorts = mesh.IsDirectPort(ports[1])
+// hearPorts notes what ephemeralPorts has read, and tells the proxy if that is news. A runtime
+// sets them when the pod has been captured already, so they are read again and again.
+func (a *Agent) hearPorts(p *pod, ports [2]uint16) {
+	if ports == [2]uint16{} {
+		return
+	}
+	p.markedPorts = mesh.IsDirectPort(ports[1])
+	if a.proxy != nil && p.proxy != unsaid && p.ports != ports {
+		p.ports = ports
+		a.proxy.send(handle.Message{Kind: handle.Ports, UID: p.key, Ports: ports}, nil)
 	}
 }

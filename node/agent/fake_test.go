@@ -32,7 +32,7 @@ type fakeProxy struct {
 	changed chan struct{} // closed and made anew at each change
 	pods    map[string]*fakePod
 	sockets map[string]int
-	ports   [2]uint16 // of the last sockets
+	ports   [2]uint16 // told last
 	bound   []handle.Message
 	at      []netip.AddrPort // to which the files of bound are bound
 	refuse  bool             // say failed instead of ready
@@ -122,8 +122,9 @@ func (f *fakeProxy) take(m handle.Message, files []int) (answer handle.Message) 
 		f.drop(m.UID)
 	case handle.Sockets:
 		f.sockets[m.UID] += len(files)
-		f.ports = m.Ports
 		closeFDs(files)
+	case handle.Ports:
+		f.ports = m.Ports
 	case handle.Bound:
 		f.bound = append(f.bound, m)
 		for _, fd := range files {

@@ -364,7 +364,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		}
 		return a.kernel.Repair(ctx, ns, want)
 	}, func(err error) {
-		p.hearPorts(ports)
+		a.hearPorts(p, ports)
 		if wrong != nil && !p.gone && ctx.Err() == nil {
 			a.metrics.repairs.Inc()
 			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err)...)
@@ -432,7 +432,7 @@ func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 	a.aside(ctx, func(context.Context) error {
 		fds, err := ns.Sockets(c)
 		ports = ephemeralPorts(ns)
-		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds), Ports: ports}
+		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds)}
 		if err != nil {
 			m.Reason = err.Error()[:min(len(err.Error()), 1000)]
 		}
@@ -441,7 +441,7 @@ func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 		return err
 	}, func(err error) {
 		p.giving[c.Family] = false
-		p.hearPorts(ports)
+		a.hearPorts(p, ports)
 		if err != nil {
 			delete(p.needs, c.Family)
 			a.cfg.Log.Warn("no sockets for the proxy", append(p.attrs(), "error", err)...)

@@ -83,7 +83,9 @@ type pod struct {
 	reportedPorts bool
 	// markedPorts: the namespace gives programs source ports that hint at direct.
 	markedPorts bool
-	logged      string // last reason told of it being unprotected
+	// ports are those that the proxy has been told last; zeros if it has not.
+	ports  [2]uint16
+	logged string // last reason told of it being unprotected
 	// settled hear when the pod is as control wants it, known when every node knows it,
 	// forgotten when it is.
 	settled   []chan struct{}

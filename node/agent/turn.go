@@ -156,7 +156,7 @@ func (a *Agent) tell(p *pod) {
 		m.Roles = append(m.Roles, l.role)
 	}
 	a.proxy.send(m, files)
-	p.proxy, p.reason = saidServe, ""
+	p.proxy, p.reason, p.ports = saidServe, "", [2]uint16{}
 }
 
 // fail notes that a job did not succeed, and when it may be tried again; a nil

@@ -128,7 +128,8 @@ func (a *fakeAgent) give(t testing.TB, conn *handle.Conn, m handle.Message) {
 		return
 	}
 	files := p.sockets(t, m.Family, min(m.Count, handle.MaxFiles))
-	conn.Send(handle.Message{Kind: handle.Sockets, UID: m.UID, Family: m.Family, Count: len(files), Ports: p.ephemeral(t)}, files...)
+	conn.Send(handle.Message{Kind: handle.Sockets, UID: m.UID, Family: m.Family, Count: len(files)}, files...)
+	conn.Send(handle.Message{Kind: handle.Ports, UID: m.UID, Ports: p.ephemeral(t)})
 	closeAll(files)
 }
 
@@ -155,6 +156,20 @@ func (a *fakeAgent) bind(t testing.TB, conn *handle.Conn, m handle.Message) {
 	})
 	conn.Send(handle.Message{Kind: handle.Bound, UID: m.UID, Source: m.Source}, files...)
 	closeAll(files)
+}
+
+// setPorts sets the namespace's range of ports, of which the agent takes notice.
+func (p *testPod) setPorts(first, last int) {
+	p.c.t.Helper()
+	p.space.do(p.c.t, func() error {
+		return sh(fmt.Sprintf("echo %d %d >/proc/sys/net/ipv4/ip_local_port_range", first, last))
+	})
+	p.node.agent.mu.Lock()
+	p.node.agent.conn.Send(handle.Message{Kind: handle.Ports, UID: p.name, Ports: p.ephemeral(p.c.t)})
+	p.node.agent.mu.Unlock()
+	await(p.c.t, "the proxy knows the ports", func() bool {
+		return p.node.proxy.pod(p.name).ephemeral() == portRange{uint16(first), uint16(last)}
+	})
 }
 
 // ephemeral is the namespace's range of ports.

@@ -120,6 +120,8 @@ func (l *link) act(ctx context.Context, m handle.Message, files []int) {
 	case handle.Bound:
 		d.bindings.deliver(m, files)
 		return
+	case handle.Ports:
+		d.hearPorts(m.Ports)
 	case handle.Drain:
 		d.drain()
 	case handle.Remove:

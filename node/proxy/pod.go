@@ -322,13 +322,13 @@ func (d *pod) deliver(m handle.Message, files []int) {
 	if len(files) == 0 {
 		d.log.Warn("agent has no sockets", "family", m.Family, "reason", m.Reason)
 	}
-	if m.Ports != [2]uint16{} {
-		d.ports.Store(uint32(m.Ports[0])<<16 | uint32(m.Ports[1]))
-	}
 	d.sockets(m.Family == 6).deliver(files)
 }
 
-// ephemeral is the pod's portRange, as the agent has told with the last sockets.
+// hearPorts notes which ports the pod's kernel gives.
+func (d *pod) hearPorts(ports [2]uint16) { d.ports.Store(uint32(ports[0])<<16 | uint32(ports[1])) }
+
+// ephemeral is the pod's portRange, as the agent has told.
 func (d *pod) ephemeral() portRange {
 	v := d.ports.Load()
 	return portRange{uint16(v >> 16), uint16(v)}

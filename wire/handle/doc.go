@@ -18,8 +18,9 @@
 //	                      proxy makes others; more if it cannot
 //	sockets   ──►         marked, transparent, unconnected, non-blocking TCP sockets
 //	                      of the pod's namespace, at most MaxFiles a message. With no
-//	                      file and a Reason: there are none to be had now. Ports
-//	                      are those that the namespace gives at the moment
+//	                      file and a Reason: there are none to be had now.
+//	ports     ──►         the ports that the namespace gives to programs, when they are known
+//	                      and whenever they have changed
 //	          ◄── bind    a socket, please, that is bound to Source: a foreign address
 //	                      and a port for which the proxy lacks the privilege
 //	bound     ──►         that socket, for Source. Without a file, and with a Reason:

@@ -32,6 +32,7 @@ const (
 	Failed  Kind = "failed"
 	Need    Kind = "need"
 	Sockets Kind = "sockets"
+	Ports   Kind = "ports"
 	Bind    Kind = "bind"
 	Bound   Kind = "bound"
 	Drain   Kind = "drain"
@@ -72,7 +73,7 @@ type Message struct {
 	// Count is how many sockets are asked for (Need) or come with it (Sockets).
 	Count int `json:"count,omitempty"`
 	// Ports are the first and the last port that the pod's kernel gives to those who ask for
-	// none, with Sockets; both 0 if that could not be read.
+	// none, with Ports.
 	Ports [2]uint16 `json:"ports,omitzero"`
 	// Source is the address and port to be bound, with Bind and Bound. It is not mapped.
 	Source netip.AddrPort `json:"source,omitzero"`
@@ -143,6 +144,8 @@ func (m *Message) check(files int) error {
 		return errors.Join(m.checkCount(), m.checkFiles(files, 0))
 	case Sockets:
 		return errors.Join(m.checkCount(), m.checkFiles(files, m.Count))
+	case Ports:
+		return errors.Join(m.checkPorts(), m.checkFiles(files, 0))
 	case Bind:
 		return errors.Join(m.checkSource(), m.checkFiles(files, 0))
 	case Bound:
@@ -182,6 +185,13 @@ func (m *Message) checkCount() error {
 	}
 	if m.Count < 0 || m.Count > MaxCount {
 		return fmt.Errorf("%s message of %s: count %d: want 0 to %d", m.Kind, m.UID, m.Count, MaxCount)
+	}
+	return nil
+}
+
+func (m *Message) checkPorts() error {
+	if first, last := m.Ports[0], m.Ports[1]; first == 0 || first > last {
+		return fmt.Errorf("%s message of %s: ports %d to %d", m.Kind, m.UID, first, last)
 	}
 	return nil
 }
