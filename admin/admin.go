@@ -45,16 +45,22 @@ var (
 
 // Config is what Run serves.
 type Config struct {
-	// Addr is the TCP address to listen on, HOST:PORT. There is no default:
+	// Addr is the address to listen on: HOST:PORT of TCP, or the path of a unix
+	// socket that is made for our own user alone. There is no default:
 	// who gives an address without a host means to be seen from outside.
 	Addr string
-	// Metrics is a second TCP address, for what comes over a network: only
-	// readiness, liveness and metrics are served there, no profile and no dump.
-	// "" means none.
+	// Metrics is a second address, for what comes over a network or from somebody who is not
+	// trusted: only readiness, liveness and metrics are served there, no profile and no
+	// dump. "" means none.
 	Metrics string
-	// Beside are other processes of the same pod, by name, as HOST:PORT of their own
-	// admin address: their metrics are passed on as /metrics/NAME.
+	// MetricsUID is whose socket Metrics is, if it is a path; 0 or less means our own user's.
+	MetricsUID int
+	// Beside are other processes of the same pod, by name, with the address of their
+	// Metrics: these are passed on as /metrics/NAME.
 	Beside map[string]string
+	// Profiles has Addr serve profiles of the process, which show what it does and cost
+	// it time.
+	Profiles bool
 	// Registry is served at /metrics. nil means an empty one.
 	Registry *prometheus.Registry
 	// Ready says why the process is not ready, nil if it is. It is called per
@@ -69,11 +75,11 @@ type Config struct {
 
 // Validate reports what Run would refuse.
 func (c Config) Validate() error {
-	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
-		return fmt.Errorf("admin address %q: want HOST:PORT: %w", c.Addr, err)
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil && !isPath(c.Addr) {
+		return fmt.Errorf("admin address %q: want HOST:PORT, or a path: %w", c.Addr, err)
 	}
-	if _, _, err := net.SplitHostPort(c.Metrics); err != nil && c.Metrics != "" {
-		return fmt.Errorf("address of metrics %q: want HOST:PORT: %w", c.Metrics, err)
+	if _, _, err := net.SplitHostPort(c.Metrics); err != nil && c.Metrics != "" && !isPath(c.Metrics) {
+		return fmt.Errorf("address of metrics %q: want HOST:PORT, or a path: %w", c.Metrics, err)
 	}
 	return nil
 }
@@ -96,16 +102,17 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return listen(ctx, cfg.Addr, newHandler(cfg), fromHere, cfg.Log) })
+	g.Go(func() error { return listen(ctx, place{cfg.Addr, 0}, newHandler(cfg), fromHere, cfg.Log) })
 	if cfg.Metrics != "" {
-		g.Go(func() error { return listen(ctx, cfg.Metrics, newMetricsHandler(cfg), fromNetwork, cfg.Log) })
+		g.Go(func() error {
+			return listen(ctx, place{cfg.Metrics, cfg.MetricsUID}, newMetricsHandler(cfg), fromNetwork, cfg.Log)
+		})
 	}
 	return g.Wait()
 }
 
-func listen(ctx context.Context, addr string, h http.Handler, lim limits, log *slog.Logger) error {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", addr)
+func listen(ctx context.Context, at place, h http.Handler, lim limits, log *slog.Logger) error {
+	l, err := at.listen(ctx)
 	if err != nil {
 		return fmt.Errorf("listen on admin address: %w", err)
 	}

@@ -8,6 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +24,7 @@ func TestRequests(t *testing.T) {
 	notReady := errors.New("no certificate for default/web yet")
 	h := newHandler(Config{
 		Registry: r,
+		Profiles: true,
 		Ready:    func() error { return notReady },
 		Dump: map[string]func() any{
 			"pods":   func() any { return []string{"default/web"} },
@@ -51,6 +55,53 @@ func TestRequests(t *testing.T) {
 				t.Errorf("got %d %q, want %d with %q", w.Code, w.Body, tt.code, tt.body)
 			}
 		})
+	}
+}
+
+// Profiles are there if they are asked for.
+func TestProfilesAreOffByDefault(t *testing.T) {
+	w := httptest.NewRecorder()
+	newHandler(Config{}).ServeHTTP(w, httptest.NewRequest("GET", "/debug/pprof/heap", nil))
+	if w.Code != 404 {
+		t.Errorf("got %d, want 404", w.Code)
+	}
+}
+
+// A socket is its owner's alone, and a process takes the place of the one before.
+func TestSocketsHaveAnOwner(t *testing.T) {
+	dir := t.TempDir()
+	for range 2 {
+		cfg := Config{Addr: filepath.Join(dir, "admin.sock"), Metrics: filepath.Join(dir, "metrics.sock"), Registry: NewRegistry()}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- Run(ctx, cfg) }()
+		for path, code := range map[string]int{cfg.Addr: 200, cfg.Metrics: 404} {
+			c := &http.Client{Transport: &http.Transport{
+				DisableKeepAlives: true,
+				DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return Dial(ctx, path) },
+			}}
+			var resp *http.Response
+			var err error
+			for end := time.Now().Add(5 * time.Second); time.Now().Before(end); runtime.Gosched() {
+				if resp, err = c.Get("http://it/"); err == nil {
+					break
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if resp.StatusCode != code {
+				t.Errorf("%s: got %d, want %d", path, resp.StatusCode, code)
+			}
+			if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+				t.Errorf("%s: %v, %v: want mode 600", path, st.Mode(), err)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
 	}
 }
 

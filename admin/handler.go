@@ -1,10 +1,12 @@
 package admin
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -19,11 +21,13 @@ func newHandler(cfg Config) http.Handler {
 	mux.HandleFunc("GET /{$}", serveIndex(cfg))
 	handleMetrics(mux, cfg)
 	mux.HandleFunc("GET /dump/{name}", serveDump(cfg))
-	mux.HandleFunc("GET /debug/pprof/", pprof.Index)
-	mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
-	mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
-	mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	if cfg.Profiles {
+		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
+		mux.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
+	}
 	return mux
 }
 
@@ -46,9 +50,12 @@ func handleMetrics(mux *http.ServeMux, cfg Config) {
 // passOn serves the metrics of another process. It asks for nothing else, whatever it
 // is asked.
 func passOn(addr string) http.HandlerFunc {
-	t := &http.Transport{DisableKeepAlives: true, ResponseHeaderTimeout: headerLimit}
+	t := &http.Transport{
+		DisableKeepAlives: true, ResponseHeaderTimeout: headerLimit,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return Dial(ctx, addr) },
+	}
 	return func(w http.ResponseWriter, req *http.Request) {
-		ask, err := http.NewRequestWithContext(req.Context(), http.MethodGet, "http://"+addr+"/metrics", nil)
+		ask, err := http.NewRequestWithContext(req.Context(), http.MethodGet, "http://beside/metrics", nil)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
@@ -67,7 +74,10 @@ func passOn(addr string) http.HandlerFunc {
 
 func serveIndex(cfg Config) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, "/healthz\n/readyz\n/metrics\n/debug/pprof/\n")
+		fmt.Fprint(w, "/healthz\n/readyz\n/metrics\n")
+		if cfg.Profiles {
+			fmt.Fprint(w, "/debug/pprof/\n")
+		}
 		for _, name := range slices.Sorted(maps.Keys(cfg.Dump)) {
 			fmt.Fprintf(w, "/dump/%s\n", name)
 		}

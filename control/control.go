@@ -72,6 +72,8 @@ type Config struct {
 	Listener net.Listener
 	// Admin is HOST:PORT for metrics and dumps. "" means none.
 	Admin string
+	// Profiles has Admin serve profiles of the process, too.
+	Profiles bool
 	// Metrics is HOST:PORT for readiness and metrics alone, if there is an Admin.
 	// "" means none.
 	Metrics string
@@ -223,6 +225,7 @@ func (p *plane) admin(ctx context.Context) error {
 	return admin.Run(ctx, admin.Config{
 		Addr:     p.cfg.Admin,
 		Metrics:  p.cfg.Metrics,
+		Profiles: p.cfg.Profiles,
 		Registry: p.cfg.Registry,
 		Ready:    p.ready,
 		Dump:     map[string]func() any{"status": p.status},

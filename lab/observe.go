@@ -23,6 +23,8 @@ import (
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
+
+	"tacit.dev/admin"
 )
 
 // adminGet reads a page of a process's admin server, which listens on the loopback
@@ -64,9 +66,12 @@ func (c *Cluster) adminOf(process string) (string, dialFunc, error) {
 	if err != nil {
 		return "", nil, err
 	}
-	address := c.teamOf(n).named(&role).admin(role)
+	address := c.teamOf(n).named(&role).admin(n, role)
 	if address == "" {
 		return "", nil, fmt.Errorf("process %q: want control, NODE/agent or NODE/proxy", process)
+	}
+	if role == "agent" {
+		return role, func(ctx context.Context, _, _ string) (net.Conn, error) { return admin.Dial(ctx, address) }, nil
 	}
 	dial := func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		err = n.ns.Do(func() error {

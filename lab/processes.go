@@ -52,7 +52,7 @@ func (c *Cluster) startControl(ctx context.Context) error {
 	command := func() *exec.Cmd {
 		return c.tacit("tacit-control", "control",
 			"--source", string(c.objects), "--state", filepath.Join(c.dir, "state"),
-			"--listen", netip.AddrPortFrom(control4, controlPort).String(), "--admin", controlAdmin,
+			"--listen", netip.AddrPortFrom(control4, controlPort).String(), "--admin", controlAdmin, "--profiles",
 			"--trust-domain", c.options.TrustDomain, "--tokens", filepath.Join(c.dir, "tokens"))
 	}
 	return c.keep(ctx, "control", command, (*exec.Cmd).Start)
@@ -88,14 +88,14 @@ func (c *Cluster) startTeam(ctx context.Context, n *node, p team) error {
 		"--bundle", filepath.Join(c.dir, bundleName),
 	}
 	agent := func() *exec.Cmd {
-		args := append([]string{"agent", "--token", c.token(mesh.Process{Node: n.name, Agent: true}), "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin("agent")}, common...)
+		args := append([]string{"agent", "--token", c.token(mesh.Process{Node: n.name, Agent: true}), "--run", n.dir, "--handle", p.handle(n), "--admin", p.admin(n, "agent"), "--metrics", p.metrics(n), "--profiles"}, common...)
 		if c.rootful() {
 			args = append(args, "--proxy-uid", strconv.Itoa(proxyUser))
 		}
 		return c.tacit("tacit-node", "agent", args...)
 	}
 	proxy := func() *exec.Cmd {
-		args := append([]string{"proxy", "--token", c.token(mesh.Process{Node: n.name}), "--handle", p.handle(n), "--admin", p.admin("proxy"),
+		args := append([]string{"proxy", "--token", c.token(mesh.Process{Node: n.name}), "--handle", p.handle(n), "--admin", p.admin(n, "proxy"), "--agent-metrics", p.metrics(n), "--profiles",
 			"--drain", "0s"}, common...) // a story that wants a drain says how long
 		return c.tacit("tacit-node", "proxy", args...)
 	}

@@ -15,13 +15,18 @@ import (
 type team int
 
 // admin is where a process of the team tells of itself; "" if there is none such.
-func (p team) admin(role string) string {
-	port := map[string]int{"agent": 15020, "proxy": 15021}[role]
-	if port == 0 {
-		return ""
+func (p team) admin(n *node, role string) string {
+	switch role {
+	case "agent":
+		return filepath.Join(n.dir, fmt.Sprintf("admin-%d.sock", p))
+	case "proxy":
+		return fmt.Sprintf("127.0.0.1:%d", 15021+int(p%2)*10)
 	}
-	return fmt.Sprintf("127.0.0.1:%d", port+int(p%2)*10)
+	return ""
 }
+
+// metrics is where the agent of the team tells its proxy of its metrics.
+func (p team) metrics(n *node) string { return filepath.Join(n.dir, fmt.Sprintf("metrics-%d.sock", p)) }
 
 // handle is the socket between the two.
 func (p team) handle(n *node) string {

@@ -25,7 +25,8 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 	f.StringVar(&from.state, "state", "", "with a source folder: `folder` of the CA, of what is announced, and of bundle.pem for the nodes")
 	f.StringVar(&cfg.Listen, "listen", "127.0.0.1:15010", "`HOST:PORT` where nodes connect")
 	f.StringVar(&cfg.Advertise, "advertise", "", "with kubernetes: `HOST:PORT` where other replicas reach --listen (default: an address of this machine)")
-	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:15022", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	f.StringVar(&cfg.Admin, "admin", "127.0.0.1:15022", "`HOST:PORT` of readiness, metrics and dumps")
+	f.BoolVar(&cfg.Profiles, "profiles", false, "serve profiles of this process at --admin, too")
 	f.StringVar(&cfg.Metrics, "metrics", "", "`HOST:PORT` of readiness and metrics alone, for what comes over a network; \"\" is none")
 	f.Func("name", "DNS `name` or IP address by which nodes reach control, besides that of --listen; may be repeated", func(s string) error {
 		cfg.Names = append(cfg.Names, strings.Split(s, ",")...)

@@ -1,12 +1,15 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -21,13 +24,15 @@ import (
 
 // agentFlags are the agent's flags, as given.
 type agentFlags struct {
-	agent  agent.Config
-	node   string
-	dial   xds.DialConfig
-	admin  string
-	exempt string
-	drain  time.Duration
-	log    admin.LogConfig
+	agent    agent.Config
+	node     string
+	dial     xds.DialConfig
+	admin    string
+	metrics  string
+	profiles bool
+	exempt   string
+	drain    time.Duration
+	log      admin.LogConfig
 }
 
 func parseAgentFlags(args []string) (*agentFlags, error) {
@@ -56,7 +61,9 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.agent.Program, "cni-program", "/tacit-cni", "`file` of the plugin, with --cni-bin-dir")
 	s.StringVar(&f.agent.ProgramDir, "cni-bin-dir", "", "`folder` of the node's CNI plugins, to put ours there; \"\" leaves it alone")
 	s.DurationVar(&f.drain, "drain", 0, "how long, after a signal to end, to go on for a proxy that is connected, which may drain; 0 ends at once, and so does a second signal")
-	s.StringVar(&f.admin, "admin", "127.0.0.1:15020", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	s.StringVar(&f.admin, "admin", "", "`path` of a socket, for our own user alone, of readiness, metrics and dumps; admin.sock beside that of --handle if empty")
+	s.StringVar(&f.metrics, "metrics", "", "`path` of a socket of --proxy-uid's, of readiness and metrics alone, which the proxy passes on; metrics.sock beside that of --handle if empty")
+	s.BoolVar(&f.profiles, "profiles", false, "serve profiles of this process at --admin, too")
 	s.DurationVar(&f.agent.CheckInterval, "check-interval", 10*time.Second, "how often rules are read back when nobody seems to have changed them")
 	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
 	s.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
@@ -66,6 +73,9 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	if s.NArg() > 0 || f.node == "" {
 		return nil, fmt.Errorf("agent: want --node, and no arguments (%q)", s.Args())
 	}
+	beside := filepath.Dir(cmp.Or(f.agent.Handle, filepath.Join(f.agent.RunDir, "handle.sock")))
+	f.admin = cmp.Or(f.admin, filepath.Join(beside, "admin.sock"))
+	f.metrics = cmp.Or(f.metrics, filepath.Join(beside, "metrics.sock"))
 	f.agent.Exempt = strings.FieldsFunc(f.exempt, func(r rune) bool { return r == ',' || r == ' ' })
 	return &f, nil
 }
@@ -117,6 +127,9 @@ func (f *agentFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	client := xds.ClientConfig{Conn: conn, Node: f.node, Log: log, Registry: reg}
 	c.pods = xds.NewPodClient(client, a.Apply)
 	c.namespaces = xds.NewNamespaceClient(client, a.ApplyNamespaces)
+	if err := os.MkdirAll(filepath.Dir(f.admin), 0o711); err != nil {
+		return err
+	}
 	ctx, end := context.WithCancel(context.WithoutCancel(asked))
 	defer end()
 	g, ctx := errgroup.WithContext(ctx)
@@ -125,7 +138,8 @@ func (f *agentFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log}) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
-			Addr: f.admin, Registry: reg, Log: log, Ready: func() error { return ready(a, c.pods) },
+			Addr: f.admin, Metrics: f.metrics, MetricsUID: cfg.ProxyUID, Profiles: f.profiles,
+			Registry: reg, Log: log, Ready: func() error { return ready(a, c.pods) },
 			Dump: map[string]func() any{"pods": func() any { return a.Dump() }},
 		})
 	})

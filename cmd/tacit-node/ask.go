@@ -9,17 +9,18 @@ import (
 	"net/http"
 	"strings"
 	"time"
+
+	"tacit.dev/admin"
 )
 
 // askLimit bounds a question: the kubelet's probe of a container waits no longer
 // than its own timeout, and then kills us.
 const askLimit = 5 * time.Second
 
-// runAsk asks the admin address of an agent or proxy, which is on the loopback of
-// its pod: it is the kubelet's probe, as a process in the container.
+// runAsk asks the admin address of an agent or proxy, which nobody else reaches: it is the kubelet's probe, as a process in the container.
 func runAsk(ctx context.Context, args []string) error {
 	s := flag.NewFlagSet("tacit-node ask", flag.ContinueOnError)
-	addr := s.String("admin", "127.0.0.1:15020", "`HOST:PORT` of the agent's or the proxy's --admin")
+	addr := s.String("admin", "/run/tacit/admin.sock", "`address` of the agent's or the proxy's --admin")
 	if err := s.Parse(args); err != nil {
 		return err
 	}
@@ -33,11 +34,12 @@ func runAsk(ctx context.Context, args []string) error {
 
 // ask is nil if the answer is yes. No proxy of the environment is asked.
 func ask(ctx context.Context, addr, what string) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/"+what, nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://process/"+what, nil)
 	if err != nil {
 		return fmt.Errorf("ask %s for %s: %w", addr, what, err)
 	}
-	t := &http.Transport{DialContext: (&net.Dialer{}).DialContext, DisableKeepAlives: true}
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return admin.Dial(ctx, addr) }
+	t := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	resp, err := t.RoundTrip(req)
 	if err != nil {
 		return fmt.Errorf("ask %s for %s: %w", addr, what, err)

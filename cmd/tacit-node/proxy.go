@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,7 +26,8 @@ type proxyFlags struct {
 	proxy          proxy.Config
 	dial           xds.DialConfig
 	admin, metrics string
-	agentAdmin     string
+	agentMetrics   string
+	profiles       bool
 	ttl            time.Duration
 	log            admin.LogConfig
 }
@@ -37,9 +40,10 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.StringVar(&f.dial.TokenFile, "token", "", "`file` with what proves this node's proxy to control")
 	s.StringVar(&f.dial.BundleFile, "bundle", "", "`file` with the roots that control's certificate must lead to")
 	s.StringVar(&f.proxy.Handle, "handle", "/run/tacit/handle.sock", "`path` of the agent's socket")
-	s.StringVar(&f.admin, "admin", "127.0.0.1:15021", "`HOST:PORT` of readiness, metrics, profiles and dumps")
+	s.StringVar(&f.admin, "admin", "127.0.0.1:15021", "`HOST:PORT` of readiness, metrics and dumps")
+	s.BoolVar(&f.profiles, "profiles", false, "serve profiles of this process at --admin, too")
 	s.StringVar(&f.metrics, "metrics", "", "`HOST:PORT` of readiness and metrics alone, for what comes over a network; \"\" is none")
-	s.StringVar(&f.agentAdmin, "agent-admin", "127.0.0.1:15020", "`HOST:PORT` of the agent's --admin, whose metrics --metrics serves as /metrics/agent")
+	s.StringVar(&f.agentMetrics, "agent-metrics", "", "`path` of the agent's --metrics, which --metrics serves as /metrics/agent; metrics.sock beside that of --handle if empty")
 	s.DurationVar(&f.proxy.DialTimeout, "dial-timeout", 10*time.Second, "how long a connection may take to reach its other end")
 	s.DurationVar(&f.proxy.HandshakeTimeout, "handshake-timeout", 10*time.Second, "how long a peer may take for its TLS handshake")
 	s.DurationVar(&f.proxy.AnnounceGrace, "announce-grace", 5*time.Second, "how long a peer and this node may differ on whether a pod is announced; plaintext from a mesh pod waits this long before it is refused")
@@ -57,6 +61,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	if s.NArg() > 0 || f.proxy.Node == "" {
 		return nil, fmt.Errorf("proxy: want --node, and no arguments (%q)", s.Args())
 	}
+	f.agentMetrics = cmp.Or(f.agentMetrics, filepath.Join(filepath.Dir(f.proxy.Handle), "metrics.sock"))
 	return &f, nil
 }
 
@@ -107,8 +112,8 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log}) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
-			Addr: f.admin, Metrics: f.metrics, Registry: reg, Ready: p.Ready, Log: log,
-			Beside: map[string]string{"agent": f.agentAdmin},
+			Addr: f.admin, Metrics: f.metrics, Profiles: f.profiles, Registry: reg, Ready: p.Ready, Log: log,
+			Beside: map[string]string{"agent": f.agentMetrics},
 			Dump: map[string]func() any{
 				"pods":         func() any { return p.Pods() },
 				"certificates": func() any { return keeper.Dump() },
