@@ -141,10 +141,17 @@ func (m *model) objects() {
 		o.Pods = append(o.Pods, &corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: uid, Namespace: "default", UID: types.UID(uid), Labels: map[string]string{kube.LabelMesh: value}},
 			Spec:       corev1.PodSpec{NodeName: nodeOf(uid)},
-			Status:     corev1.PodStatus{PodIP: "10.0.0.1"},
+			Status:     corev1.PodStatus{PodIP: addressOf(uid)},
 		})
 	}
 	m.r.inbox.putObjects(o)
+}
+
+// addressOf is the address of a pod, of which each has its own.
+func addressOf(uid string) string {
+	var place, n int
+	fmt.Sscanf(uid, "p%d-%d", &place, &n)
+	return fmt.Sprintf("10.%d.%d.%d", place, n>>8, n&255)
 }
 
 func nodeOf(uid string) string { return modelNodes[int(uid[1]-'0')%len(modelNodes)] }

@@ -11,8 +11,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 
 	"tacit.dev/control/ca"
+	"tacit.dev/control/kube"
 	"tacit.dev/wire/xds"
 )
 
@@ -70,6 +74,41 @@ func TestMarkedPortsAreTold(t *testing.T) {
 		if (m.server.version != version) != changes {
 			t.Errorf("publication %d after %d: want another one: %v", m.server.version, version, changes)
 		}
+	}
+}
+
+// Another pod's object claims the address of a pod of the mesh. Nobody has it, until the
+// agent of the one says that it holds it.
+func TestAnAgentDecidesAboutAClaim(t *testing.T) {
+	m := newModel(t, false)
+	var o kube.Objects
+	for uid, on := range map[string]string{"p1-1": "on", "p2-2": "off"} {
+		o.Pods = append(o.Pods, &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: uid, Namespace: "default", UID: types.UID(uid), Labels: map[string]string{kube.LabelMesh: on}},
+			Spec:       corev1.PodSpec{NodeName: nodeOf(uid)},
+			Status:     corev1.PodStatus{PodIP: "10.0.0.1"},
+		})
+	}
+	m.r.inbox.putObjects(o)
+	m.reconcile()
+	if s := m.server.latest; len(s.Workloads) != 0 || len(s.Places) != 1 || !s.Places[0].Contested {
+		t.Errorf("%+v and %+v: want a contested address, and no pod there", s.Workloads, s.Places)
+	}
+	if n := testutil.ToFloat64(m.r.metrics.contested); n != 1 {
+		t.Errorf("%v contested addresses are counted: want 1", n)
+	}
+	if c := m.r.roster.pods["p1-1"].condition(m.now, false); c.Reason != kube.Contested {
+		t.Errorf("the pod shows %+v", c)
+	}
+	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Captured})
+	m.reconcile()
+	if s := m.server.latest; len(s.Workloads) != 1 || s.Workloads[0].Name != "p1-1" || !s.Workloads[0].Direct || len(s.Places) != 0 {
+		t.Errorf("%+v and %+v: want the pod that its agent holds", s.Workloads, s.Places)
+	}
+	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Released})
+	m.reconcile()
+	if s := m.server.latest; len(s.Workloads) != 0 || len(s.Places) != 1 {
+		t.Errorf("%+v and %+v: want it contested again", s.Workloads, s.Places)
 	}
 }
 
@@ -139,7 +178,7 @@ func TestStatusIsJSON(t *testing.T) {
 	}
 	delete(got.Pods[0], "since")
 	want := map[string]any{"uid": "p1-1", "namespace": "default", "name": "p1-1", "node": "n2", "identity": "spiffe://lab/ns/default/sa/default",
-		"addresses": []any{"10.0.0.1"}, "wanted": true, "enrolled": true, "captured": false, "unprotected": false, "direct": false, "state": "enrolling",
+		"addresses": []any{"10.1.0.1"}, "wanted": true, "enrolled": true, "captured": false, "unprotected": false, "direct": false, "state": "enrolling",
 		"reason": "the agent of node n2 is not connected"}
 	if diff := cmp.Diff(want, got.Pods[0]); diff != "" {
 		t.Errorf("(-want +got)\n%s", diff)
