@@ -54,6 +54,11 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Registry.MustRegister(given, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "tacit_memory_held_bytes", Help: "Bytes that the Go runtime has from the kernel: in use, or not given back yet.",
 		}, func() float64 { return float64(look().held) }))
+		if _, told := sockets(cgroups); told {
+			cfg.Registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+				Name: "tacit_memory_sockets_bytes", Help: "Bytes in buffers of sockets that the kernel charges to the container of this process.",
+			}, func() float64 { n, _ := sockets(cgroups); return n }))
+		}
 	}
 	tick := time.NewTicker(cfg.Every)
 	defer tick.Stop()
