@@ -44,7 +44,7 @@ race: ## the quick tests again, with the race detector
 	.ci/noskip $(GO) test -vet=off -v -race $(QUICK)
 
 stories: build ## the whole mesh, as stories in a lab
-	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -vet=off -v -count=1 -parallel 1 -timeout 30m ./lab
+	TACIT_BIN=$(CURDIR)/bin .ci/noskip $(GO) test -vet=off -v -count=1 -parallel 2 -timeout 30m ./lab
 
 user-stories: build ## the stories that need no root, as an ordinary user
 	lab/as-user.sh
