@@ -50,6 +50,7 @@ func behaviours() map[string]behaviour {
 		"unread":    resetUnread,
 		"closeonly": closeAtOnce,
 		"urgent":    urgentInLine,
+		"news":      news,
 	}
 }
 
