@@ -252,9 +252,24 @@ func (s *storm) rage() {
 	defer tick.Stop()
 	for until := time.Now().Add(stormFor); time.Now().Before(until); <-tick.C {
 		name := pick(s.dice, names)
-		s.t.Log(name)
+		s.t.Log(time.Now().Format("05.000"), name)
 		s.happened[name]++
 		wrongs[name]()
+	}
+}
+
+// keep leaves a capture that tells of a leak where TACIT_LOGS says.
+func (s *storm) keep(name string) {
+	to := os.Getenv("TACIT_LOGS")
+	if to == "" {
+		return
+	}
+	text, err := os.ReadFile(filepath.Join(s.dir, "run", name))
+	if err == nil {
+		err = os.WriteFile(filepath.Join(to, name), text, 0o644)
+	}
+	if err != nil {
+		s.t.Log(err)
 	}
 }
 
@@ -277,6 +292,7 @@ func (s *storm) end() {
 	for _, n := range []string{"n1", "n2"} {
 		if _, err := s.ask(true, []string{"capture", "grep", n, "the salary of Ada"}); err != nil {
 			s.t.Errorf("uplink of %s: %v", n, err)
+			s.keep(n + ".pcap")
 		}
 		s.do("capture", "stop", n)
 	}
