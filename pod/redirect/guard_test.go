@@ -258,10 +258,73 @@ func TestDrainLeaksNothing(t *testing.T) {
 	})
 }
 
+// While somebody has taken the rules away nothing leaves, and what was captured goes on when
+// they are back.
+func TestFlushedRulesLeakNothing(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		outbound, inbound := w.listen(w.pod, f.loopback, mesh.OutboundPort), w.listen(w.pod, f.any, mesh.InboundPort)
+		atPod := w.listen(w.pod, f.any, 8080)
+		w.listen(w.peer, f.any, 9000)
+		w.apply(Config{})
+		if err := w.kernel.Gated(); err != nil {
+			t.Fatal(err)
+		}
+		wire := w.watch()
+		app := w.dial(w.pod, f.peer, 9000)
+		proxyOut := w.accept(outbound)
+		client := w.dial(w.peer, f.pod, 8080)
+		w.accept(inbound)
+		inner, err := w.inner(f, addrPort(client.LocalAddr()), netip.AddrPortFrom(f.pod, 8080))
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := w.accept(atPod)
+		w.do(w.pod, func() error { return exec.Command("nft", "flush", "ruleset").Run() })
+		for what, c := range map[string]net.Conn{"outgoing": app, "served": served} {
+			if _, err := c.Write([]byte(marker)); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		for _, way := range []struct{ from, to *netns.NS }{{w.pod, w.peer}, {w.peer, w.pod}} {
+			to, port := f.peer, uint16(9000)
+			if way.to == w.pod {
+				to, port = f.pod, 8080
+			}
+			if err := way.from.Do(func() error { return tryFor(300*time.Millisecond, netip.AddrPortFrom(to, port)) }); err == nil {
+				t.Errorf("a connection to %s begins without rules", to)
+			}
+		}
+		wire.clean("without rules")
+		if err := w.kernel.Repair(t.Context(), w.pod, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		for what, c := range map[string]net.Conn{"outgoing": proxyOut, "served": inner} {
+			if n, err := readFull(c, make([]byte, len(marker))); err != nil {
+				t.Errorf("%s, repaired: %d bytes, %v", what, n, err)
+			}
+		}
+		wire.clean("repaired")
+	})
+}
+
+// withoutGate makes it a kernel that has none.
+func (w *world) withoutGate() {
+	w.kernel.gate = func() (*gate, error) { return nil, errors.New("none here") }
+}
+
+func tryFor(limit time.Duration, to netip.AddrPort) error {
+	c, err := net.DialTimeout("tcp", to.String(), limit)
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
 // Rules that were lost and are put back know what is older than the capture, and let
-// nothing pass that began meanwhile.
+// nothing pass that began meanwhile, as it can where the kernel has no gate.
 func TestRepairedKnowsTheOlder(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
+		w.withoutGate()
 		atPeer := w.listen(w.peer, f.any, 9000)
 		old, oldPeer := w.dial(w.pod, f.peer, 9000), w.accept(atPeer)
 		w.apply(Config{})

@@ -25,6 +25,8 @@ type Kernel struct {
 	nft string // path of the nft program
 	// refuse finds out, once, whether the kernel lacks what lets connections wait.
 	refuse func() bool
+	// gate loads, once, the program that stands behind the rules.
+	gate func() (*gate, error)
 	// node is the addresses of the node whose pods these are.
 	node []netip.Addr
 
@@ -51,6 +53,7 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 	}
 	k := &Kernel{nft: nft, node: node, known: make(map[string]digest), pods: make(map[netns.Key]*memory)}
 	k.refuse = sync.OnceValue(func() bool { return !k.hasSocket() })
+	k.gate = k.onceGate()
 	return k, nil
 }
 
@@ -58,12 +61,15 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.scratch == nil {
-		return nil
+	var errs []error
+	if k.scratch != nil {
+		errs = append(errs, k.scratch.Close())
+		k.scratch = nil
 	}
-	ns := k.scratch
-	k.scratch = nil
-	return ns.Close()
+	if g := k.gates(); g != nil {
+		errs = append(errs, g.program.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // Apply gives the namespace exactly the rules of c, whatever it had of ours
@@ -102,7 +108,17 @@ func (k *Kernel) apply(ctx context.Context, ns *netns.NS, c Config, lost bool) e
 	if err != nil {
 		return err
 	}
-	if err := k.swap(ctx, ns, complete, lost); err != nil {
+	// The gate lets leave what the rules of a capture have passed, and those alone mark it.
+	if c.Drain {
+		err = openGates(ns)
+	}
+	if err == nil {
+		err = k.swap(ctx, ns, complete, lost)
+	}
+	if err == nil && !c.Drain {
+		err = k.closeGates(ns)
+	}
+	if err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
 	}
 	return k.Check(ctx, ns, c)
@@ -126,7 +142,7 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 	if got != want {
 		return fmt.Errorf("namespace %d, table inet tacit: %w", ns.Inode(), ErrRules)
 	}
-	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns))
+	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns), k.checkGates(ns, !c.Drain))
 }
 
 // Remove takes away all that Apply made. It is no error if nothing is there.
@@ -134,6 +150,9 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 // still has of them is reset, for it would go on in clear.
 func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
 	err := k.endCaptured(ns)
+	if err == nil {
+		err = openGates(ns)
+	}
 	if err == nil {
 		err = k.load(ctx, ns, release+"add table inet tacit\ndelete table inet tacit\n")
 	}

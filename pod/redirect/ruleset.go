@@ -61,6 +61,7 @@ func ruleset(c Config, in contents) string {
 	b.WriteString(led(c))
 	b.WriteString(inbound(c))
 	b.WriteString(guardOut(captureGuard))
+	fmt.Fprintf(&b, passed, passMark)
 	b.WriteString(guardIn(c))
 	if !c.refuse {
 		fmt.Fprintf(&b, unheard, mesh.InboundPort)
@@ -367,6 +368,15 @@ var captureGuard = fmt.Sprintf(`		meta mark %#x tcp flags & rst == rst accept
 		jump answers
 		counter name outgoing drop
 `, mesh.ResetMark, olderMark)
+
+// passed marks what the guard has let pass, for the gate.
+const passed = `
+	# What has passed the guard may leave by the gate, which stands where a flush of rules does not reach.
+	chain passed {
+		type filter hook postrouting priority 310; policy accept;
+		meta l4proto tcp oifname != "lo" meta mark set %#x
+	}
+`
 
 const drainGuard = `		` + begins + ` accept
 		ip saddr . tcp sport . ip daddr . tcp dport @captured4 counter name outgoing drop
