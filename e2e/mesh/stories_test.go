@@ -48,7 +48,7 @@ const greeting = "welcome"
 // listen.
 func compatPorts() []int {
 	ports := []int{7099}
-	for p := 7000; p <= 7014; p++ {
+	for p := 7000; p <= 7015; p++ {
 		ports = append(ports, p)
 	}
 	return ports

@@ -250,6 +250,9 @@ func (a *Agent) Drain(ctx context.Context) {
 // of its folder or sockets, or a take-over that did not succeed.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.kernel.Close()
+	if err := a.kernel.Gated(); err != nil {
+		a.cfg.Log.Warn("no gates behind the rules of pods", "error", err)
+	}
 	if err := a.makeDir(); err != nil {
 		close(a.ended)
 		return fmt.Errorf("agent: %w", err)

@@ -56,11 +56,14 @@ func examineRules(ctx context.Context, ns *netns.NS) finding.Finding {
 	defer k.Close()
 	if err := k.Apply(ctx, ns, redirect.Config{ExcludeInbound: []uint16{1}}); err != nil {
 		return finding.Finding{What: "rules", Lacks: err.Error(),
-			Remedy: "the kernel needs nf_tables with nat, redirect, fib, connection tracking and its zones: load nf_tables, nft_redir, nft_fib_inet, nft_ct, nf_conntrack, or a newer kernel"}
+			Remedy: "the kernel needs nf_tables with nat, redirect, tproxy, fib, connection tracking and its zones: load nf_tables, nft_redir, nft_tproxy, nft_fib_inet, nft_ct, nf_conntrack, or a newer kernel"}
 	}
 	found := "nftables: redirect, fib, zones, socket"
 	if !k.Waits() {
 		found = "nftables: redirect, fib, zones; no nft_socket, so connections are refused while agent and proxy are both away"
+	}
+	if err := k.Gated(); err != nil {
+		found += "; no gate behind the rules, so a pod that may flush them can send in clear until they are put back: " + err.Error()
 	}
 	return finding.Finding{What: "rules", Found: found}
 }

@@ -346,6 +346,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 	rec, ns, rules, want := p.rec, p.ns, p.rules, p.redirection()
 	var wrong error
 	var ports [2]uint16
+	var counters map[string]uint64
 	p.check = time.Now().Add(a.cfg.CheckInterval*9/10 + rand.N(a.cfg.CheckInterval/5+1))
 	p.checked = time.Now()
 	a.job(ctx, p, func(ctx context.Context) error {
@@ -357,7 +358,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		if rules != capturing && rules != draining {
 			return nil
 		}
-		ports = ephemeralPorts(ns)
+		ports, counters = ephemeralPorts(ns), countersOf(ns)
 		wrong = a.kernel.Check(ctx, ns, want)
 		if wrong == nil {
 			return nil
@@ -365,9 +366,15 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		return a.kernel.Repair(ctx, ns, want)
 	}, func(err error) {
 		a.hearPorts(p, ports)
-		if wrong != nil && !p.gone && ctx.Err() == nil {
+		a.hearGuard(p, counters, time.Now())
+		switch {
+		case wrong == nil:
+			p.wasRight(time.Now())
+		case !p.gone && ctx.Err() == nil:
+			p.wasRepaired(time.Now())
 			a.metrics.repairs.Inc()
-			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err)...)
+			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err, "next_not_before", p.unrest)...)
+			a.calmDown(p)
 		}
 		if err != nil && p.rules == capturing {
 			p.rules = stale
@@ -381,8 +388,15 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 
 // checkSoon has the rules read back again, but not without pause.
 func (a *Agent) checkSoon(p *pod) {
-	if soon := p.checked.Add(restless); soon.Before(p.check) {
+	if soon := p.checked.Add(max(restless, p.unrest)); soon.Before(p.check) {
 		p.check = soon
+	}
+}
+
+// calmDown has the rules of a restless pod read back when it may be at rest again.
+func (a *Agent) calmDown(p *pod) {
+	if calmed := p.repaired.Add(calm * p.unrest); p.isRestless() && calmed.Before(p.check) {
+		p.check = calmed
 	}
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"cmp"
 	"log/slog"
+	"maps"
 	"slices"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,6 +22,7 @@ type metrics struct {
 	repairs     prometheus.Counter
 	requests    *prometheus.CounterVec
 	sockets     prometheus.Counter
+	dropped     *prometheus.CounterVec
 	binds       *prometheus.CounterVec
 	// Of the chain of CNI plugins.
 	chained      prometheus.Gauge
@@ -43,6 +45,8 @@ func newMetrics(r *prometheus.Registry) *metrics {
 			Name: "tacit_agent_cni_requests_total", Help: "Requests of the CNI plugin, by command and result."}, []string{"command", "result"}),
 		sockets: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "tacit_agent_sockets_total", Help: "Sockets handed to the proxy."}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "tacit_agent_guard_dropped_packets_total", Help: "Packets that the guards of the node's pods have dropped, by kind."}, []string{"kind"}),
 		binds: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "tacit_agent_ports_bound_total", Help: "Sockets that the proxy wanted to be bound to a privileged port of a client, by result."}, []string{"result"}),
 		chained: prometheus.NewGauge(prometheus.GaugeOpts{
@@ -51,7 +55,7 @@ func newMetrics(r *prometheus.Registry) *metrics {
 			Name: "tacit_agent_chain_changes_total", Help: "Times that the node's chain of CNI plugins was written."}),
 	}
 	if r != nil {
-		r.MustRegister(m.pods, m.unprotected, m.connected, m.captures, m.repairs, m.requests, m.sockets, m.binds, m.chained, m.chainChanges)
+		r.MustRegister(m.pods, m.unprotected, m.connected, m.captures, m.repairs, m.requests, m.sockets, m.dropped, m.binds, m.chained, m.chainChanges)
 	}
 	return m
 }
@@ -62,7 +66,7 @@ func (m *metrics) count(a *Agent) {
 	unprotected := 0
 	for _, p := range a.pods {
 		n[p.state()]++
-		if p.enrolled() && p.rules != capturing {
+		if p.enrolled() && (p.rules != capturing || p.isRestless()) {
 			unprotected++
 		}
 	}
@@ -133,8 +137,10 @@ type PodStatus struct {
 	Rules     string `json:"rules"`
 	Proxy     string `json:"proxy"`
 	Reason    string `json:"reason,omitempty"`
-	Netns     string `json:"netns"`
-	Inode     uint64 `json:"inode"`
+	// Dropped are the packets that the pod's guard has dropped, by kind.
+	Dropped map[string]uint64 `json:"dropped,omitempty"`
+	Netns   string            `json:"netns"`
+	Inode   uint64            `json:"inode"`
 }
 
 // Dump tells of every pod of the node, ordered by UID. It may be called by
@@ -162,6 +168,10 @@ func (a *Agent) status(p *pod) PodStatus {
 	if !p.isSettled() {
 		s.Reason = p.waitsFor(a.proxy != nil)
 	}
+	if p.isRestless() {
+		s.Reason = p.restlessReason()
+	}
+	s.Dropped = maps.Clone(p.guard.dropped)
 	return s
 }
 

@@ -73,6 +73,12 @@ type pod struct {
 	check time.Time
 	// checked is when that was begun last.
 	checked time.Time
+	// unrest is how long they are left alone after a repair, since somebody changes them again
+	// and again; 0 in quiet times. repaired is when they were put right last.
+	unrest   time.Duration
+	repaired time.Time
+	// guard is what is known of the pod's guard.
+	guard guard
 	// since is when control first wanted what is not so yet.
 	since time.Time
 	// recovering: not yet looked at since the agent began.

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"tacit.dev/pod/cni"
 	"tacit.dev/pod/netns"
@@ -19,7 +20,7 @@ import (
 // agent may run. It goes on after an error, and may be called again. The chain
 // comes first: while it names the plugin, and nobody answers it, no pod begins.
 func Sweep(ctx context.Context, cfg Config) []finding.Finding {
-	unlock, err := lockToSweep(cfg.RunDir)
+	unlock, err := lockToSweep(ctx, cfg.RunDir)
 	if err != nil {
 		return []finding.Finding{{What: "agent", Lacks: err.Error(), Remedy: "end the agent of this node first"}}
 	}
@@ -27,16 +28,23 @@ func Sweep(ctx context.Context, cfg Config) []finding.Finding {
 	return []finding.Finding{sweepChain(cfg), sweepRules(ctx, cfg.Proc), sweepFolder(cfg.RunDir)}
 }
 
-// lockToSweep keeps agents away. Without a folder there was none.
-func lockToSweep(dir string) (func(), error) {
+// sweepPatience is how long an agent that was told to end may go on for its proxy.
+const sweepPatience = 45 * time.Second
+
+// lockToSweep keeps agents away, when the one that may be there has ended. Without a
+// folder there was none.
+func lockToSweep(ctx context.Context, dir string) (unlock func(), err error) {
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return func() {}, nil
 	}
 	a := Agent{cfg: Config{RunDir: dir}}
-	f, err := a.lock()
-	if f == nil && err == nil {
-		err = fmt.Errorf("an agent has the lock of %s", dir)
-	}
+	var f *os.File
+	err = poll(ctx, sweepPatience, func() (err error) {
+		if f, err = a.lock(); f == nil && err == nil {
+			err = fmt.Errorf("an agent has the lock of %s", dir)
+		}
+		return err
+	})
 	return func() { f.Close() }, err
 }
 

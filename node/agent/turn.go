@@ -204,6 +204,8 @@ func (a *Agent) heard(d *door, m handle.Message) {
 func (a *Agent) report(p *pod, now time.Time) {
 	state, reason := p.reported, ""
 	switch {
+	case p.isRestless() && !p.gone:
+		state, reason = xds.Unprotected, p.restlessReason()
 	case p.rules == capturing && !p.gone:
 		state = xds.Captured
 	case p.unprotected(now, a.cfg.ProtectWithin):
