@@ -370,6 +370,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		switch {
 		case wrong == nil:
 			p.wasRight(time.Now())
+			a.calmDown(p)
 		case !p.gone && ctx.Err() == nil:
 			p.wasRepaired(time.Now())
 			a.metrics.repairs.Inc()

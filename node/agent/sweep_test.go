@@ -1,10 +1,12 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"tacit.dev/mesh"
 	"tacit.dev/pod/cni"
@@ -109,17 +111,24 @@ func TestSweepLeavesNothing(t *testing.T) {
 	putProcess(t, c.Proc, 7, "/kubepods/besteffort/pod"+uid+"/"+strings.Repeat("a", 64), path)
 	n.reports.until(t, uid, xds.Captured)
 
-	if l := lacks(Sweep(t.Context(), c)); !strings.HasPrefix(l, "agent: ") {
+	short, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if l := lacks(Sweep(short, c)); !strings.HasPrefix(l, "agent: ") {
 		t.Errorf("with an agent that runs: %q, want that it is refused", l)
 	}
 	isCaptured(t, ns)
-	n.stop()
-	p.kill()
+	ending := make(chan struct{})
+	go func() { // an agent that is about to end is waited for
+		defer close(ending)
+		n.stop()
+		p.kill()
+	}()
 	for range 2 { // it may be called again
 		if l := lacks(Sweep(t.Context(), c)); l != "" {
 			t.Errorf("lacking: %s", l)
 		}
 	}
+	<-ending
 	isClean(t, ns)
 	for _, path := range []string{c.RunDir, filepath.Join(c.Chain.Dir, "00-multus-tacit.conflist"), filepath.Join(c.ProgramDir, cni.PluginType)} {
 		if _, err := os.Stat(path); !os.IsNotExist(err) {
