@@ -136,6 +136,10 @@ var chats = map[string][2]string{
 // begin makes the cluster, and has everybody speak.
 func (s *storm) begin() {
 	s.do("node", "n1", "n2")
+	if err := os.WriteFile(filepath.Join(s.dir, "ranges.yaml"), []byte(ranges), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+	s.do("apply", "ranges.yaml")
 	s.do("label", "namespace", "default", "tacit.dev/mesh=on")
 	s.do("pod", "n1/a", "sa=a", "app=serve news:8080")
 	s.do("pod", "n1/c", "sa=c", "app=serve news:8080")
@@ -151,6 +155,13 @@ func (s *storm) begin() {
 	}
 	s.do("start", "inner", "a", "--", "bash", "-c", forwarding)
 }
+
+// ranges are from where the addresses of services come, as in every cluster.
+const ranges = `apiVersion: networking.k8s.io/v1
+kind: ServiceCIDR
+metadata: {name: kubernetes}
+spec: {cidrs: ["10.31.0.0/16", "fd00:31::/112"]}
+`
 
 // forwarding has a machine within pod a, behind an address of its own, speak to a pod of
 // the mesh: as a container within a pod does.
