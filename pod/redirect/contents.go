@@ -12,7 +12,7 @@ import (
 //	untranslated  what the proxy sends, when nobody knows any more how to translate it
 //	outgoing      to the network, of a connection that is none of those named
 //	incoming      from the network, past the proxy
-//	forwarded     of somebody else, through the pod
+//	forwarded     of somebody else, through the pod; it is reset
 //	link_local    a connection from an IPv6 link-local address; it is reset
 //	source_port   a connection that an application opens from a port that is left alone on
 //	              the way in; it is reset

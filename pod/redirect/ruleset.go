@@ -61,6 +61,7 @@ func ruleset(c Config, in contents) string {
 	b.WriteString(led(c))
 	b.WriteString(inbound(c))
 	b.WriteString(guardOut(captureGuard))
+	fmt.Fprintf(&b, forward, mesh.ResetMark)
 	fmt.Fprintf(&b, passed, passMark)
 	b.WriteString(guardIn(c))
 	if !c.refuse {
@@ -350,6 +351,7 @@ const guardHead = `
 		type filter hook postrouting priority 300; policy accept;
 		meta l4proto != tcp accept
 		oifname "lo" accept
+		iif != 0 accept comment "forwarded: guard_forward has judged it"
 		meta mark %#[1]x counter name reply drop
 		meta l4proto tcp ct status dnat ct direction reply ct reply proto-src %[3]d accept
 		meta l4proto tcp ct status snat ct direction original ct original proto-src %[3]d accept
@@ -368,6 +370,19 @@ var captureGuard = fmt.Sprintf(`		meta mark %#x tcp flags & rst == rst accept
 		jump answers
 		counter name outgoing drop
 `, mesh.ResetMark, olderMark)
+
+// forward stops what is not the pod's own: a container or a machine within it has no listener
+// of ours. Exclusions hold for it, too.
+const forward = `
+	# What the pod forwards for others is reset, unless it is excluded: it would leave in clear.
+	chain guard_forward {
+		type filter hook forward priority 300; policy accept;
+		meta l4proto != tcp accept
+		jump excluded
+		jump excluded_answers
+		meta mark set %#x counter name forwarded meta l4proto tcp reject with tcp reset
+	}
+`
 
 // passed marks what the guard has let pass, for the gate.
 const passed = `
