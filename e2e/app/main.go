@@ -92,7 +92,7 @@ func answer(conn net.Conn) {
 	_, _ = io.Copy(conn, conn) // a client that hangs up is no error
 }
 
-// patience is longer than that of the proxies, which is 10 s.
+// patience bounds a connection. Into silence, a proxy would wait for minutes.
 const patience = 20 * time.Second
 
 func dial(ctx context.Context, address, words string) error {

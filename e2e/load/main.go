@@ -48,7 +48,7 @@ type Result struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// patience is that of whoever asks: longer than that of the proxies.
+// patience is that of whoever asks.
 const patience = 30 * time.Second
 
 func main() {

@@ -48,6 +48,7 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 		}
 		delay = acceptDelayFirst
 		d.accepted.Add(1)
+		d.keepAlive(c)
 		d.start(ctx, all, l, c)
 	}
 }

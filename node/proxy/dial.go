@@ -80,6 +80,7 @@ func (d *pod) dial(ctx context.Context, g *dialling) (*net.TCPConn, error) {
 		if fd, err = d.bind(ctx, fd, g, try); err == nil {
 			var c *net.TCPConn
 			if c, err = connectSocket(ctx, fd, g.to); err == nil {
+				d.keepAlive(c)
 				return c, nil
 			}
 		}

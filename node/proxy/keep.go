@@ -26,6 +26,9 @@ const (
 	keepMost   = 4096
 	keepMostOf = 512
 	keepMostTo = 64
+	// keptAnswer is how long a connection that was kept has to answer, before another one is
+	// made.
+	keptAnswer = 2500 * time.Millisecond
 	// keepTick is how often is looked which ones are kept no longer.
 	keepTick = time.Second
 	// endLimit is how long it may take to say the end of one, which should go at once.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"net/netip"
 	"strconv"
 	"syscall"
 	"time"
@@ -60,15 +61,43 @@ func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64
 	return d.tryAll(ctx, j, r)
 }
 
+// unleased does something that may take minutes and decides nothing, without a lease: the
+// World would not be acknowledged for as long. What was chosen before has to be looked at
+// again.
+func (d *pod) unleased(j *journey, slow func()) {
+	d.p.know.release(j.lease)
+	slow()
+	j.lease = d.p.know.lease()
+}
+
+// bounds are those of one target.
+type bounds struct {
+	// reach is for how long it may be silent, until it is connected and its identity is
+	// proved.
+	reach time.Duration
+	// all ends when it has replied.
+	all time.Duration
+}
+
+// bounds are those of the next of so many targets, when so much time is left. Nobody says
+// how long silence lasts: kube-proxy would stay with one endpoint until the kernel gives
+// up. As long as there is another one, and nothing was sent, that is tried much sooner.
+func (c Config) bounds(targets int, left time.Duration) bounds {
+	if targets == 1 {
+		return bounds{left, left}
+	}
+	return bounds{min(left/time.Duration(targets), c.EndpointTimeout), left}
+}
+
 // tryAll tries the targets until one accepts, or a byte may have been consumed.
-// Each has its share of the time that is left, not counting the wait for a turn.
+// The wait for a turn does not count.
 func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int64, error) {
 	first := firstBytes{conn: j.conn, pool: &d.p.chunks}
 	defer first.release()
 	left := d.p.cfg.DialTimeout
 	for i, t := range r.targets {
 		j.towards(t, r.inside)
-		far, spent, err := d.try(ctx, left/time.Duration(len(r.targets)-i), t, j, &first)
+		far, spent, err := d.try(ctx, d.p.cfg.bounds(len(r.targets)-i, left), t, j, &first)
 		if err == nil {
 			return far, int64(first.n), nil
 		}
@@ -85,11 +114,14 @@ func (d *pod) tryAll(ctx context.Context, j *journey, r route) (relay.Conn, int6
 
 // try goes to one target, within its time, and tells how much of that it took. A pod of
 // the mesh is reached over a connection that is there, or by a handshake when its turn comes.
-func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (far relay.Conn, spent time.Duration, err error) {
+func (d *pod) try(ctx context.Context, within bounds, t target, j *journey, first *firstBytes) (far relay.Conn, spent time.Duration, err error) {
 	began := time.Now()
 	if !t.direct {
-		far, err = d.tryPlain(ctx, within, t, j)
+		far, err = d.tryPlain(ctx, within.reach, t, j)
 		return far, time.Since(began), err
+	}
+	if !d.isThere(t, j.lease.world) { // the target before took its time
+		return nil, 0, errOutdated
 	}
 	far, err = d.tryKept(ctx, within, t, j, first)
 	spent = time.Since(began)
@@ -108,7 +140,7 @@ func (d *pod) try(ctx context.Context, within time.Duration, t target, j *journe
 
 // awaitTurn returns when tn holds a slot, or what is carried by a connection to t that was
 // kept meanwhile. The wait is long: it holds no lease, and afterwards t has to be there still.
-func (d *pod) awaitTurn(ctx context.Context, within time.Duration, tn *turn, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+func (d *pod) awaitTurn(ctx context.Context, within bounds, tn *turn, t target, j *journey, first *firstBytes) (relay.Conn, error) {
 	if tn.isHeld() {
 		return nil, nil
 	}
@@ -116,9 +148,9 @@ func (d *pod) awaitTurn(ctx context.Context, within time.Duration, tn *turn, t t
 	defer unwatch()
 	for {
 		kept, forget := d.idle.wish(destinationOf(t))
-		d.p.know.release(j.lease)
-		pc, err := tn.await(ctx, gone, kept)
-		j.lease = d.p.know.lease()
+		var pc *peerConn
+		var err error
+		d.unleased(j, func() { pc, err = tn.await(ctx, gone, kept) })
 		forget()
 		if err == nil && !d.isThere(t, j.lease.world) {
 			err = errOutdated
@@ -166,29 +198,27 @@ func (j *journey) towards(t target, inside bool) {
 func (d *pod) tryPlain(ctx context.Context, within time.Duration, t target, j *journey) (relay.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
-	c, err := d.dial(ctx, &dialling{to: t.addr})
+	var c *net.TCPConn
+	var err error
+	d.unleased(j, func() { c, err = d.dial(ctx, &dialling{to: t.addr}) })
 	j.place.leave()
 	if err != nil {
 		return nil, err
 	}
 	// Every node knows a pod before its application begins: if that answers and was not
 	// known when it was dialled, it is known by now.
-	if d.hasBegun(t) {
+	if d.isDirect(t.addr, j.lease.world) {
 		c.Close()
 		return nil, errOutdated
 	}
 	return relay.TCP(c), nil
 }
 
-// hasBegun reports whether another pod is known at t than when it was chosen, which is
-// reached by direct.
-func (d *pod) hasBegun(t target) bool {
-	now := d.p.know.world().Workload(t.addr.Addr())
-	if now == nil || t.workload != nil && t.workload.UID == now.UID {
-		return false
-	}
+// isDirect reports whether a pod is at addr in w that is reached by direct.
+func (d *pod) isDirect(addr netip.AddrPort, w *mesh.World) bool {
+	now := w.Workload(addr.Addr())
 	f := d.facts.Load()
-	return f.caller.target(t.addr, now).direct
+	return now != nil && f.caller.target(addr, now).direct
 }
 
 // finalError is one after which no other target may be tried.
@@ -196,17 +226,17 @@ type finalError struct{ error }
 
 func (e *finalError) Unwrap() error { return e.error }
 
-// keptShare is the part of a target's time that a kept connection has to answer in.
-const keptShare = 4
+// kept is how long a connection that was kept has to answer.
+func (b bounds) kept() time.Duration { return min(b.all/4, keptAnswer) }
 
 // tryKept goes to a pod of the mesh over a connection that is there already. It returns
 // nil if there is none that the peer has kept too.
-func (d *pod) tryKept(ctx context.Context, within time.Duration, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+func (d *pod) tryKept(ctx context.Context, within bounds, t target, j *journey, first *firstBytes) (relay.Conn, error) {
 	own, err := d.leaf()
 	if err != nil {
 		return nil, nil // to dial tells why
 	}
-	for end := time.Now().Add(within / keptShare); time.Now().Before(end); {
+	for end := time.Now().Add(within.kept()); time.Now().Before(end); {
 		pc := d.idle.take(destinationOf(t), own)
 		if pc == nil {
 			return nil, nil
@@ -221,15 +251,15 @@ func (d *pod) tryKept(ctx context.Context, within time.Duration, t target, j *jo
 // ask goes over pc, and returns nil if the peer has not kept it: as long as that has not
 // replied, nothing of the application was sent, so whatever is wrong with a kept connection,
 // another one will do. No reply: it is forgotten on the way, or its last bytes are still being read.
-func (d *pod) ask(ctx context.Context, within time.Duration, pc *peerConn, j *journey, first *firstBytes) (relay.Conn, error) {
-	answer, cancel := context.WithTimeout(ctx, within/keptShare)
+func (d *pod) ask(ctx context.Context, within bounds, pc *peerConn, j *journey, first *firstBytes) (relay.Conn, error) {
+	answer, cancel := context.WithTimeout(ctx, within.kept())
 	defer cancel()
 	reply, err := pc.Next(answer, d.hello(j))
 	if err == nil {
 		j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
 	}
 	if err == nil && reply.Status == direct.StatusOK {
-		return pc, first.follow(pc, time.Now().Add(within))
+		return pc, first.follow(pc, time.Now().Add(within.all))
 	}
 	leave(pc)
 	if err == nil {
@@ -240,11 +270,13 @@ func (d *pod) ask(ctx context.Context, within time.Duration, pc *peerConn, j *jo
 
 // tryDirect dials a pod of the mesh: TLS to exactly the identity that the World
 // names, or nothing.
-func (d *pod) tryDirect(ctx context.Context, within time.Duration, tn *turn, t target, j *journey, first *firstBytes) (relay.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, within)
+func (d *pod) tryDirect(ctx context.Context, within bounds, tn *turn, t target, j *journey, first *firstBytes) (relay.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, within.all)
+	defer cancel()
+	reach, cancel := context.WithTimeout(ctx, within.reach)
 	defer cancel()
 	said := false // something of the application may be on its way
-	pc, err := d.handshake(ctx, tn, t, j, func() ([]byte, error) {
+	pc, err := d.handshake(reach, tn, t, j, func() ([]byte, error) {
 		p, err := first.bytes()
 		said = len(p) > 0 || err != nil
 		return p, err
@@ -256,7 +288,8 @@ func (d *pod) tryDirect(ctx context.Context, within time.Duration, tn *turn, t t
 		return nil, err
 	}
 	j.flow.Resumed = pc.Peer().Resumed
-	reply, err := pc.AwaitReply(ctx)
+	var reply direct.Reply
+	d.unleased(j, func() { reply, err = pc.AwaitReply(ctx) })
 	if err == nil && reply.Status == direct.StatusOK {
 		return pc, nil
 	}
@@ -302,14 +335,21 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 	if d.awaitsTLS(t, j.lease.world) {
 		ports = directPorts
 	}
-	dial := func(ctx context.Context) (*net.TCPConn, error) {
-		return tn.dial(ctx, func(ctx context.Context) (*net.TCPConn, error) {
-			defer j.place.leave()
-			return d.dial(ctx, &dialling{from: own, to: t.addr, ports: ports})
+	connect := func(ctx context.Context) (c *net.TCPConn, err error) {
+		d.unleased(j, func() {
+			c, err = tn.dial(ctx, func(ctx context.Context) (*net.TCPConn, error) {
+				defer j.place.leave()
+				return d.dial(ctx, &dialling{from: own, to: t.addr, ports: ports})
+			})
 		})
+		if err == nil && !d.isThere(t, j.lease.world) {
+			c.Close()
+			return nil, errOutdated
+		}
+		return c, err
 	}
 	cfg := d.p.cfg.TLS.Client(leaf, t.workload.ID, t.addr.Addr().String())
-	c, err := direct.Dial(ctx, dial, cfg, d.hello(j), first)
+	c, err := direct.Dial(ctx, direct.Way{Connect: connect, Limit: d.p.cfg.HandshakeTimeout}, cfg, d.hello(j), first)
 	if err != nil {
 		return nil, err
 	}

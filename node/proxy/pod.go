@@ -71,6 +71,8 @@ type pod struct {
 	// announced is when the pod was first seen to be announced, in Unix
 	// nanoseconds; 0 while it is not.
 	announced atomic.Int64
+	// alive is what connections have for keepalive; nil until the first one.
+	alive atomic.Pointer[alive]
 	// facts may be replaced by a newer message of the agent.
 	facts atomic.Pointer[facts]
 

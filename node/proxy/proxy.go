@@ -56,8 +56,14 @@ type Config struct {
 
 	// DialTimeout bounds the way from an accepted connection to the other
 	// side's reply, or to the application, without the wait for its turn (see
-	// MaxHandshakes). Default 10 s.
+	// MaxHandshakes). Default 150 s: it is the kernel that gives up, after as many SYNs
+	// as the pod's settings say (tcp_syn_retries; 127 s).
 	DialTimeout time.Duration
+	// EndpointTimeout bounds how long an endpoint of a Service may be silent before the
+	// next one is tried. Default 5 s.
+	EndpointTimeout time.Duration
+	// KeepAlive is for all connections.
+	KeepAlive KeepAlive
 	// HandshakeTimeout bounds how long a peer may take for its handshake. Default 10 s.
 	HandshakeTimeout time.Duration
 	// LookLimit bounds how long a connection that may be TLS is looked at
@@ -96,7 +102,8 @@ type Config struct {
 
 // withDefaults fills what was left out.
 func (c Config) withDefaults() Config {
-	c.DialTimeout = orDefault(c.DialTimeout, 10*time.Second)
+	c.DialTimeout = orDefault(c.DialTimeout, 150*time.Second)
+	c.EndpointTimeout = orDefault(c.EndpointTimeout, 5*time.Second)
 	c.HandshakeTimeout = orDefault(c.HandshakeTimeout, 10*time.Second)
 	c.LookLimit = orDefault(c.LookLimit, 200*time.Millisecond)
 	c.ReadyTimeout = orDefault(c.ReadyTimeout, 10*time.Second)
@@ -135,6 +142,9 @@ func (c Config) validate() error {
 	if c.MaxHandshakes < 0 || c.MaxConnectionsPerPod < 0 {
 		errs = append(errs, fmt.Errorf("limits of %d handshakes and %d connections: want none below 0",
 			c.MaxHandshakes, c.MaxConnectionsPerPod))
+	}
+	if k := c.KeepAlive; k.Idle < 0 || k.Interval < 0 || k.Probes < 0 || k.Probes > 127 {
+		errs = append(errs, fmt.Errorf("keepalive after %s, each %s, %d probes: want none below 0, and at most 127 probes", k.Idle, k.Interval, k.Probes))
 	}
 	return errors.Join(errs...)
 }

@@ -99,25 +99,40 @@ func (o opening) bytes() ([]byte, error) {
 	return append(b, p...), err
 }
 
-// Dial is Client on a connection that dial makes, and is cheaper where there is a
-// session to resume. It calls dial a second time if the server turns out not to
+// Way is how Dial gets to the server.
+type Way struct {
+	// Connect makes the connection of TCP.
+	Connect func(context.Context) (*net.TCPConn, error)
+	// Limit bounds the handshake that follows: who answers at all answers soon, while
+	// a SYN may be sent for minutes. 0 means that only ctx does.
+	Limit time.Duration
+}
+
+// Dial is Client on a connection that way makes, and is cheaper where there is a
+// session to resume. It connects a second time if the server turns out not to
 // know the session any more, which happens once after it was restarted or has
 // renewed its certificate. What first gives goes along with the preamble. The errors
-// are those of dial, as they are, and of Client.
-func Dial(ctx context.Context, dial func(context.Context) (*net.TCPConn, error), cfg *tls.Config, h Hello, first First) (*Conn, error) {
-	c, err := dial(ctx)
-	if err != nil {
-		return nil, err
-	}
+// are those of Connect, as they are, and of Client.
+func Dial(ctx context.Context, way Way, cfg *tls.Config, h Hello, first First) (*Conn, error) {
 	say := opening{h, first}
-	conn, err := client(ctx, c, cfg, say, side{client: true, own: ownRecords(), quick: true})
+	conn, err := way.open(ctx, cfg, say, side{client: true, own: ownRecords(), quick: true})
 	if !errors.Is(err, errStale) {
 		return conn, err
 	}
-	if c, err = dial(ctx); err != nil {
+	return way.open(ctx, cfg, say, side{client: true, own: ownRecords()})
+}
+
+func (w Way) open(ctx context.Context, cfg *tls.Config, say opening, o side) (*Conn, error) {
+	c, err := w.Connect(ctx)
+	if err != nil {
 		return nil, err
 	}
-	return client(ctx, c, cfg, say, side{client: true, own: ownRecords()})
+	if w.Limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, w.Limit)
+		defer cancel()
+	}
+	return client(ctx, c, cfg, say, o)
 }
 
 func client(ctx context.Context, c *net.TCPConn, cfg *tls.Config, say opening, o side) (*Conn, error) {

@@ -61,7 +61,7 @@ func TestDial(t *testing.T) {
 	for _, r := range rows {
 		r.before()
 		dials = 0
-		c, err := Dial(soon(t), dial, w.clientConfig(), Hello{}, nil)
+		c, err := Dial(soon(t), Way{Connect: dial}, w.clientConfig(), Hello{}, nil)
 		must(t, err)
 		_, err = c.AwaitReply(soon(t))
 		must(t, err)
@@ -82,7 +82,7 @@ func TestDial(t *testing.T) {
 func TestDialErrors(t *testing.T) {
 	w := newWorld(t)
 	want := errors.New("no route")
-	_, err := Dial(soon(t), func(context.Context) (*net.TCPConn, error) { return nil, want }, w.clientConfig(), Hello{}, nil)
+	_, err := Dial(soon(t), Way{Connect: func(context.Context) (*net.TCPConn, error) { return nil, want }}, w.clientConfig(), Hello{}, nil)
 	if err != want {
 		t.Errorf("%v: want %v", err, want)
 	}
