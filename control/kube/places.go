@@ -45,9 +45,7 @@ func (b *builder) places(o Objects) {
 		}
 	}
 	for _, p := range b.result.Places {
-		for _, r := range p.Ranges {
-			b.ranges = append(b.ranges, r)
-		}
+		b.ranges = append(b.ranges, p.Ranges...)
 	}
 }
 
