@@ -43,7 +43,11 @@ type Flow struct {
 	// Dialled is what the application asked for, DestinationAddr where it led.
 	Dialled         netip.AddrPort
 	DestinationAddr netip.AddrPort
-	Security        Security
+	// Security is how it crossed the network, or was to cross it if it was refused before.
+	Security Security
+	// SourceID and DestinationID are the identities that were proved on this connection, zero
+	// where nothing was. Source and Destination are only whom the World has at the addresses.
+	SourceID, DestinationID ID
 	// Resumed says that the TLS session was.
 	Resumed bool
 	// Kept says that it went over a TLS connection that had carried another one before.

@@ -136,6 +136,7 @@ func (d *pod) admitDirect(ctx context.Context, j *journey, w *mesh.World) (relay
 func (d *pod) admit(ctx context.Context, j *journey, w *mesh.World, pc *peerConn, hello direct.Hello) (relay.Conn, error) {
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
 	j.near, j.flow.Resumed = pc, pc.Peer().Resumed
+	j.flow.SourceID, j.flow.DestinationID = pc.Peer().ID, d.id
 	app, err := d.admitPeer(ctx, j, w, pc.Peer().ID, hello)
 	pc.SetWriteDeadline(time.Now().Add(d.p.cfg.HandshakeTimeout)) // relay lifts it
 	if err != nil {

@@ -184,6 +184,7 @@ func (j *journey) towards(t target, inside bool) {
 	j.flow.Destination, j.flow.DestinationAddr = t.workload, t.addr
 	j.flow.Security, j.kind = mesh.Plaintext, outside
 	j.flow.Kept, j.flow.Resumed = false, false
+	j.flow.SourceID, j.flow.DestinationID = mesh.ID{}, mesh.ID{}
 	switch {
 	case t.direct:
 		j.flow.Security, j.kind = mesh.MutualTLS, mutual
@@ -248,6 +249,12 @@ func (d *pod) tryKept(ctx context.Context, within bounds, t target, j *journey, 
 	return nil, nil
 }
 
+// prove notes what the handshake of pc has proved, which led to another pod.
+func (j *journey) prove(pc *peerConn) {
+	j.flow.SourceID, j.flow.DestinationID = j.d.id, pc.Peer().ID
+	j.flow.Resumed = pc.Peer().Resumed
+}
+
 // ask goes over pc, and returns nil if the peer has not kept it: as long as that has not
 // replied, nothing of the application was sent, so whatever is wrong with a kept connection,
 // another one will do. No reply: it is forgotten on the way, or its last bytes are still being read.
@@ -256,7 +263,8 @@ func (d *pod) ask(ctx context.Context, within bounds, pc *peerConn, j *journey, 
 	defer cancel()
 	reply, err := pc.Next(answer, d.hello(j))
 	if err == nil {
-		j.flow.Kept, j.flow.Resumed = true, pc.Peer().Resumed
+		j.flow.Kept = true
+		j.prove(pc)
 	}
 	if err == nil && reply.Status == direct.StatusOK {
 		return pc, first.follow(pc, time.Now().Add(within.all))
@@ -287,7 +295,7 @@ func (d *pod) tryDirect(ctx context.Context, within bounds, tn *turn, t target, 
 	if err != nil {
 		return nil, err
 	}
-	j.flow.Resumed = pc.Peer().Resumed
+	j.prove(pc)
 	var reply direct.Reply
 	d.unleased(j, func() { reply, err = pc.AwaitReply(ctx) })
 	if err == nil && reply.Status == direct.StatusOK {

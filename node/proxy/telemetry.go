@@ -143,8 +143,8 @@ func keyOf(f *mesh.Flow) seriesKey {
 		reporter:    f.Reporter,
 		security:    f.Security,
 		flags:       f.Flags,
-		source:      partyOf(f.Source, f.Security),
-		destination: partyOf(f.Destination, f.Security),
+		source:      partyOf(f.Source, f.SourceID),
+		destination: partyOf(f.Destination, f.DestinationID),
 	}
 	if s := f.Service; s != nil {
 		k.service, k.serviceName, k.serviceNamespace = s.Hostname, s.Name, s.Namespace
@@ -152,24 +152,18 @@ func keyOf(f *mesh.Flow) seriesKey {
 	return k
 }
 
-// partyOf names a principal only if it was proved on this connection.
-func partyOf(w *mesh.Workload, security mesh.Security) party {
+// partyOf is w with the identity that was proved.
+func partyOf(w *mesh.Workload, proved mesh.ID) party {
+	p := party{principal: proved}
 	if w == nil {
-		return party{}
+		return p
 	}
-	p := party{
-		workload:          w.OwnerName,
-		namespace:         w.Namespace,
-		canonicalName:     w.CanonicalName,
-		canonicalRevision: w.CanonicalRevision,
-		cluster:           w.Cluster,
-	}
+	p.workload = w.OwnerName
 	if p.workload == "" {
 		p.workload = w.Name
 	}
-	if security == mesh.MutualTLS {
-		p.principal = w.ID
-	}
+	p.namespace, p.cluster = w.Namespace, w.Cluster
+	p.canonicalName, p.canonicalRevision = w.CanonicalName, w.CanonicalRevision
 	return p
 }
 
@@ -204,8 +198,8 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 	}
 	attrs := make([]slog.Attr, 0, 22)
 	attrs = append(attrs, slog.String("reporter", string(f.Reporter)), slog.String("security", string(f.Security)))
-	attrs = appendParty(attrs, [3]string{"src", "src_pod", "src_addr"}, f.Source, f.SourceAddr)
-	attrs = appendParty(attrs, [3]string{"dst", "dst_pod", "dst_addr"}, f.Destination, f.DestinationAddr)
+	attrs = appendParty(attrs, [3]string{"src", "src_pod", "src_addr"}, f.SourceID, f.Source, f.SourceAddr)
+	attrs = appendParty(attrs, [3]string{"dst", "dst_pod", "dst_addr"}, f.DestinationID, f.Destination, f.DestinationAddr)
 	if f.Service != nil {
 		attrs = append(attrs, slog.String("service", f.Service.Key()))
 	}
@@ -240,10 +234,14 @@ func appendPorts(attrs []slog.Attr, f *mesh.Flow) []slog.Attr {
 	return attrs
 }
 
-// appendParty says who, which pod, and where; keys name the three.
-func appendParty(attrs []slog.Attr, keys [3]string, w *mesh.Workload, addr netip.AddrPort) []slog.Attr {
-	if w != nil {
-		attrs = append(attrs, slog.String(keys[0], w.ID.String()), slog.String(keys[1], w.Namespace+"/"+w.Name))
+// appendParty says who was proved, which pod the World has at the address, and where; keys
+// name the three.
+func appendParty(attrs []slog.Attr, keys [3]string, proved mesh.ID, w *mesh.Workload, addr netip.AddrPort) []slog.Attr {
+	if !proved.IsZero() {
+		attrs = append(attrs, slog.String(keys[0], proved.String()))
+	}
+	if w != nil && w.Name != "" {
+		attrs = append(attrs, slog.String(keys[1], w.Namespace+"/"+w.Name))
 	}
 	if addr.IsValid() {
 		attrs = append(attrs, slog.String(keys[2], addr.String()))

@@ -39,6 +39,8 @@ func telemetryFlow() *mesh.Flow {
 		Dialled:         netip.MustParseAddrPort("10.31.0.9:80"),
 		DestinationAddr: netip.MustParseAddrPort("10.30.2.2:8080"),
 		Security:        mesh.MutualTLS,
+		SourceID:        mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "client"},
+		DestinationID:   mesh.ID{TrustDomain: "lab", Namespace: "shop", ServiceAccount: "web"},
 		Opened:          opened,
 		Closed:          opened.Add(1500 * time.Millisecond),
 		Sent:            3,
@@ -93,12 +95,60 @@ func TestTelemetryMetrics(t *testing.T) {
 	}
 }
 
-// Over plaintext nobody proved to be anybody, whatever the World says.
+// Only what was proved on this connection is named as an identity, whatever the World says
+// of who is at an address; by both reporters, in metrics and in the log.
+func TestTelemetryNamesOnlyProvenIdentities(t *testing.T) {
+	client := mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "client"}
+	web := mesh.ID{TrustDomain: "lab", Namespace: "shop", ServiceAccount: "web"}
+	other := mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "other"}
+	for name, tt := range map[string]struct {
+		security            mesh.Security
+		source, destination mesh.ID // proved
+	}{
+		"plaintext":                        {mesh.Plaintext, mesh.ID{}, mesh.ID{}},
+		"a handshake that failed":          {mesh.MutualTLS, mesh.ID{}, mesh.ID{}},
+		"both":                             {mesh.MutualTLS, client, web},
+		"another one than the World names": {mesh.MutualTLS, other, web},
+	} {
+		for _, reporter := range []mesh.Reporter{mesh.BySource, mesh.ByDestination} {
+			t.Run(name+" by "+string(reporter), func(t *testing.T) {
+				var b bytes.Buffer
+				reg := prometheus.NewRegistry()
+				tel := newTelemetry(reg, slog.New(slog.NewTextHandler(&b, nil)))
+				f := telemetryFlow()
+				f.Reporter, f.Security, f.SourceID, f.DestinationID = reporter, tt.security, tt.source, tt.destination
+				tel.Opened(f)
+				tel.Closed(f)
+				metrics := gathered(t, reg)
+				for _, p := range []struct {
+					label, key string
+					id         mesh.ID
+				}{{"source_principal", " src=", tt.source}, {"destination_principal", " dst=", tt.destination}} {
+					principal := p.id.String()
+					if p.id.IsZero() {
+						principal = "unknown"
+					}
+					if want := p.label + `="` + principal + `"`; !strings.Contains(metrics, want) {
+						t.Errorf("no %s in:\n%s", want, metrics)
+					}
+					if has := strings.Contains(b.String(), p.key); has == p.id.IsZero() || has && !strings.Contains(b.String(), p.key+principal+" ") {
+						t.Errorf("want %s%s in:\n%s", p.key, p.id, b.String())
+					}
+				}
+				if !strings.Contains(b.String(), "src_pod=default/client-1") || !strings.Contains(b.String(), "dst_pod=shop/web-1") {
+					t.Errorf("no pods in:\n%s", b.String())
+				}
+			})
+		}
+	}
+}
+
 func TestTelemetryPlaintextHasNoPrincipal(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	tel := newTelemetry(reg, nil)
 	f := telemetryFlow()
 	f.Security, f.Source, f.Flags = mesh.Plaintext, nil, "UF"
+	f.SourceID, f.DestinationID = mesh.ID{}, mesh.ID{}
 	tel.Opened(f)
 	tel.Closed(f)
 	got := gathered(t, reg)
