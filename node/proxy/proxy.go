@@ -265,7 +265,8 @@ func (p *Proxy) trimSockets(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case now := <-tick.C:
+			p.tell.trim(now)
 			for _, d := range p.list() {
 				d.sockets4.trim()
 				d.sockets6.trim()

@@ -182,6 +182,45 @@ func TestTelemetryIsBounded(t *testing.T) {
 	}
 }
 
+// Services that come and go by the thousand leave nothing behind, and take no room from
+// those that are there.
+func TestTelemetryForgetsWhatIsGone(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	tel := newTelemetry(reg, nil)
+	stays := telemetryFlow() // one long connection
+	tel.Opened(stays)
+	now := stays.Opened
+	for i := range 5000 {
+		now = now.Add(50 * time.Millisecond)
+		f := telemetryFlow()
+		f.Service = &mesh.Service{Namespace: "shop", Name: fmt.Sprint("s-", i), Hostname: fmt.Sprint("s-", i, ".shop")}
+		f.Opened, f.Closed = now, now
+		tel.Opened(f)
+		tel.Closed(f)
+	}
+	if n := len(tel.series); n > maxSeries {
+		t.Errorf("%d label sets, want %d at most", n, maxSeries)
+	}
+	got := gathered(t, reg)
+	for _, want := range []string{"tacit_metric_series_refused_total 0\n", `destination_service_name="s-4999"`} {
+		if !strings.Contains(got, want) {
+			t.Errorf("no %s", want)
+		}
+	}
+	if strings.Contains(got, `destination_service_name="s-0"`) {
+		t.Error("the first one still has its room")
+	}
+	tel.trim(now.Add(seriesIdle))
+	if n := len(tel.series); n != 1 {
+		t.Errorf("%d label sets are left, want that of the open connection", n)
+	}
+	stays.Closed = now
+	tel.Closed(stays)
+	if got := gathered(t, reg); strings.Count(got, "istio_tcp_connections_opened_total{") != 1 || strings.Contains(got, "s-4999") {
+		t.Errorf("left:\n%s", got)
+	}
+}
+
 func TestTelemetryAccessLog(t *testing.T) {
 	var b bytes.Buffer
 	noTime := func(_ []string, a slog.Attr) slog.Attr {
@@ -209,7 +248,7 @@ func TestTelemetryAccessLog(t *testing.T) {
 func TestTelemetryAllocatesNothingForKnownSeries(t *testing.T) {
 	tel, f := newTelemetry(nil, nil), telemetryFlow()
 	tel.Opened(f)
-	if n := testing.AllocsPerRun(100, func() { tel.of(keyOf(f)).opened.Inc() }); n > 0 {
+	if n := testing.AllocsPerRun(100, func() { tel.of(keyOf(f), f.Opened).opened.Inc() }); n > 0 {
 		t.Errorf("%v allocations per connection, want none", n)
 	}
 }
