@@ -13,10 +13,11 @@ import (
 )
 
 // drainingPair is a pair whose client's proxy may drain for that long.
-func drainingPair(t *testing.T, most time.Duration) (n *node, client, server *testPod) {
+// quiet is DrainQuiet, 0 for the node's own.
+func drainingPair(t *testing.T, most, quiet time.Duration) (n *node, client, server *testPod) {
 	c := newCluster(t)
 	client, server = c.pod("client"), c.pod("server")
-	n1, n2 := c.node(func(cfg *Config) { cfg.Drain = most }), c.node(nil)
+	n1, n2 := c.node(func(cfg *Config) { cfg.Drain, cfg.DrainQuiet = most, orDefault(quiet, cfg.DrainQuiet) }), c.node(nil)
 	n1.enrol(client)
 	n2.enrol(server)
 	server.serve(1, echo)
@@ -35,7 +36,7 @@ func (n *node) drain(ctx context.Context) <-chan struct{} {
 }
 
 func TestAProxyThatDrainsServesUntilNobodyNeedsIt(t *testing.T) {
-	n, client, server := drainingPair(t, time.Hour)
+	n, client, server := drainingPair(t, time.Hour, 0)
 	kept := mustDial(t, client, server.at(false, 1))
 	say(t, kept, "kept for the next one")
 	kept.Close()
@@ -62,7 +63,7 @@ func TestAProxyThatDrainsServesUntilNobodyNeedsIt(t *testing.T) {
 
 // At last it accepts nothing, so that nothing is reset that has just begun.
 func TestAProxyThatDrainsEndsWhenItsTimeIsOver(t *testing.T) {
-	n, client, server := drainingPair(t, time.Second)
+	n, client, server := drainingPair(t, time.Second, 0)
 	conn := mustDial(t, client, server.at(false, 1))
 	say(t, conn, "before")
 	done := n.drain(t.Context())
@@ -87,8 +88,7 @@ func TestAProxyThatDrainsEndsWhenItsTimeIsOver(t *testing.T) {
 
 // When another proxy serves the pods, only what is open is waited for.
 func TestAProxyThatHasYieldedEndsWithItsLastConnection(t *testing.T) {
-	n, client, server := drainingPair(t, time.Hour)
-	n.proxy.cfg.DrainQuiet = time.Hour
+	n, client, server := drainingPair(t, time.Hour, time.Hour)
 	conn := mustDial(t, client, server.at(false, 1))
 	say(t, conn, "before")
 	n.agent.send(handle.Yield, client.name)
@@ -103,7 +103,7 @@ func TestAProxyThatHasYieldedEndsWithItsLastConnection(t *testing.T) {
 }
 
 func TestASecondSignalEndsADrain(t *testing.T) {
-	n, client, server := drainingPair(t, time.Hour)
+	n, client, server := drainingPair(t, time.Hour, 0)
 	say(t, mustDial(t, client, server.at(false, 1)), "before")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := n.drain(ctx)
@@ -114,7 +114,7 @@ func TestASecondSignalEndsADrain(t *testing.T) {
 // Whoever has a listener last resets nothing when it goes: what has come is served, and what
 // comes then is not answered, and comes again.
 func TestTheLastToHaveAListenerResetsNothing(t *testing.T) {
-	n, client, server := drainingPair(t, time.Second)
+	n, client, server := drainingPair(t, time.Second, 0)
 	closeAll(client.files) // the agent has gone
 	client.files = nil
 	over := make(chan struct{})
