@@ -173,8 +173,12 @@ func (d *pod) awaitTurn(ctx context.Context, within bounds, tn *turn, t target, 
 }
 
 // isThere reports whether t is in w the same pod of the mesh, and to be reached by direct.
+// An address that only an endpoint names is the pod's for as long as its own ones are.
 func (d *pod) isThere(t target, w *mesh.World) bool {
 	now := w.Workload(t.addr.Addr())
+	for i := 0; now == nil && i < len(t.workload.Addresses); i++ {
+		now = w.Workload(t.workload.Addresses[i])
+	}
 	f := d.facts.Load()
 	return now != nil && now.UID == t.workload.UID && now.ID == t.workload.ID && f.caller.target(t.addr, now).direct
 }

@@ -92,6 +92,8 @@ func refusalOf(err error) *refusal {
 		return &refusal{reasonHandshakeLimit, flagOverload, err}
 	case errors.Is(err, errGone):
 		return &refusal{reasonReset, flagDownstreamReset, err}
+	case errors.Is(err, errOutdated):
+		return &refusal{reasonFormerAddress, flagNoEndpoint, err}
 	case errors.Is(err, errNoSocket):
 		return &refusal{reasonNoSocket, flagOverload, err}
 	case errors.Is(err, errNoPort):

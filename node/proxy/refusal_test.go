@@ -24,6 +24,7 @@ func TestNoReasonIsOther(t *testing.T) {
 		{fmt.Errorf("%w: %w", errNoPort, syscall.EADDRINUSE), reasonSourcePort},
 		{fmt.Errorf("%w: %w", errNoPort, syscall.EADDRNOTAVAIL), reasonSourcePort},
 		{fmt.Errorf("%w: x", errNoSocket), reasonNoSocket},
+		{errOutdated, reasonFormerAddress},
 		{net.ErrClosed, reasonReset},
 		{context.Canceled, reasonShuttingDown},
 		{context.DeadlineExceeded, identity.ReasonTimeout},
