@@ -86,6 +86,9 @@ func (s connection) hasBeenLeft() bool {
 	return s.state == netlink.TCP_CLOSE_WAIT || s.state == netlink.TCP_LAST_ACK || s.state == netlink.TCP_CLOSING
 }
 
+// maxWaiting is how many connections in TIME_WAIT are counted.
+const maxWaiting = 256
+
 // A census is the pod's connections, told apart by whose they are.
 type census struct {
 	// captured are those of the application whose other end the proxy has, free the
@@ -106,9 +109,14 @@ func count(all []connection, own []netip.Addr) census {
 	for _, s := range all {
 		there[s.flow] = true
 	}
-	// What is in TIME_WAIT comes last: it has nothing to say any more.
+	// What is in TIME_WAIT comes last, and few of it: it has nothing to say any more, and
+	// there may be tens of thousands.
 	slices.SortStableFunc(all, func(a, b connection) int { return waits(a) - waits(b) })
+	waiting := 0
 	for _, s := range all {
+		if waiting += waits(s); waiting > maxWaiting {
+			break
+		}
 		switch {
 		case s.local.Port() == mesh.InboundPort:
 			c.clients[s.remote] = true
