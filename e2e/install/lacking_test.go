@@ -64,7 +64,7 @@ func TestInstallChangesNothingWhereSomethingIsLacking(t *testing.T) {
 			[]string{"tacit.test/tacit-node:none", "remedy: push the images"}},
 		{"nf_tables in the kernel", func(s subject) { folder(withoutNetfilter)(s); weakMake(s); s.weakened() },
 			func(s subject) { weakEnd(s); folder("rm -r /var/lib/kubelet/seccomp")(s) }, usual,
-			[]string{"node n1: rules", "node n2: rules", "remedy: the kernel needs nf_tables with nat, redirect, fib"}},
+			[]string{"node n1: rules", "node n2: rules", "remedy: the kernel needs nf_tables with nat, redirect, tproxy, fib"}},
 		// The last: the API server heeds a policy for a moment after it was deleted.
 		{"privileged pods", func(s subject) { forbidMake(s); s.forbidden() }, forbidEnd, usual, []string{"nobody mounts folders of nodes here", "remedy: let this user create privileged pods"}},
 	} {
