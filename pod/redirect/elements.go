@@ -44,15 +44,18 @@ func find(b []byte, kind uint16) []byte {
 	return nil
 }
 
-// text is an attribute that holds a string.
-func text(kind uint16, s string) []byte {
-	size := unix.SizeofNlAttr + len(s) + 1
+// attr is an attribute, padded.
+func attr(kind uint16, value []byte) []byte {
+	size := unix.SizeofNlAttr + len(value)
 	b := make([]byte, (size+3)&^3)
 	binary.NativeEndian.PutUint16(b, uint16(size))
 	binary.NativeEndian.PutUint16(b[2:], kind)
-	copy(b[unix.SizeofNlAttr:], s)
+	copy(b[unix.SizeofNlAttr:], value)
 	return b
 }
+
+// text is an attribute that holds a string.
+func text(kind uint16, s string) []byte { return attr(kind, append([]byte(s), 0)) }
 
 // Counters are how many packets the guard of a pod has dropped, by kind. There are none if
 // the pod has no table.

@@ -195,21 +195,10 @@ func destroy(ns *netns.NS, flows []flow) error {
 		return err
 	}
 	defer unix.Close(fd)
-	buf := make([]byte, 4096)
 	for i, f := range flows {
-		if err := request(fd, uint32(i+1), sockDestroy, unix.NLM_F_ACK, destroyRequest(f)); err != nil {
-			return err
-		}
-		n, err := receive(fd, buf)
-		if err != nil {
-			return fmt.Errorf("reset a connection: %w", err)
-		}
-		if n < unix.SizeofNlMsghdr+4 {
-			continue
-		}
-		errno := unix.Errno(-int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:])))
-		if errno != 0 && errno != unix.ENOENT {
-			return fmt.Errorf("reset %s to %s (needs the kernel's INET_DIAG_DESTROY): %w", f.local, f.remote, errno)
+		err := tell(fd, uint32(i+1), sockDestroy, 0, destroyRequest(f))
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("reset %s to %s (needs the kernel's INET_DIAG_DESTROY): %w", f.local, f.remote, err)
 		}
 	}
 	return nil

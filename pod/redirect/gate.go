@@ -1,14 +1,12 @@
 package redirect
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
-	"sync"
 
-	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/asm"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -19,8 +17,8 @@ import (
 // A gate stands behind the rules, at each interface of a captured pod. It lets TCP leave that
 // the rules have seen and passed, which give it passMark, and what the proxy itself sends.
 // Where the rules are gone, as after "nft flush ruleset" in the pod, nothing else leaves until
-// they are put back. It is a filter of tc, a program of BPF, since those are kept elsewhere
-// than nftables, and stay when the agent ends.
+// they are put back. It is a filter of tc, which nftables does not know of and which stays
+// when the agent ends; a program of classic BPF, which takes no more rights than the rules do.
 //
 //	application ─► rules ──passMark──► gate ─► network
 //	                 └─► dropped         └─► dropped, if the rules are gone
@@ -29,222 +27,214 @@ const (
 	// passMark is on what the rules let leave. Nothing routes by it.
 	passMark = 0x72c1b
 
-	gateName = "tacit_gate"
-	// gatePlace is handle and priority of the filter: 0x7ac1.
+	// gatePlace is handle and priority of the filter: 0x7ac1. The kernel keeps no name of it.
 	gatePlace = 31425
 	// continues lets other filters of the interface decide (TC_ACT_UNSPEC), drops drops (TC_ACT_SHOT).
-	continues, drops = -1, 2
-	// Offsets of struct __sk_buff (linux/bpf.h), and from where the network's header is
-	// counted (SKF_NET_OFF of linux/filter.h).
-	skbMark, skbProtocol = 8, 16
-	networkHeader        = -0x100000
+	continues, drops = math.MaxUint32, 2
+	// What a program may ask for besides the packet (SKF_AD_PROTOCOL, SKF_AD_MARK of
+	// linux/filter.h), and from where the network's header is counted (SKF_NET_OFF).
+	askProtocol, askMark = 0xfffff000, 0xfffff000 + 20
+	networkHeader        = 0xfff00000
 	// Of the headers of IPv4 and IPv6: where is what comes next.
 	protocol4, protocol6 = 9, 6
+	// Attributes of a filter of BPF that x/sys does not have, the flag by which the program's
+	// result is what happens, and the size of struct tcmsg.
+	bpfOpsLen, bpfOps, bpfFlags = 4, 5, 8
+	actDirect                   = 1
+	sizeofTcMsg                 = 20
 )
 
-// gate is the program, once it is loaded.
-type gate struct {
-	program *ebpf.Program
-	// tag is what the kernel calls a program with the same instructions.
-	tag string
-}
-
-// loadGate asks the kernel for the program. An error means that there are no gates here: an
-// old kernel, or no right (CAP_BPF, or CAP_SYS_ADMIN).
-func loadGate() (*gate, error) {
-	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Name: gateName, Type: ebpf.SchedCLS, Instructions: gateInstructions(), License: "Apache-2.0"})
-	if err != nil {
-		return nil, fmt.Errorf("load the gate's program (needs CAP_BPF or CAP_SYS_ADMIN): %w", err)
-	}
-	info, err := p.Info()
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("read back the gate's program: %w", err), p.Close())
-	}
-	return &gate{p, info.Tag}, nil
-}
-
-// gateInstructions drop TCP that has no mark which lets it leave. (Headers between IPv6 and
+// gateProgram drops TCP that has no mark which lets it leave. (Headers between IPv6 and
 // TCP are not looked behind: to send those takes NET_RAW.)
-func gateInstructions() asm.Instructions {
-	etherType := func(n uint16) int32 {
-		return int32(binary.NativeEndian.Uint16([]byte{byte(n >> 8), byte(n)}))
-	}
-	return asm.Instructions{
-		asm.Mov.Reg(asm.R6, asm.R1),
-		asm.LoadMem(asm.R2, asm.R6, skbMark, asm.Word),
-		asm.JEq.Imm(asm.R2, passMark, "pass"),
-		asm.JEq.Imm(asm.R2, mesh.Mark, "pass"),
-		asm.LoadMem(asm.R2, asm.R6, skbProtocol, asm.Word),
-		asm.JEq.Imm(asm.R2, etherType(unix.ETH_P_IP), "ip4"),
-		asm.JEq.Imm(asm.R2, etherType(unix.ETH_P_IPV6), "ip6"),
-		asm.Ja.Label("pass"),
-		asm.LoadAbs(networkHeader+protocol4, asm.Byte).WithSymbol("ip4"),
-		asm.Ja.Label("is"),
-		asm.LoadAbs(networkHeader+protocol6, asm.Byte).WithSymbol("ip6"),
-		asm.JNE.Imm(asm.R0, unix.IPPROTO_TCP, "pass").WithSymbol("is"),
-		asm.Mov.Imm(asm.R0, drops),
-		asm.Return(),
-		asm.Mov.Imm(asm.R0, continues).WithSymbol("pass"),
-		asm.Return(),
+func gateProgram() []unix.SockFilter {
+	const (
+		load     = unix.BPF_LD | unix.BPF_W | unix.BPF_ABS
+		loadByte = unix.BPF_LD | unix.BPF_B | unix.BPF_ABS
+		equal    = unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K
+		end      = unix.BPF_RET | unix.BPF_K
+	)
+	return []unix.SockFilter{ // Jt and Jf are how many to leave out
+		{Code: load, K: askMark},
+		{Code: equal, K: passMark, Jt: 8},
+		{Code: equal, K: mesh.Mark, Jt: 7},
+		{Code: load, K: askProtocol},
+		{Code: equal, K: unix.ETH_P_IP, Jt: 1},
+		{Code: equal, K: unix.ETH_P_IPV6, Jt: 2, Jf: 4},
+		{Code: loadByte, K: networkHeader + protocol4},
+		{Code: equal, K: unix.IPPROTO_TCP, Jt: 3, Jf: 2},
+		{Code: loadByte, K: networkHeader + protocol6},
+		{Code: equal, K: unix.IPPROTO_TCP, Jt: 1},
+		{Code: end, K: continues},
+		{Code: end, K: drops},
 	}
 }
 
-// gates returns the program, nil where the kernel has none.
-func (k *Kernel) gates() *gate {
-	g, _ := k.gate()
-	return g
+// gateOperations are the program as the kernel takes it, and tells it back.
+func gateOperations() (ops []byte) {
+	for _, op := range gateProgram() {
+		ops = binary.NativeEndian.AppendUint16(ops, op.Code)
+		ops = append(ops, op.Jt, op.Jf)
+		ops = binary.NativeEndian.AppendUint32(ops, op.K)
+	}
+	return ops
 }
 
 // Gated says why a captured pod has no gate behind its rules, nil if it has.
-func (k *Kernel) Gated() error {
-	_, err := k.gate()
-	return err
-}
+func (k *Kernel) Gated() error { return k.gated() }
 
-// onceGate loads the program when it is first needed, and tries it.
-func (k *Kernel) onceGate() func() (*gate, error) {
-	return sync.OnceValues(func() (*gate, error) {
-		g, err := loadGate()
-		if err != nil {
-			return nil, err
-		}
-		ns, err := netns.Unnamed()
-		if err == nil {
-			err = errors.Join(inside(ns, func(h *netlink.Handle, _ []int) error { return g.close(h, loopback) }), ns.Close())
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("a gate at an interface (needs the kernel's sch_ingress and cls_bpf): %w", err), g.program.Close())
-		}
-		return g, nil
-	})
+// tryGate puts a gate where it does no harm.
+func tryGate() error {
+	ns, err := netns.Unnamed()
+	if err != nil {
+		return err
+	}
+	err = atLinks(ns, func(h *netlink.Handle) ([]int, error) { return []int{loopback}, nil }, closeGate)
+	if err = errors.Join(err, ns.Close()); err != nil {
+		return fmt.Errorf("a gate at an interface (needs the kernel's sch_ingress and cls_bpf): %w", err)
+	}
+	return nil
 }
 
 // closeGates puts a gate at each interface of the pod.
 func (k *Kernel) closeGates(ns *netns.NS) error {
-	g := k.gates()
-	if g == nil {
+	if k.Gated() != nil {
 		return nil
 	}
-	return inside(ns, func(h *netlink.Handle, _ []int) error {
-		links, err := outLinks(h)
-		if err != nil {
-			return err
-		}
-		for _, link := range links {
-			if err := g.close(h, link); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return atLinks(ns, outLinks, closeGate)
 }
 
-// close puts it at one interface.
-func (g *gate) close(h *netlink.Handle, link int) error {
-	q := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link, Handle: netlink.MakeHandle(math.MaxUint16, 0), Parent: netlink.HANDLE_CLSACT}}
-	if err := h.QdiscAdd(q); err != nil && !errors.Is(err, unix.EEXIST) {
+func closeGate(h *netlink.Handle, fd, link int) error {
+	if g, err := readGate(fd, link); g.whole || err != nil {
+		return err
+	}
+	if err := h.QdiscAdd(clsact(link)); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("clsact at interface %d: %w", link, err)
 	}
-	f := gateFilter(link)
-	f.Fd, f.Name, f.DirectAction = g.program.FD(), gateName, true
-	if err := h.FilterReplace(f); err != nil {
+	if err := tell(fd, 1, unix.RTM_NEWTFILTER, unix.NLM_F_CREATE, gateMessage(link)); err != nil {
 		return fmt.Errorf("gate at interface %d: %w", link, err)
 	}
 	return nil
 }
 
-func gateFilter(link int) *netlink.BpfFilter {
-	return &netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{
-		LinkIndex: link, Parent: netlink.HANDLE_MIN_EGRESS, Handle: gatePlace, Priority: gatePlace, Protocol: unix.ETH_P_ALL,
-	}}
-}
-
-// openGates takes all of them away.
+// openGates takes all of them away, and what they hang on if nothing else does.
 func openGates(ns *netns.NS) error {
-	return inside(ns, func(h *netlink.Handle, _ []int) error {
-		links, err := outLinks(h)
-		var errs []error
-		for _, link := range links {
-			found, ferr := gateAt(h, link)
-			if errs = append(errs, ferr); found != nil {
-				errs = append(errs, unlessGone(h.FilterDel(gateFilter(link))), dropEmpty(h, link))
-			}
+	return atLinks(ns, outLinks, func(h *netlink.Handle, fd, link int) error {
+		g, err := readGate(fd, link)
+		if err != nil || !g.there {
+			return err
 		}
-		return errors.Join(append(errs, err)...)
+		if g.others == 0 {
+			return unlessGone(h.QdiscDel(clsact(link)))
+		}
+		return unlessGone(tell(fd, 1, unix.RTM_DELTFILTER, 0, gateMessage(link)))
 	})
 }
 
-// dropEmpty takes away what filters hang on, if none does any more.
-func dropEmpty(h *netlink.Handle, link int) error {
-	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
-		all, err := filters(h, link, parent)
-		if err != nil || len(all) > 0 {
-			return err
-		}
-	}
-	return unlessGone(h.QdiscDel(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
-		LinkIndex: link, Handle: netlink.MakeHandle(math.MaxUint16, 0), Parent: netlink.HANDLE_CLSACT,
-	}}))
-}
-
-// checkGates reads them back: at each interface, or at none.
+// checkGates reads them back: one at each interface, or none at any.
 func (k *Kernel) checkGates(ns *netns.NS, closed bool) error {
-	g := k.gates()
-	if g == nil {
+	if k.Gated() != nil {
 		return nil
 	}
-	return inside(ns, func(h *netlink.Handle, _ []int) error {
-		links, err := outLinks(h)
-		if err != nil {
-			return err
+	return atLinks(ns, outLinks, func(_ *netlink.Handle, fd, link int) error {
+		g, err := readGate(fd, link)
+		if err == nil && (g.whole != closed || g.there != closed) {
+			err = fmt.Errorf("namespace %d, gate at interface %d: %w", ns.Inode(), link, ErrRules)
 		}
-		for _, link := range links {
-			found, err := gateAt(h, link)
-			if err != nil {
-				return err
-			}
-			if is := found != nil && found.Tag == g.tag && found.DirectAction; is != closed {
-				return fmt.Errorf("namespace %d, gate at interface %d: %w", ns.Inode(), link, ErrRules)
-			}
-		}
-		return nil
+		return err
 	})
 }
 
 // hasGate reports whether there is one at any interface.
 func hasGate(ns *netns.NS) (has bool, err error) {
-	err = inside(ns, func(h *netlink.Handle, _ []int) error {
-		links, err := outLinks(h)
-		for _, link := range links {
-			found, ferr := gateAt(h, link)
-			err, has = errors.Join(err, ferr), has || found != nil
-		}
+	err = atLinks(ns, outLinks, func(_ *netlink.Handle, fd, link int) error {
+		g, err := readGate(fd, link)
+		has = has || g.there
 		return err
 	})
 	return has, err
 }
 
-// gateAt is the gate of an interface, nil if there is none.
-func gateAt(h *netlink.Handle, link int) (*netlink.BpfFilter, error) {
-	all, err := filters(h, link, netlink.HANDLE_MIN_EGRESS)
-	for _, f := range all {
-		if b, ok := f.(*netlink.BpfFilter); ok && b.Name == gateName {
-			return b, nil
-		}
-	}
-	return nil, err
+// gate is what stands at an interface: something at our place, our very program, and how
+// many other filters there are.
+type gate struct {
+	there, whole bool
+	others       int
 }
 
-// filters are those of an interface in one direction.
-func filters(h *netlink.Handle, link int, parent uint32) ([]netlink.Filter, error) {
-	all, err := h.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: link}}, parent)
-	if errors.Is(err, unix.ENODEV) || errors.Is(err, unix.EINVAL) { // gone, or nothing to hang filters on
-		return nil, nil
+// readGate asks the kernel for the filters of an interface, in both directions.
+func readGate(fd, link int) (g gate, err error) {
+	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
+		err := ask(fd, 1, unix.RTM_GETTFILTER, filterHead(link, parent, 0), func(b []byte) error {
+			if len(b) >= sizeofTcMsg && binary.NativeEndian.Uint32(b[4:]) == uint32(link) {
+				g.see(b, parent)
+			}
+			return nil
+		})
+		// EINVAL, ENOENT: there is no clsact.
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+			return g, fmt.Errorf("list filters of interface %d: %w", link, err)
+		}
 	}
+	return g, nil
+}
+
+func (g *gate) see(b []byte, parent uint32) {
+	options := find(b[sizeofTcMsg:], unix.TCA_OPTIONS)
+	switch {
+	case options == nil: // stands for all of one priority
+	case parent == netlink.HANDLE_MIN_EGRESS && binary.NativeEndian.Uint32(b[16:])>>16 == gatePlace:
+		flags := find(options, bpfFlags)
+		g.there = true
+		g.whole = bytes.Equal(find(options, bpfOps), gateOperations()) && len(flags) == 4 && binary.NativeEndian.Uint32(flags)&actDirect != 0
+	default:
+		g.others++
+	}
+}
+
+// gateMessage is a struct tcmsg and its attributes. The library has no classic BPF.
+func gateMessage(link int) []byte {
+	ops := gateOperations()
+	options := attr(bpfOpsLen, binary.NativeEndian.AppendUint16(nil, uint16(len(gateProgram()))))
+	options = append(options, attr(bpfOps, ops)...)
+	options = append(options, attr(bpfFlags, binary.NativeEndian.AppendUint32(nil, actDirect))...)
+	b := append(filterHead(link, netlink.HANDLE_MIN_EGRESS, gatePlace), text(unix.TCA_KIND, "bpf")...)
+	return append(b, attr(unix.TCA_OPTIONS, options)...)
+}
+
+// filterHead is the struct tcmsg of a filter; a place of 0 is any.
+func filterHead(link int, parent uint32, place uint32) []byte {
+	b := make([]byte, sizeofTcMsg)
+	binary.NativeEndian.PutUint32(b[4:], uint32(link))
+	binary.NativeEndian.PutUint32(b[8:], place)
+	binary.NativeEndian.PutUint32(b[12:], parent)
+	if place != 0 {
+		all := binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ALL))
+		binary.NativeEndian.PutUint32(b[16:], place<<16|uint32(all))
+	}
+	return b
+}
+
+func clsact(link int) netlink.Qdisc {
+	return &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{
+		LinkIndex: link, Handle: netlink.MakeHandle(math.MaxUint16, 0), Parent: netlink.HANDLE_CLSACT,
+	}}
+}
+
+// atLinks calls f for some interfaces of the namespace, with a netlink socket there.
+func atLinks(ns *netns.NS, which func(*netlink.Handle) ([]int, error), f func(h *netlink.Handle, fd, link int) error) error {
+	fd, err := ns.Netlink(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, fmt.Errorf("list filters of interface %d: %w", link, err)
+		return err
 	}
-	return all, nil
+	defer unix.Close(fd)
+	return inside(ns, func(h *netlink.Handle, _ []int) error {
+		links, err := which(h)
+		errs := []error{err}
+		for _, link := range links {
+			errs = append(errs, f(h, fd, link))
+		}
+		return errors.Join(errs...)
+	})
 }
 
 // outLinks are the interfaces by which packets leave the pod.

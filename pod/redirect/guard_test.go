@@ -310,7 +310,7 @@ func TestFlushedRulesLeakNothing(t *testing.T) {
 
 // withoutGate makes it a kernel that has none.
 func (w *world) withoutGate() {
-	w.kernel.gate = func() (*gate, error) { return nil, errors.New("none here") }
+	w.kernel.gated = func() error { return errors.New("none here") }
 }
 
 func tryFor(limit time.Duration, to netip.AddrPort) error {

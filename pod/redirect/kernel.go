@@ -25,8 +25,8 @@ type Kernel struct {
 	nft string // path of the nft program
 	// refuse finds out, once, whether the kernel lacks what lets connections wait.
 	refuse func() bool
-	// gate loads, once, the program that stands behind the rules.
-	gate func() (*gate, error)
+	// gated finds out, once, why the kernel has nothing that stands behind the rules.
+	gated func() error
 	// node is the addresses of the node whose pods these are.
 	node []netip.Addr
 
@@ -53,7 +53,7 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 	}
 	k := &Kernel{nft: nft, node: node, known: make(map[string]digest), pods: make(map[netns.Key]*memory)}
 	k.refuse = sync.OnceValue(func() bool { return !k.hasSocket() })
-	k.gate = k.onceGate()
+	k.gated = sync.OnceValue(tryGate)
 	return k, nil
 }
 
@@ -61,15 +61,12 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 func (k *Kernel) Close() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	var errs []error
-	if k.scratch != nil {
-		errs = append(errs, k.scratch.Close())
-		k.scratch = nil
+	if k.scratch == nil {
+		return nil
 	}
-	if g := k.gates(); g != nil {
-		errs = append(errs, g.program.Close())
-	}
-	return errors.Join(errs...)
+	ns := k.scratch
+	k.scratch = nil
+	return ns.Close()
 }
 
 // Apply gives the namespace exactly the rules of c, whatever it had of ours

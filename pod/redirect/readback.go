@@ -150,6 +150,25 @@ func request(fd int, seq uint32, message, flags uint16, body []byte) error {
 	return nil
 }
 
+// tell sends one netlink message, and returns the kernel's error.
+func tell(fd int, seq uint32, message, flags uint16, body []byte) error {
+	if err := request(fd, seq, message, flags|unix.NLM_F_ACK, body); err != nil {
+		return err
+	}
+	buf := make([]byte, 4096)
+	n, err := receive(fd, buf)
+	if err != nil {
+		return fmt.Errorf("answer of the kernel: %w", err)
+	}
+	if n < unix.SizeofNlMsghdr+4 || binary.NativeEndian.Uint16(buf[4:]) != unix.NLMSG_ERROR {
+		return fmt.Errorf("answer of the kernel: %d bytes, of type %d", n, binary.NativeEndian.Uint16(buf[4:]))
+	}
+	if errno := unix.Errno(-int32(binary.NativeEndian.Uint32(buf[unix.SizeofNlMsghdr:]))); errno != 0 {
+		return errno
+	}
+	return nil
+}
+
 // answers reads all of a dump.
 func answers(fd int, seq uint32, each func([]byte) error) error {
 	buf := make([]byte, 64<<10)
