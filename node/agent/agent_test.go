@@ -317,34 +317,6 @@ func (n *node) eventually(what string, so func() bool) {
 	}
 }
 
-// Somebody deletes the rules: they are back at once, without an interval's wait.
-func TestChangedRulesAreRepaired(t *testing.T) {
-	n := startNode(t, t.TempDir(), nil)
-	dialProxy(t, n.dir, nil)
-	ns, path := namespace(t, "a")
-	n.agent.Apply([]mesh.Pod{word("a", true)})
-	if err := n.ask(addOf("a", path)); err != nil {
-		t.Fatal(err)
-	}
-	k, err := redirect.NewKernel()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer k.Close()
-	for i := range 3 {
-		// What goes while the agent still puts the last time right is part of that time.
-		n.eventually("the repair is counted", func() bool {
-			if k.Check(t.Context(), ns, redirect.Config{}) == nil {
-				if err := k.Remove(t.Context(), ns); err != nil {
-					t.Fatal(err)
-				}
-			}
-			return n.metric("tacit_agent_rules_repaired_total") > float64(i)
-		})
-		n.eventually("the rules are back", func() bool { return k.Check(t.Context(), ns, redirect.Config{}) == nil })
-	}
-}
-
 func TestVanishedNamespaceIsForgotten(t *testing.T) {
 	n := startNode(t, t.TempDir(), func(c *Config) { c.CheckInterval = 20 * time.Millisecond })
 	p := dialProxy(t, n.dir, nil)
