@@ -346,6 +346,22 @@ func TestRepairedKnowsTheOlder(t *testing.T) {
 	})
 }
 
+// An agent that died while it changed the rules may have left new connections held back.
+func TestRepairEndsAHold(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		outbound := w.listen(w.pod, f.loopback, mesh.OutboundPort)
+		w.apply(Config{})
+		if err := w.kernel.load(t.Context(), w.pod, hold(Config{})); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.kernel.Repair(t.Context(), w.pod, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		w.dial(w.pod, f.peer, 9000)
+		w.accept(outbound)
+	})
+}
+
 // A port that is excluded no more: what was open stays.
 func TestOnceExcludedGoesOn(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {

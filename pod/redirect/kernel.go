@@ -82,7 +82,8 @@ func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
 // ends: it is in nobody's list.
 func (k *Kernel) Repair(ctx context.Context, ns *netns.NS, c Config) error {
 	if k.Check(ctx, ns, c) == nil {
-		return nil // it is another agent's work, and well done
+		// It is another agent's work, and well done; it may have died before it was done.
+		return k.load(ctx, ns, release)
 	}
 	d, err := readTable(ns)
 	lost := err == nil && d == (digest{})
