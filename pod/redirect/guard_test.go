@@ -362,6 +362,29 @@ func TestRepairEndsAHold(t *testing.T) {
 	})
 }
 
+// Whoever sweeps finds what is left, whichever part it is.
+func TestPresentSeesEachPart(t *testing.T) {
+	w := newWorld(t)
+	for what, leave := range map[string]func() error{
+		"a hold": func() error { return w.kernel.load(t.Context(), w.pod, hold(Config{})) },
+		"rules":  func() error { return w.kernel.load(t.Context(), w.pod, Ruleset(Config{})) },
+		"a gate": func() error { return w.kernel.closeGates(w.pod) },
+	} {
+		if err := leave(); err != nil {
+			t.Fatal(err)
+		}
+		if has, err := Present(w.pod); err != nil || !has {
+			t.Errorf("%s: %v, %v", what, has, err)
+		}
+		if err := w.kernel.Remove(t.Context(), w.pod); err != nil {
+			t.Fatal(err)
+		}
+		if has, err := Present(w.pod); err != nil || has {
+			t.Errorf("%s, removed: %v, %v", what, has, err)
+		}
+	}
+}
+
 // A port that is excluded no more: what was open stays.
 func TestOnceExcludedGoesOn(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {

@@ -1,26 +1,44 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
+
+	"golang.org/x/sys/unix"
 
 	"tacit.dev/pod/netns"
 )
 
 // Present reports whether the namespace has anything of ours that decides about packets,
-// whatever is in it.
+// whatever is in it: rules, what holds connections back while rules change, or a gate.
 func Present(ns *netns.NS) (bool, error) {
-	has, err := hasTable(ns)
-	if err != nil || has {
-		return has, err
+	for _, name := range []string{tableName, holdName} {
+		if has, err := hasTable(ns, name); err != nil || has {
+			return has, err
+		}
 	}
 	return hasGate(ns)
 }
 
-// hasTable reports whether there is a table of ours.
-func hasTable(ns *netns.NS) (bool, error) {
-	d, err := readTable(ns)
+// hasTable reports whether there is a table of that name.
+func hasTable(ns *netns.NS, name string) (has bool, err error) {
+	fd, err := ns.Netlink(unix.NETLINK_NETFILTER)
 	if err != nil {
-		return false, fmt.Errorf("read rules in namespace %d: %w", ns.Inode(), err)
+		return false, err
 	}
-	return d != digest{}, nil
+	defer unix.Close(fd)
+	for range 10 { // somebody else may change tables meanwhile
+		has = false
+		err = askTables(fd, 1, unix.NFT_MSG_GETTABLE, nil, func(b []byte) error {
+			has = has || string(find(b, unix.NFTA_TABLE_NAME)) == name+"\x00"
+			return nil
+		})
+		if !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if err != nil {
+		return false, fmt.Errorf("list tables of namespace %d: %w", ns.Inode(), err)
+	}
+	return has, nil
 }

@@ -16,7 +16,8 @@ import (
 // makes up itself (handles, positions). The zero digest is no table.
 type digest [sha256.Size]byte
 
-const tableName = "tacit"
+// Our tables: the rules, and what holds connections back while they change.
+const tableName, holdName = "tacit", "tacit_hold"
 
 // What x/sys does not have: the NFTA handles of table, set and object, and NFTA_SET_COUNT,
 // which is how many elements a set has.

@@ -129,7 +129,7 @@ type history struct {
 }
 
 func readHistory(ns *netns.NS) (h history, err error) {
-	if h.present, err = hasTable(ns); err != nil || !h.present {
+	if h.present, err = hasTable(ns, tableName); err != nil || !h.present {
 		return h, err
 	}
 	if h.older, h.guarded, err = held(ns, "older"); err != nil {
