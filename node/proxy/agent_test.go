@@ -20,6 +20,9 @@ type fakeAgent struct {
 	l    *handle.Listener
 	told chan handle.Message
 
+	// making is the cluster's, held while the agent opens files.
+	making *sync.Mutex
+
 	mu   sync.Mutex
 	pods map[string]*testPod
 	conn *handle.Conn
@@ -36,7 +39,7 @@ func (c *cluster) startAgent(path string, pods ...*testPod) *fakeAgent {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	a := &fakeAgent{l: l, told: make(chan handle.Message, 1000), pods: map[string]*testPod{}}
+	a := &fakeAgent{l: l, told: make(chan handle.Message, 1000), pods: map[string]*testPod{}, making: &c.making}
 	for _, p := range pods {
 		a.pods[p.name] = p
 	}
@@ -120,6 +123,8 @@ func (a *fakeAgent) send(k handle.Kind, uid string) {
 }
 
 func (a *fakeAgent) give(t testing.TB, conn *handle.Conn, m handle.Message) {
+	a.making.Lock()
+	defer a.making.Unlock()
 	a.mu.Lock()
 	p, broken := a.pods[m.UID], a.broken
 	a.mu.Unlock()
@@ -136,6 +141,8 @@ func (a *fakeAgent) give(t testing.TB, conn *handle.Conn, m handle.Message) {
 // bind binds a socket to a privileged port. The test has no such privilege, but that of
 // changing what takes one.
 func (a *fakeAgent) bind(t testing.TB, conn *handle.Conn, m handle.Message) {
+	a.making.Lock()
+	defer a.making.Unlock()
 	a.mu.Lock()
 	p, broken := a.pods[m.UID], a.broken
 	a.mu.Unlock()

@@ -96,6 +96,8 @@ type cluster struct {
 	services []*mesh.Service
 	nodes    []*node
 	log      *logBuffer
+	// making is held while an agent opens files.
+	making sync.Mutex
 }
 
 func newCluster(t testing.TB) *cluster {
