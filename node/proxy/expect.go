@@ -43,6 +43,7 @@ const (
 //
 //	source                      port marked     not marked
 //	mesh pod                    direct          direct: the port was rewritten on the way
+//	  that may not know us yet  news            either
 //	  that may exclude this pod news            either
 //	  and has marked ports      either          either
 //	enrolled pod                news            either
@@ -51,8 +52,9 @@ const (
 //
 // A mesh pod is captured, so plaintext of its own accord comes only from what it
 // excludes. Everything else is plaintext that went around a proxy: to an address that
-// nobody knew, or past rules that are gone. As long as the receiver is news, plaintext is
-// let in; while it is unannounced, a mesh pod takes it for outside, too.
+// nobody knew, or past rules that are gone. As long as the receiver is news, or unannounced, a
+// mesh pod may take it for outside: plaintext is let in, and from a port that is not marked
+// nobody waits for TLS longer than a look.
 //
 // A pod is captured before it is announced, and withdrawn before it is released: in
 // between it is enrolled and not yet, or no longer, a mesh pod, and speaks TLS, always from a
@@ -67,7 +69,7 @@ func expect(source *mesh.Workload, port uint16, self standing, excluded bool) ex
 		return expectEither
 	case !isMesh(source):
 		return expectPlaintext
-	case excluded && source.MarkedPorts, !marked && (excluded || self == unannounced):
+	case excluded && source.MarkedPorts, !marked && (excluded || self != announced):
 		return expectEither
 	case excluded || self != announced:
 		return expectNews
@@ -119,6 +121,12 @@ func fronts(s *mesh.Service, port uint16) (all []netip.AddrPort) {
 		all = append(all, netip.AddrPortFrom(a, port))
 	}
 	return all
+}
+
+// expect is what the receiver makes of j if w is known.
+func (d *pod) expect(j *journey, w *mesh.World) expectation {
+	source, self := w.Workload(j.flow.SourceAddr.Addr()), d.self(w)
+	return expect(source, j.flow.SourceAddr.Port(), d.standing(self), mayExclude(w, source, self, j.flow.Dialled))
 }
 
 // standing tells what others may know of this pod, self in the World. One that has not

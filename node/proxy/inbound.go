@@ -18,13 +18,15 @@ import (
 // it returns. Nothing of what came has been consumed, but the preamble.
 func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	w := d.p.know.world()
-	source := w.Workload(j.flow.SourceAddr.Addr())
-	j.flow.Source, j.flow.Destination = source, d.self(w)
+	j.flow.Source, j.flow.Destination = w.Workload(j.flow.SourceAddr.Addr()), d.self(w)
 	if j.flow.Dialled.Port() == mesh.InboundPort { // the listener for outbound has a loopback address
 		return nil, refuse(reasonCapturePort, flagUpstreamFailure, "%s dialled a port of the mesh's own", j.flow.SourceAddr)
 	}
-	e := expect(source, j.flow.SourceAddr.Port(), d.standing(j.flow.Destination), mayExclude(w, source, j.flow.Destination, j.flow.Dialled))
+	e := d.expect(j, w)
 	kind, err := d.look(ctx, j, e)
+	if kind == direct.KindQuiet && err == nil && e >= expectNews {
+		e, kind, err = d.lookOn(ctx, j, e)
+	}
 	switch {
 	case err != nil:
 		return nil, err
@@ -36,28 +38,59 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	return d.admitPlaintext(ctx, j)
 }
 
-// look tells TLS from plaintext, and refuses what is neither where TLS is
+// look tells TLS from plaintext, and refuses what is plaintext where TLS is
 // expected. KindQuiet is somebody who waits for the server, or is late.
 func (d *pod) look(ctx context.Context, j *journey, e expectation) (direct.Kind, error) {
-	limit := d.p.cfg.LookLimit
-	switch e {
-	case expectPlaintext:
+	if e == expectPlaintext {
 		return direct.KindPlain, nil
-	case expectDirect, expectNews:
-		limit = d.p.cfg.HandshakeTimeout
-	case expectEither:
-		if !isMesh(j.flow.Source) {
-			j.place.leave() // it may be quiet, and nobody else is to wait for that
-		}
 	}
-	kind, err := d.peek(ctx, j, limit)
-	switch {
-	case err != nil:
+	if e == expectEither && !isMesh(j.flow.Source) {
+		j.place.leave() // it may be quiet, and nobody else is to wait for that
+	}
+	kind, err := d.peek(ctx, j, d.p.cfg.LookLimit)
+	if err != nil {
 		return kind, err
-	case kind == direct.KindDirect, e == expectEither, e == expectNews && kind != direct.KindQuiet:
+	}
+	return d.judge(ctx, j, e, kind)
+}
+
+// lookOn goes on to look at who has said nothing for the time of a look where TLS is expected,
+// until the time of a handshake is over. The World may turn out to expect something else: the
+// peer may have heard before us that this pod leaves, and wait for its first word.
+func (d *pod) lookOn(ctx context.Context, j *journey, e expectation) (expectation, direct.Kind, error) {
+	limit := d.p.cfg.HandshakeTimeout - d.p.cfg.LookLimit
+	until, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	now := e // the watcher's own, until it has ended
+	var watcher sync.WaitGroup
+	watcher.Go(func() {
+		d.p.know.awaitWorld(until, func(w *mesh.World) bool { now = d.expect(j, w); return now < expectNews })
+		cancel()
+	})
+	kind, err := d.peek(until, j, 0)
+	cancel()
+	watcher.Wait()
+	switch {
+	case ctx.Err() != nil:
+		return e, kind, ctx.Err()
+	case now < expectNews && kind == direct.KindQuiet: // plaintext it may be; a ClientHello still meets TLS
+		w := d.p.know.world()
+		j.flow.Source, j.flow.Destination = w.Workload(j.flow.SourceAddr.Addr()), d.self(w)
+		return expectEither, kind, nil
+	case until.Err() != nil && kind == direct.KindQuiet:
+		return e, kind, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", d.p.cfg.HandshakeTimeout)
+	case err != nil:
+		return e, kind, err
+	}
+	kind, err = d.judge(ctx, j, e, kind)
+	return e, kind, err
+}
+
+// judge refuses what may not be, where it has said what it is.
+func (d *pod) judge(ctx context.Context, j *journey, e expectation, kind direct.Kind) (direct.Kind, error) {
+	switch {
+	case kind == direct.KindDirect, kind == direct.KindQuiet, e < expectDirect:
 		return kind, nil
-	case kind == direct.KindQuiet:
-		return kind, refuse(identity.ReasonTimeout, flagTimeout, "no ClientHello from a pod of the mesh in %s", limit)
 	case d.awaitReason(ctx, j):
 		return kind, nil
 	case kind == direct.KindOtherTLS:

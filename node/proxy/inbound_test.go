@@ -69,6 +69,39 @@ func TestWithdrawalTakesTime(t *testing.T) {
 	}
 }
 
+// A peer that says nothing and has heard before us that the server leaves, or after us that
+// it is there, hears the server's first word soon, and not the end of all patience.
+func TestWhoWaitsForTheServerIsServed(t *testing.T) {
+	for name, leaves := range map[string]bool{"it leaves": true, "it has come": false} {
+		t.Run(name, func(t *testing.T) {
+			c := newCluster(t)
+			member, server := c.pod("member"), c.pod("server")
+			n := c.node(func(cfg *Config) { cfg.AnnounceGrace, cfg.HandshakeTimeout = time.Minute, time.Minute })
+			n.enrol(server)
+			member.wl.Direct, server.wl.Direct = true, true
+			c.publish()
+			server.serve(3306, func(conn *net.TCPConn) { conn.Write([]byte("mysql_native_password")) })
+			if leaves {
+				n.announcedLongAgo(server)
+			}
+			conn, err := member.bare(40000, server.at(false, 3306))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			await(t, "the proxy has it", func() bool { return n.proxy.pod(server.name).quota.open.Load() == 1 })
+			if leaves {
+				server.wl.Direct = false
+				c.publish()
+			}
+			conn.SetReadDeadline(time.Now().Add(limit))
+			if b, err := io.ReadAll(conn); string(b) != "mysql_native_password" {
+				t.Errorf("read %q, %v: want the server's first word", b, err)
+			}
+		})
+	}
+}
+
 // TestMembersSpeakTLS: plaintext from a member with a marked port is refused where
 // nothing tells that the server leaves, and only when that could have become known.
 func TestMembersSpeakTLS(t *testing.T) {
@@ -356,7 +389,7 @@ func TestExpect(t *testing.T) {
 		want     expectation
 	}{
 		{in, marked, announced, false, expectDirect}, {in, 65535, announced, false, expectDirect}, {in, plain, announced, false, expectDirect},
-		{in, marked, news, false, expectNews}, {in, plain, news, false, expectNews},
+		{in, marked, news, false, expectNews}, {in, plain, news, false, expectEither},
 		{in, marked, unannounced, false, expectNews}, {in, plain, unannounced, false, expectEither},
 		{in, marked, announced, true, expectNews}, {in, plain, announced, true, expectEither},
 		{between, marked, announced, false, expectNews}, {between, marked, unannounced, false, expectNews}, {between, plain, announced, false, expectEither},
