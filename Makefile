@@ -52,8 +52,8 @@ user-stories: build ## the stories that need no root, as an ordinary user
 documented: build packages ## every command of the documentation, the demo among them
 	.ci/documented
 
-soak: build ## what takes long: ten minutes of silence, many rounds, five minutes without an API server
-	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 60m -v ./lab
+soak: build ## what takes long: an hour without agents, ten minutes of silence, many rounds, five minutes without an API server
+	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 120m -v ./lab
 	$(subst GOFLAGS,TACIT_SOAK=1 GOFLAGS,$(E2E)) test -v -count=1 -timeout 30m -run TestUnderLoad ./rollout
 
 lab: build ## a lab to play with: then try bin/tacit lab --help

@@ -88,6 +88,9 @@ func stories(t *testing.T) []string {
 // soaking stories say in their first line that they take long.
 func soaking(text []byte) bool { return strings.HasPrefix(string(text), "# soak:") }
 
+// verbLimit is longer than any verb of a story takes: one of make soak waits for an hour.
+const verbLimit = 70 * time.Minute
+
 type labKey struct{}
 
 // story is the lab of one script.
@@ -248,7 +251,7 @@ func ask(ts *testscript.TestScript, not bool, args []string) int {
 	stdout, stderr := memory(ts), memory(ts)
 	defer stdout.Close()
 	defer stderr.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), verbLimit)
 	defer cancel()
 	code, err := lab.Do(ctx, lab.Call{
 		Dir: s.dir, Args: args, WorkDir: ts.MkAbs("."), Not: not,

@@ -162,9 +162,15 @@ func load(ctx context.Context, words []string, out io.Writer) error {
 	maxFailed := flags.Int("max-failed", 0, "failures allowed")
 	maxGap := flags.Duration("max-gap", time.Minute, "longest time without a success allowed")
 	count := flags.Int("count", 0, "how many connections in all; 0 is until told to end")
+	lasts := flags.Duration("for", 0, "how long; 0 is until told to end")
 	maxBroken := flags.Int("max-broken", 0, "held connections that may break")
 	if err := flags.Parse(words); err != nil {
 		return err
+	}
+	if *lasts > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, *lasts)
+		defer cancel()
 	}
 	t := &tally{failed: map[string]int{}, last: time.Now()}
 	var begun atomic.Int64
