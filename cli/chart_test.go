@@ -283,12 +283,27 @@ func TestStateOfAPod(t *testing.T) {
 	}{
 		"nothing said": {&corev1.Pod{}, podState{why: "control has not spoken of it"}},
 		"protected":    {with("True", kube.Captured, ""), podState{protected: true, why: kube.Captured}},
+		"partly":       {with("True", kube.PartlyProtected, "it forwards"), podState{protected: true, partly: true, why: "it forwards"}},
 		"not":          {with("False", kube.NotCaptured, "no certificate"), podState{why: "NotCaptured: no certificate"}},
 		"unknown":      {with("Unknown", kube.AgentAway, "away"), podState{why: "AgentAway: away"}},
 	} {
 		if got := stateOf(tt.pod); got != tt.want {
 			t.Errorf("%s: %+v, want %+v", name, got, tt.want)
 		}
+	}
+}
+
+// A pod of which something is refused is protected, and named with the remedy.
+func TestStatusNamesPartlyProtectedPods(t *testing.T) {
+	h := &health{pods: map[string]podState{"a/b": {protected: true, partly: true, why: "it forwards"}, "a/c": {protected: true}}}
+	var status, check strings.Builder
+	h.tellPods(&status)
+	h.print(&check)
+	if want := "namespace a\t2 of 2 enrolled pods protected\npartly protected\ta/b: it forwards\n"; status.String() != want {
+		t.Errorf("status:\n%s, want\n%s", status.String(), want)
+	}
+	if !strings.Contains(check.String(), "note    pod a/b: partly protected: it forwards\n") || h.unprotected() != "" {
+		t.Errorf("check:\n%s", check.String())
 	}
 }
 

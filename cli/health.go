@@ -26,7 +26,9 @@ type health struct {
 // podState is an enrolled pod.
 type podState struct {
 	protected bool
-	why       string
+	// partly: protected, and some of what it would send is refused.
+	partly bool
+	why    string
 }
 
 // missing says what is not as it should be, in the order in which it comes to be.
@@ -79,11 +81,14 @@ func (h *health) print(out io.Writer) {
 		fmt.Fprintf(out, "  note    node %s: not ready (%s): neither it nor its pods are looked at\n", node, h.away[node])
 	}
 	for _, name := range sortedNodes(h.pods) {
-		problem := ""
-		if !h.pods[name].protected {
-			problem = "not protected: " + h.pods[name].why
+		p, problem := h.pods[name], ""
+		if !p.protected {
+			problem = "not protected: " + p.why
 		}
 		tell("pod "+name, problem, "protected")
+		if p.partly {
+			fmt.Fprintf(out, "  note    pod %s: partly protected: %s\n", name, p.why)
+		}
 	}
 }
 
@@ -242,5 +247,8 @@ func stateOf(p *corev1.Pod) podState {
 		return podState{why: "control has not spoken of it"}
 	}
 	c := p.Status.Conditions[i]
+	if c.Status == corev1.ConditionTrue && c.Reason == kube.PartlyProtected {
+		return podState{protected: true, partly: true, why: c.Message}
+	}
 	return podState{protected: c.Status == corev1.ConditionTrue, why: strings.TrimSuffix(c.Reason+": "+c.Message, ": ")}
 }

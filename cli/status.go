@@ -100,8 +100,11 @@ func (h *health) tellPods(w io.Writer) {
 		fmt.Fprintln(w, "pods\tnone is enrolled: kubectl label namespace NAME tacit.dev/mesh=on")
 	}
 	for _, name := range sortedNodes(h.pods) {
-		if p := h.pods[name]; !p.protected {
+		switch p := h.pods[name]; {
+		case !p.protected:
 			fmt.Fprintf(w, "unprotected\t%s: %s\n", name, p.why)
+		case p.partly:
+			fmt.Fprintf(w, "partly protected\t%s: %s\n", name, p.why)
 		}
 	}
 }

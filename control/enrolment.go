@@ -143,7 +143,8 @@ type enrolment struct {
 	pod   kube.Pod
 	state State
 	word  word
-	// reason is why the agent says that the pod is not captured.
+	// reason is why the agent says that the pod is not captured; of a captured one, why it
+	// is only partly protected.
 	reason string
 	// since is when state was entered.
 	since time.Time
@@ -201,7 +202,7 @@ func (e *enrolment) hear(r xds.Report) {
 	e.word, e.reason = free, r.Reason
 	switch r.State {
 	case xds.Captured:
-		e.word, e.reason, e.told = captured, "", r.Addresses
+		e.word, e.told = captured, r.Addresses
 		e.news = e.news || e.markedPorts != r.MarkedPorts
 		e.markedPorts = r.MarkedPorts
 	case xds.Released:

@@ -46,7 +46,7 @@ type PodStatus struct {
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	// Reason is why a pod that should be captured is not: what its agent says, or what is
-	// waited for. "" if it is.
+	// waited for. Of a captured one, why it is only partly protected; "" if it is wholly.
 	Reason string `json:"reason,omitempty"`
 	// Waiting names the nodes that have not acknowledged its withdrawal.
 	Waiting []string `json:"waiting,omitempty"`

@@ -140,6 +140,8 @@ func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
 		return kube.Condition{Status: "False", Reason: kube.NotCaptured, Message: "its agent does not hold it any more"}
 	case unheard:
 		return kube.Condition{Status: "Unknown", Reason: kube.AgentAway, Message: fmt.Sprintf("the agent of node %s is not connected", e.pod.Node)}
+	case e.state == Announced && e.word == captured && e.reason != "":
+		return kube.Condition{Status: "True", Reason: kube.PartlyProtected, Message: e.reason}
 	case e.state == Announced && e.word != silent:
 		return kube.Condition{Status: "True", Reason: kube.Captured, Message: "captured, and reached by mutual TLS"}
 	case e.state == Announced, e.pod.Shown.Status == "" && age < enrollingAfter:

@@ -27,6 +27,8 @@ type Condition struct {
 const (
 	// Captured: protected.
 	Captured = "Captured"
+	// PartlyProtected: captured, and some of what it would send is refused.
+	PartlyProtected = "PartlyProtected"
 	// Enrolling: its agent has not captured it yet.
 	Enrolling = "Enrolling"
 	// NotCaptured: its agent cannot capture it, and says why.

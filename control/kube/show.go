@@ -170,19 +170,22 @@ func (d *Display) showPod(ctx context.Context, p PodView) error {
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // the pod is gone, or another one of that name is there
 	}
-	if err == nil && p.Want.Reason == NotCaptured && p.Is.Reason != NotCaptured {
-		d.event(ctx, p)
+	if reason := warnings[p.Want.Reason]; err == nil && reason != "" && p.Is.Reason != p.Want.Reason {
+		d.event(ctx, p, reason)
 	}
 	return err
 }
 
+// warnings are the reasons of events, by those of conditions.
+var warnings = map[string]string{NotCaptured: "NotProtected", PartlyProtected: PartlyProtected}
+
 // event is a courtesy: the condition says the same, and one that is lost is lost.
-func (d *Display) event(ctx context.Context, p PodView) {
+func (d *Display) event(ctx context.Context, p PodView, reason string) {
 	now := metav1.Now()
 	_, err := d.client.CoreV1().Events(p.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, GenerateName: p.Name + "."},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
-		Type:           corev1.EventTypeWarning, Reason: "NotProtected", Message: p.Want.Message,
+		Type:           corev1.EventTypeWarning, Reason: reason, Message: p.Want.Message,
 		FirstTimestamp: now, LastTimestamp: now, Count: 1,
 		Source: corev1.EventSource{Component: fieldManager}, ReportingController: fieldManager,
 	}, metav1.CreateOptions{})

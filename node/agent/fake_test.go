@@ -192,6 +192,7 @@ type reports struct {
 	mu      sync.Mutex
 	changed chan struct{}
 	last    map[string]xds.Report
+	count   int
 }
 
 func newReports() *reports {
@@ -202,6 +203,7 @@ func (r *reports) Report(x xds.Report) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last[x.UID] = x
+	r.count++
 	close(r.changed)
 	r.changed = make(chan struct{})
 }

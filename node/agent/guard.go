@@ -20,7 +20,14 @@ const (
 	calm = 3
 	// guardSilence is how often it is told at most that a pod's guard drops packets.
 	guardSilence = time.Minute
+	// partlyFor is how long after the last of its forwarded packets was refused a pod counts as
+	// partly protected: so control is told of it rarely, however much is refused.
+	partlyFor = time.Hour
 )
+
+// partlyReason is what control and people are told of such a pod.
+const partlyReason = "it forwards TCP for others (containers, machines or VPN clients within it), which is refused: it would leave in clear. " +
+	"Exclude the destinations by the annotation tacit.dev/exclude-outbound, make what is within pods of their own, or label the pod tacit.dev/mesh=off"
 
 // guard is what the guard of a pod has dropped.
 type guard struct {
@@ -29,6 +36,8 @@ type guard struct {
 	// told is when the log was told, untold what it was not told of since.
 	told   time.Time
 	untold map[string]uint64
+	// forwarded is when it was last seen that forwarded packets were refused.
+	forwarded time.Time
 }
 
 // countersOf reads the counters; that they cannot be read is told by who reads the rules.
@@ -64,12 +73,26 @@ func (g *guard) see(now map[string]uint64) map[string]uint64 {
 	return fresh
 }
 
+// noteForwarded takes in what is new in the counters.
+func (g *guard) noteForwarded(fresh map[string]uint64, now time.Time) {
+	if fresh["forwarded"] > 0 {
+		g.forwarded = now
+	}
+}
+
+// isPartly reports whether the pod is partly protected: not all that it would send may leave.
+func (g *guard) isPartly(now time.Time) bool {
+	return !g.forwarded.IsZero() && now.Sub(g.forwarded) < partlyFor
+}
+
 // hearGuard tells metrics and log what the guard of p has dropped.
 func (a *Agent) hearGuard(p *pod, counters map[string]uint64, now time.Time) {
-	for kind, n := range p.guard.see(counters) {
+	g := &p.guard
+	fresh := g.see(counters)
+	for kind, n := range fresh {
 		a.metrics.dropped.WithLabelValues(kind).Add(float64(n))
 	}
-	g := &p.guard
+	g.noteForwarded(fresh, now)
 	if len(g.untold) == 0 || now.Sub(g.told) < guardSilence {
 		return
 	}

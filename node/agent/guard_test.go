@@ -1,10 +1,15 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
+	"net"
 	"os/exec"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
 	"tacit.dev/pod/netns"
@@ -83,6 +88,88 @@ func hasRules(t *testing.T, ns *netns.NS) (has bool) {
 		t.Fatal(err)
 	}
 	return has
+}
+
+// A pod forwards for a container within it: that is refused, and control is told so once.
+func TestForwardingPodIsPartlyProtected(t *testing.T) {
+	n := startNode(t, t.TempDir(), func(c *Config) { c.CheckInterval = 200 * time.Millisecond })
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	inner, innerPath := namespace(t, "inner")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	if err := n.ask(addOf("a", path)); err != nil {
+		t.Fatal(err)
+	}
+	if r := n.reports.until(t, "a", xds.Captured); r.Reason != "" {
+		t.Errorf("at first: %q", r.Reason)
+	}
+	shell(t, ns, "ip link add up0 type veth peer name up1 && ip addr add 10.50.0.1/24 dev up0 && ip link set up1 up && ip link set up0 up && "+
+		"ip link add in0 type veth peer name in1 netns "+innerPath+" && ip addr add 10.51.0.1/24 dev in0 && ip link set in0 up && "+
+		"echo 1 >/proc/sys/net/ipv4/ip_forward")
+	shell(t, inner, "ip addr add 10.51.0.2/24 dev in1 && ip link set in1 up && ip route add default via 10.51.0.1")
+	refused := func() {
+		t.Helper()
+		err := inner.Do(func() error { _, err := net.DialTimeout("tcp", "10.50.0.9:80", limit); return err })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Fatalf("from within the pod: %v, want refused", err)
+		}
+	}
+	partly := func() bool {
+		r := n.reports.last["a"]
+		return r.State == xds.Captured && strings.Contains(r.Reason, "forwards")
+	}
+	refused()
+	n.reports.untilIs(t, "the pod is said to be partly protected", partly)
+	told := n.reports.count
+	before := n.agent.Dump()[0].Dropped["forwarded"]
+	refused()
+	n.eventually("the next is counted", func() bool { return n.agent.Dump()[0].Dropped["forwarded"] > before })
+	if now := n.reports.count; now != told {
+		t.Errorf("control is told %d times more", now-told)
+	}
+	// Other exclusions: whether something is still refused is to be seen.
+	w := word("a", true)
+	w.ExcludeOutbound = []mesh.Exclusion{{Port: 80}}
+	n.agent.Apply([]mesh.Pod{w})
+	n.reports.untilIs(t, "the pod is protected", func() bool { r := n.reports.last["a"]; return r.State == xds.Captured && r.Reason == "" })
+}
+
+func shell(t *testing.T, ns *netns.NS, script string) {
+	t.Helper()
+	err := ns.Do(func() error {
+		out, err := exec.Command("sh", "-c", script).CombinedOutput()
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Who forwards again and again is told of once, and an hour after the last time no more.
+func TestPartlyProtectedForAWhile(t *testing.T) {
+	var g guard
+	now := time.Now()
+	for _, step := range []struct {
+		after  time.Duration
+		fresh  map[string]uint64
+		partly bool
+	}{
+		{0, nil, false},
+		{0, map[string]uint64{"outgoing": 1}, false},
+		{time.Minute, map[string]uint64{"forwarded": 1}, true},
+		{partlyFor, map[string]uint64{"forwarded": 1}, true},
+		{2*partlyFor - time.Second, nil, true},
+		{2 * partlyFor, nil, false},
+	} {
+		at := now.Add(step.after)
+		g.noteForwarded(step.fresh, at)
+		if got := g.isPartly(at); got != step.partly {
+			t.Errorf("after %v: %v", step.after, got)
+		}
+	}
 }
 
 // A guard's counters begin anew with each ruleset; what was dropped is added up.

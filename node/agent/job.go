@@ -194,6 +194,7 @@ func (a *Agent) capture(ctx context.Context, p *pod) {
 		if err == nil && sameRules(word, *p.rec.Word) {
 			p.rules = capturing
 		}
+		p.guard.last, p.guard.forwarded = nil, time.Time{} // other rules may refuse something else
 		a.checkSoon(p)
 		a.watch(ctx, p)
 	})
@@ -373,6 +374,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 			a.calmDown(p)
 		case !p.gone && ctx.Err() == nil:
 			p.wasRepaired(time.Now())
+			p.guard.last = nil // counters begin anew
 			a.metrics.repairs.Inc()
 			a.cfg.Log.Warn("rules were changed by somebody, and are put right", append(p.attrs(), "found", wrong, "error", err, "next_not_before", p.unrest)...)
 			a.calmDown(p)

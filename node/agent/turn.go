@@ -207,14 +207,17 @@ func (a *Agent) report(p *pod, now time.Time) {
 	case p.isRestless() && !p.gone:
 		state, reason = xds.Unprotected, p.restlessReason()
 	case p.rules == capturing && !p.gone:
-		state = xds.Captured
+		if state = xds.Captured; p.guard.isPartly(now) {
+			reason = partlyReason
+		}
 	case p.unprotected(now, a.cfg.ProtectWithin):
 		state, reason = xds.Unprotected, p.waitsFor(a.proxy != nil)
 	case p.reported != "" && !p.enrolled() && p.rules == noRules && len(p.listeners) == 0:
 		state = xds.Released
 	}
 	ports := state == xds.Captured && p.markedPorts
-	if state == p.reported && ports == p.reportedPorts && (reason == "" || reason == p.logged) {
+	same := reason == p.logged || reason == "" && p.rules != capturing
+	if state == p.reported && ports == p.reportedPorts && same {
 		return
 	}
 	p.reported, p.reportedPorts, p.logged = state, ports, reason

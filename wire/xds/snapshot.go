@@ -40,7 +40,8 @@ type Report struct {
 	Namespace string
 	Name      string
 	State     PodState
-	Reason    string
+	// Reason tells why it is not captured; of a captured pod, what of it is refused.
+	Reason string
 	// Addresses are where a captured pod is reached, if a runtime has told the agent:
 	// control knows them by this before they are in the pod's object.
 	Addresses []netip.Addr
