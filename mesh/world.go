@@ -1,6 +1,8 @@
 package mesh
 
 import (
+	"iter"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -276,6 +278,22 @@ func (w *World) Pod(listed *Workload) *Workload { return w.pods[listed.Of] }
 
 // Workload returns the pod that has the address, or nil: unknown, or a node.
 func (w *World) Workload(a netip.Addr) *Workload { return w.workloads[a.Unmap()] }
+
+// Workloads are the pods to which an address leads; one may come twice.
+func (w *World) Workloads() iter.Seq[*Workload] {
+	return func(yield func(*Workload) bool) {
+		for _, all := range []iter.Seq[*Workload]{maps.Values(w.workloads), maps.Values(w.pods)} {
+			for wl := range all {
+				if wl != nil && !yield(wl) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Services are all services.
+func (w *World) Services() iter.Seq[*Service] { return maps.Values(w.named) }
 
 // Service returns the service that has the virtual address, or nil.
 func (w *World) Service(a netip.Addr) *Service { return w.services[a.Unmap()] }

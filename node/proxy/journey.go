@@ -123,9 +123,9 @@ func (j *journey) refuse(r *refusal) {
 	j.d.counts.refused.Add(1)
 	j.near.Abort()
 	j.flow.Flags, j.flow.Reason = r.flags, r.Error()
-	j.d.p.tell.Opened(&j.flow)
+	told := j.d.p.tell.Opened(&j.flow)
 	j.flow.Closed = time.Now()
-	j.d.p.tell.Closed(&j.flow)
+	j.d.p.tell.Closed(&j.flow, told)
 }
 
 // join carries bytes between both ends until both have finished. sent bytes have gone to
@@ -134,14 +134,14 @@ func (j *journey) join(ctx context.Context, far relay.Conn, sent int64) {
 	p := j.d.p
 	p.metrics.opened(j.inbound, j.kind)
 	j.d.counts.of[j.kind].opened()
-	p.tell.Opened(&j.flow)
+	told := p.tell.Opened(&j.flow)
 	res := relay.Join(ctx, j.near, far, p.relay)
 	j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA
 	j.flow.Flags, j.flow.Reason = ending(res)
 	j.flow.Closed = time.Now()
 	j.d.counts.of[j.kind].closed()
 	p.metrics.closed(j.inbound, j.kind)
-	p.tell.Closed(&j.flow)
+	p.tell.Closed(&j.flow, told)
 }
 
 // ending names what ended a joined connection. The end that was accepted is

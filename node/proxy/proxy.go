@@ -8,7 +8,7 @@
 // and sockets), pod.go (listeners of one pod), accept.go, origin.go (what was
 // dialled), outbound.go, route.go (where that leads), dial.go with sockets.go and
 // seeds.go (from inside the pod's namespace); then, on the other node, inbound.go;
-// journey.go tells of it at the end, and keep.go keeps what crossed the network for the
+// journey.go tells of it at the end (telemetry.go, series.go), and keep.go keeps what crossed the network for the
 // next one. drain.go is the end of a proxy. knowledge.go holds the World, limits.go the bounds.
 //
 // It refuses to enter a namespace, to make a socket, to change a rule, or to
@@ -191,13 +191,13 @@ func New(cfg Config) (*Proxy, error) {
 		cfg:     cfg,
 		log:     cfg.Log,
 		know:    newKnowledge(),
-		tell:    newTelemetry(cfg.Registry, cfg.Log),
 		relay:   relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
 		keeps:   quota{max: keepMost},
 		chunks:  sync.Pool{New: func() any { return new([chunkSize]byte) }},
 		pods:    make(map[string]*pod),
 		holders: make(map[mesh.ID]int),
 	}
+	p.tell = newTelemetry(cfg.Registry, cfg.Log, p.know.world)
 	p.metrics = newMetrics(cfg.Registry, p)
 	p.dialling = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(false)])
 	p.answering = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(true)])

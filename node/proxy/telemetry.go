@@ -1,27 +1,16 @@
 package proxy
 
 import (
-	"cmp"
 	"context"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
+	"weak"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"tacit.dev/mesh"
-)
-
-const (
-	// maxSeries bounds how many label sets the traffic metrics may have. What comes
-	// above is counted under unknown workloads.
-	maxSeries = 4096
-	// seriesIdle is how long a label set without a connection is kept; if others need its
-	// room, seriesIdleFull, which is longer than between two scrapes.
-	seriesIdle, seriesIdleFull = 15 * time.Minute, time.Minute
 )
 
 // unknown is Istio's word for a label of which nothing is known.
@@ -53,14 +42,6 @@ type seriesKey struct {
 	service, serviceName, serviceNamespace string
 }
 
-// series are the counters of one label set.
-type series struct {
-	opened, closed, sent, received prometheus.Counter
-	// open counts the connections that were opened under it and are not closed; used is when
-	// one was last opened or closed, in Unix seconds.
-	open, used atomic.Int64
-}
-
 // telemetry tells of connections: Istio's TCP metrics when one opens and when it
 // ends, and one line of access log at its end. It is safe for concurrent use.
 type telemetry struct {
@@ -68,15 +49,27 @@ type telemetry struct {
 	opened, closed, sent, received *prometheus.CounterVec
 	refused                        prometheus.Counter
 
+	// world tells what is there now.
+	world func() *mesh.World
+
+	// mu guards what follows.
 	mu     sync.RWMutex
-	series map[seriesKey]*series // guarded by mu
-	full   time.Time             // guarded by mu: when no room was found last
-	most   int                   // maxSeries, but in tests
+	series map[seriesKey]*series
+	most   int // maxSeries, but in tests
+	// spare are those that may go if there is no room, in that order, as they were looked
+	// for last: in which World, and when.
+	spare     []*series
+	spareIn   weak.Pointer[mesh.World]
+	spareFrom time.Time
 }
 
 // newTelemetry registers the metrics at reg. A nil log means no access log, a
-// nil reg metrics that nobody sees.
-func newTelemetry(reg *prometheus.Registry, log *slog.Logger) *telemetry {
+// nil reg metrics that nobody sees, a nil world that nothing is there.
+func newTelemetry(reg *prometheus.Registry, log *slog.Logger, world func() *mesh.World) *telemetry {
+	if world == nil {
+		nothing := &mesh.World{}
+		world = func() *mesh.World { return nothing }
+	}
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
@@ -91,6 +84,7 @@ func newTelemetry(reg *prometheus.Registry, log *slog.Logger) *telemetry {
 			Name: "tacit_metric_series_refused_total",
 			Help: "Connections counted under unknown workloads, because the traffic metrics have as many label sets as they may.",
 		}),
+		world:  world,
 		series: make(map[seriesKey]*series),
 		most:   maxSeries,
 	}
@@ -105,98 +99,26 @@ func trafficCounter(name, help string) *prometheus.CounterVec {
 }
 
 // Opened counts a connection whose source, destination, service and security
-// are known by now. Closed must follow with the same Flow.
-func (t *telemetry) Opened(f *mesh.Flow) {
-	s := t.of(keyOf(f).opened(), f.Opened)
-	s.open.Add(1)
+// are known by now. Closed must follow with the same Flow and what is returned.
+func (t *telemetry) Opened(f *mesh.Flow) *series {
+	s := t.take(keyOf(f).opened(), f.Opened)
 	s.opened.Inc()
+	return s
 }
 
-// Closed counts the end of a connection and logs it. Flow's Sent is Istio's
-// received: Istio speaks of the destination.
-func (t *telemetry) Closed(f *mesh.Flow) {
-	k := keyOf(f)
-	t.of(k.opened(), f.Closed).open.Add(-1)
-	s := t.of(k, f.Closed)
+// Closed counts the end of a connection, which was opened under s, and logs it. Flow's
+// Sent is Istio's received: Istio speaks of the destination.
+func (t *telemetry) Closed(f *mesh.Flow, s *series) {
+	if f.Flags != "" {
+		flagged := t.take(keyOf(f), f.Closed)
+		s.leave(f.Closed)
+		s = flagged
+	}
 	s.closed.Inc()
 	s.sent.Add(float64(f.Received))
 	s.received.Add(float64(f.Sent))
+	s.leave(f.Closed)
 	t.logClosed(f)
-}
-
-// of returns the counters of a label set, which is used now.
-func (t *telemetry) of(k seriesKey, now time.Time) *series {
-	t.mu.RLock()
-	s, ok := t.series[k]
-	t.mu.RUnlock()
-	if !ok {
-		t.mu.Lock()
-		s = t.addLocked(k, now)
-		t.mu.Unlock()
-	}
-	s.used.Store(now.Unix())
-	return s
-}
-
-// addLocked makes a label set known; above the bound it is made one of the few
-// that say nothing of workloads, and those are always let in.
-func (t *telemetry) addLocked(k seriesKey, now time.Time) *series {
-	if _, known := t.series[k]; !known && len(t.series) >= t.most && !t.makeRoomLocked(now) {
-		t.refused.Inc()
-		k = seriesKey{reporter: k.reporter, security: k.security, flags: k.flags}
-	}
-	s, ok := t.series[k]
-	if !ok {
-		v := k.values()
-		s = &series{opened: t.opened.WithLabelValues(v...), closed: t.closed.WithLabelValues(v...),
-			sent: t.sent.WithLabelValues(v...), received: t.received.WithLabelValues(v...)}
-		t.series[k] = s
-	}
-	s.used.Store(now.Unix())
-	return s
-}
-
-// makeRoomLocked drops an eighth of the label sets, of those without a connection the ones
-// that were used longest ago, and reports whether there is room now. In vain it looks once a second.
-func (t *telemetry) makeRoomLocked(now time.Time) bool {
-	if now.Sub(t.full) < time.Second {
-		return false
-	}
-	idle := t.idleLocked(now.Add(-seriesIdleFull))
-	slices.SortFunc(idle, func(a, b seriesKey) int { return cmp.Compare(t.series[a].used.Load(), t.series[b].used.Load()) })
-	idle = idle[:min(len(idle), max(1, t.most/8))]
-	t.dropLocked(idle)
-	if len(idle) == 0 {
-		t.full = now
-	}
-	return len(idle) > 0
-}
-
-// trim drops the label sets of what seems to be gone. It is called at intervals.
-func (t *telemetry) trim(now time.Time) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.dropLocked(t.idleLocked(now.Add(-seriesIdle)))
-}
-
-// idleLocked are the label sets without a connection that were not used since.
-func (t *telemetry) idleLocked(since time.Time) (idle []seriesKey) {
-	for k, s := range t.series {
-		if s.open.Load() <= 0 && s.used.Load() <= since.Unix() {
-			idle = append(idle, k)
-		}
-	}
-	return idle
-}
-
-func (t *telemetry) dropLocked(keys []seriesKey) {
-	for _, k := range keys {
-		v := k.values()
-		for _, c := range []*prometheus.CounterVec{t.opened, t.closed, t.sent, t.received} {
-			c.DeleteLabelValues(v...)
-		}
-		delete(t.series, k)
-	}
 }
 
 // opened is the label set under which the connection was opened.

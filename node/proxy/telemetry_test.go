@@ -72,10 +72,9 @@ func gathered(t *testing.T, reg *prometheus.Registry) string {
 
 func TestTelemetryMetrics(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	tel := newTelemetry(reg, nil)
+	tel := newTelemetry(reg, nil, nil)
 	f := telemetryFlow()
-	tel.Opened(f)
-	tel.Closed(f)
+	tel.Closed(f, tel.Opened(f))
 	labels := `{connection_security_policy="mutual_tls",destination_app="web",` +
 		`destination_canonical_revision="v2",destination_canonical_service="web",destination_cluster="Kubernetes",` +
 		`destination_principal="spiffe://lab/ns/shop/sa/web",destination_service="web.shop.svc.cluster.local",` +
@@ -114,11 +113,10 @@ func TestTelemetryNamesOnlyProvenIdentities(t *testing.T) {
 			t.Run(name+" by "+string(reporter), func(t *testing.T) {
 				var b bytes.Buffer
 				reg := prometheus.NewRegistry()
-				tel := newTelemetry(reg, slog.New(slog.NewTextHandler(&b, nil)))
+				tel := newTelemetry(reg, slog.New(slog.NewTextHandler(&b, nil)), nil)
 				f := telemetryFlow()
 				f.Reporter, f.Security, f.SourceID, f.DestinationID = reporter, tt.security, tt.source, tt.destination
-				tel.Opened(f)
-				tel.Closed(f)
+				tel.Closed(f, tel.Opened(f))
 				metrics := gathered(t, reg)
 				for _, p := range []struct {
 					label, key string
@@ -145,12 +143,11 @@ func TestTelemetryNamesOnlyProvenIdentities(t *testing.T) {
 
 func TestTelemetryPlaintextHasNoPrincipal(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	tel := newTelemetry(reg, nil)
+	tel := newTelemetry(reg, nil, nil)
 	f := telemetryFlow()
 	f.Security, f.Source, f.Flags = mesh.Plaintext, nil, "UF"
 	f.SourceID, f.DestinationID = mesh.ID{}, mesh.ID{}
-	tel.Opened(f)
-	tel.Closed(f)
+	tel.Closed(f, tel.Opened(f))
 	got := gathered(t, reg)
 	for _, want := range []string{
 		`connection_security_policy="unknown"`, `destination_principal="unknown"`, `source_workload="unknown"`,
@@ -165,44 +162,86 @@ func TestTelemetryPlaintextHasNoPrincipal(t *testing.T) {
 	}
 }
 
-func TestTelemetryIsBounded(t *testing.T) {
-	reg := prometheus.NewRegistry()
-	tel := newTelemetry(reg, nil)
-	tel.most = 5
-	for i := range 15 {
+// shop is a World with the source of telemetryFlow and the services first to last, of one
+// workload each, and a connection to each of these.
+func shop(first, last int) (*mesh.World, []*mesh.Flow) {
+	source := telemetryFlow().Source
+	source.Addresses = []netip.Addr{netip.MustParseAddr("10.30.1.2")}
+	workloads, services, flows := []*mesh.Workload{source}, []*mesh.Service{}, []*mesh.Flow{}
+	for i := first; i <= last; i++ {
 		f := telemetryFlow()
-		f.Destination.OwnerName = fmt.Sprint("job-", i)
-		tel.Opened(f)
+		name := fmt.Sprint("s-", i)
+		f.Destination.OwnerName, f.Destination.Addresses = name, []netip.Addr{netip.AddrFrom4([4]byte{10, 40, byte(i >> 8), byte(i)})}
+		f.Service.Name, f.Service.Hostname = name, name+".shop"
+		workloads, services, flows = append(workloads, f.Destination), append(services, f.Service), append(flows, f)
 	}
-	if n := len(tel.series); n != 6 {
-		t.Errorf("%d label sets, want 5 and one for the rest", n)
-	}
-	if got := gathered(t, reg); !strings.Contains(got, "tacit_metric_series_refused_total 10\n") {
-		t.Error("the refused are not counted")
+	return mesh.NewWorld(workloads, services), flows
+}
+
+// The bound holds where everything is there, or has a connection, and says so. What was
+// opened under unknown workloads is closed under them.
+func TestTelemetryIsBounded(t *testing.T) {
+	there, flows := shop(0, 14)
+	for name, tt := range map[string]struct {
+		world  *mesh.World
+		closed int // of those that come first
+	}{"all is there": {there, 5}, "all is gone, and open": {&mesh.World{}, 0}} {
+		t.Run(name, func(t *testing.T) {
+			reg := prometheus.NewRegistry()
+			tel := newTelemetry(reg, nil, func() *mesh.World { return tt.world })
+			tel.most = 5
+			var opened []*series
+			for i, f := range flows {
+				opened = append(opened, tel.Opened(f))
+				if i < tt.closed {
+					tel.Closed(f, opened[i])
+				}
+			}
+			if n := len(tel.series); n != 6 {
+				t.Errorf("%d label sets, want 5 and one for the rest", n)
+			}
+			if got := gathered(t, reg); !strings.Contains(got, "tacit_metric_series_refused_total 10\n") {
+				t.Error("the refused are not counted")
+			}
+			for i, f := range flows[tt.closed:] {
+				tel.Closed(f, opened[tt.closed+i])
+			}
+			for k, s := range tel.series {
+				if n := s.open.Load(); n != 0 {
+					t.Errorf("%d open connections of %s", n, k.serviceName)
+				}
+			}
+		})
 	}
 }
 
-// Services that come and go by the thousand leave nothing behind, and take no room from
-// those that are there.
+// Services that come and go by the thousand leave no label set, and take no room from
+// those that are there, which keep theirs.
 func TestTelemetryForgetsWhatIsGone(t *testing.T) {
+	const batch, all = 50, 12000
 	reg := prometheus.NewRegistry()
-	tel := newTelemetry(reg, nil)
-	stays := telemetryFlow() // one long connection
-	tel.Opened(stays)
-	now := stays.Opened
-	for i := range 5000 {
-		now = now.Add(50 * time.Millisecond)
-		f := telemetryFlow()
-		f.Service = &mesh.Service{Namespace: "shop", Name: fmt.Sprint("s-", i), Hostname: fmt.Sprint("s-", i, ".shop")}
-		f.Opened, f.Closed = now, now
-		tel.Opened(f)
-		tel.Closed(f)
+	var world *mesh.World
+	tel := newTelemetry(reg, nil, func() *mesh.World { return world })
+	stays := telemetryFlow() // one long connection, to what is gone soon
+	opened := tel.Opened(stays)
+	quiet := telemetryFlow() // one to what is there, which ended long ago
+	quiet.Destination = nil
+	quiet.Service = nil
+	quiet.Opened, quiet.Closed = quiet.Opened.Add(-time.Hour), quiet.Opened.Add(-time.Hour)
+	tel.Closed(quiet, tel.Opened(quiet))
+	for n := 0; n < all; n += batch { // all within the same second
+		var flows []*mesh.Flow
+		world, flows = shop(n, n+batch-1)
+		for _, f := range flows {
+			f.Closed = f.Opened
+			tel.Closed(f, tel.Opened(f))
+		}
 	}
 	if n := len(tel.series); n > maxSeries {
 		t.Errorf("%d label sets, want %d at most", n, maxSeries)
 	}
 	got := gathered(t, reg)
-	for _, want := range []string{"tacit_metric_series_refused_total 0\n", `destination_service_name="s-4999"`} {
+	for _, want := range []string{"tacit_metric_series_refused_total 0\n", `destination_service_name="s-11999"`} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s", want)
 		}
@@ -210,14 +249,55 @@ func TestTelemetryForgetsWhatIsGone(t *testing.T) {
 	if strings.Contains(got, `destination_service_name="s-0"`) {
 		t.Error("the first one still has its room")
 	}
-	tel.trim(now.Add(seriesIdle))
+	for name, f := range map[string]*mesh.Flow{"the open connection": stays, "what is there": quiet} {
+		if tel.series[keyOf(f)] == nil {
+			t.Errorf("the label set of %s is gone", name)
+		}
+	}
+	tel.trim(stays.Opened.Add(seriesIdle))
 	if n := len(tel.series); n != 1 {
 		t.Errorf("%d label sets are left, want that of the open connection", n)
 	}
-	stays.Closed = now
-	tel.Closed(stays)
-	if got := gathered(t, reg); strings.Count(got, "istio_tcp_connections_opened_total{") != 1 || strings.Contains(got, "s-4999") {
+	stays.Closed = stays.Opened
+	tel.Closed(stays, opened)
+	if got := gathered(t, reg); strings.Count(got, "istio_tcp_connections_opened_total{") != 1 || strings.Contains(got, "s-11999") {
 		t.Errorf("left:\n%s", got)
+	}
+}
+
+// Without a new World, too: as soon as the connections to what is gone have ended.
+func TestTelemetryTakesTheRoomOfConnectionsThatEnd(t *testing.T) {
+	world, flows := shop(0, 14)
+	_, gone := shop(100, 104)
+	tel := newTelemetry(nil, nil, func() *mesh.World { return world })
+	tel.most = 5
+	var opened []*series
+	for _, f := range gone {
+		opened = append(opened, tel.Opened(f))
+	}
+	for i, f := range flows[:len(gone)] {
+		if s := tel.Opened(f); s.key.service != "" {
+			t.Errorf("%d: a connection that is open gave its label set away", i)
+		}
+		tel.Closed(gone[i], opened[i])
+		if s := tel.Opened(f); s.key != keyOf(f) {
+			t.Errorf("%d: unknown for want of room that the dead hold", i)
+		}
+	}
+}
+
+// Where all is there, room is made of what had no connection for a minute.
+func TestTelemetryMakesRoomOfWhatIsQuiet(t *testing.T) {
+	world, flows := shop(0, 14)
+	tel := newTelemetry(nil, nil, func() *mesh.World { return world })
+	tel.most = 5
+	for i, f := range flows {
+		f.Opened = f.Opened.Add(time.Duration(i) * (seriesIdleFull/5 + time.Second))
+		f.Closed = f.Opened
+		tel.Closed(f, tel.Opened(f))
+		if tel.series[keyOf(f)] == nil {
+			t.Errorf("%d is unknown", i)
+		}
 	}
 }
 
@@ -229,11 +309,12 @@ func TestTelemetryAccessLog(t *testing.T) {
 		}
 		return a
 	}
-	tel := newTelemetry(nil, slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: noTime})))
+	tel := newTelemetry(nil, slog.New(slog.NewTextHandler(&b, &slog.HandlerOptions{ReplaceAttr: noTime})), nil)
 	f := telemetryFlow()
 	f.Flags, f.Reason = "UC", "reset by the destination"
-	tel.Closed(f)
-	tel.Closed(&mesh.Flow{Reporter: mesh.ByDestination, Security: mesh.Plaintext})
+	tel.Closed(f, tel.Opened(f))
+	f = &mesh.Flow{Reporter: mesh.ByDestination, Security: mesh.Plaintext}
+	tel.Closed(f, tel.Opened(f))
 	want := `level=INFO msg="connection closed" reporter=source security=mutual_tls` +
 		` src=spiffe://lab/ns/default/sa/client src_pod=default/client-1 src_addr=10.30.1.2:40000` +
 		` dst=spiffe://lab/ns/shop/sa/web dst_pod=shop/web-1 dst_addr=10.30.2.2:8080` +
@@ -246,20 +327,20 @@ func TestTelemetryAccessLog(t *testing.T) {
 }
 
 func TestTelemetryAllocatesNothingForKnownSeries(t *testing.T) {
-	tel, f := newTelemetry(nil, nil), telemetryFlow()
-	tel.Opened(f)
-	if n := testing.AllocsPerRun(100, func() { tel.of(keyOf(f), f.Opened).opened.Inc() }); n > 0 {
-		t.Errorf("%v allocations per connection, want none", n)
+	tel, f := newTelemetry(nil, nil, nil), telemetryFlow()
+	for _, f.Flags = range []string{"", "UC"} {
+		if n := testing.AllocsPerRun(100, func() { tel.Closed(f, tel.Opened(f)) }); n > 0 {
+			t.Errorf("flags %q: %v allocations per connection, want none", f.Flags, n)
+		}
 	}
 }
 
 func BenchmarkTelemetry(b *testing.B) {
 	run := func(b *testing.B, log *slog.Logger) {
-		tel, f := newTelemetry(nil, log), telemetryFlow()
+		tel, f := newTelemetry(nil, log, nil), telemetryFlow()
 		b.ReportAllocs()
 		for b.Loop() {
-			tel.Opened(f)
-			tel.Closed(f)
+			tel.Closed(f, tel.Opened(f))
 		}
 	}
 	sink, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
@@ -276,6 +357,22 @@ func BenchmarkTelemetry(b *testing.B) {
 		}
 		log.While(func() error { run(b, log.Logger); return nil })
 	})
+}
+
+// Each label set is new, and room is made for it of those of the last World.
+func BenchmarkTelemetryMakesRoom(b *testing.B) {
+	var worlds [2]*mesh.World
+	var flows [2][]*mesh.Flow
+	for i := range worlds {
+		worlds[i], flows[i] = shop(i*10000, i*10000+9999)
+	}
+	n := 0
+	tel := newTelemetry(nil, nil, func() *mesh.World { return worlds[n/maxSeries%2] })
+	for b.Loop() {
+		f := flows[n/maxSeries%2][n%maxSeries]
+		tel.Closed(f, tel.Opened(f))
+		n++
+	}
 }
 
 // A log that nobody reads holds up nobody: neither who accepts and refuses, nor who ends.
