@@ -86,18 +86,23 @@ func (c *caller) findSelf(w *mesh.World, to netip.AddrPort) (route, error) {
 }
 
 // findInlet goes straight to the endpoints of a service that was dialled from inside by an
-// address for those outside, as kube-proxy does; internalTrafficPolicy is not about it.
-// From its own node, a port of a node leads everywhere.
+// address for those outside, as kube-proxy does.
 func (c *caller) findInlet(w *mesh.World, in mesh.Inlet, to netip.AddrPort) (route, error) {
 	at := netip.AddrPortFrom(to.Addr(), in.Port)
+	return c.findEndpoints(w, in.Service, at, c.behind(w, in, at))
+}
+
+// behind are the endpoints to which an inlet leads; internalTrafficPolicy is not about it.
+// From its own node, a port of a node leads everywhere.
+func (c *caller) behind(w *mesh.World, in mesh.Inlet, at netip.AddrPort) []mesh.Endpoint {
+	all := w.Endpoints(in.Service, in.Port)
 	switch {
 	case in.Node != "" && in.Node != c.node:
-		local := only(w.Endpoints(in.Service, in.Port), func(e mesh.Endpoint) bool { return e.Workload.Node == in.Node })
-		return c.findEndpoints(w, in.Service, at, local)
+		return only(all, func(e mesh.Endpoint) bool { return e.Workload.Node == in.Node })
 	case in.Service.Reach == mesh.SameNode:
-		return c.findEndpoints(w, in.Service, at, w.Endpoints(in.Service, in.Port))
+		return all
 	}
-	return c.findEndpoints(w, in.Service, at, c.near(w, in.Service, at))
+	return c.near(w, in.Service, at)
 }
 
 // findHostPort goes straight to the pod behind a port of its node.
@@ -146,7 +151,9 @@ func (c *caller) findEndpoints(w *mesh.World, s *mesh.Service, to netip.AddrPort
 
 // endpoint says how to reach an endpoint of the family of a. Where the service lists an
 // address and no pod, the World knows who is there: that pod or, if it is nobody's, the pod
-// that the service names. Otherwise it is outside of the mesh, unless a pod may be there.
+// that the service names. Otherwise it is outside of the mesh, unless a pod may be there, or
+// the address leads on to one. Behind a service's own address there is nothing: kube-proxy
+// leads no connection twice.
 func (c *caller) endpoint(w *mesh.World, e mesh.Endpoint, a netip.Addr) (target, bool) {
 	b, ok := addressLike(e.Workload, a)
 	at := netip.AddrPortFrom(b, e.Port)
@@ -156,14 +163,36 @@ func (c *caller) endpoint(w *mesh.World, e mesh.Endpoint, a netip.Addr) (target,
 	wl := w.Workload(b)
 	switch {
 	case wl != nil:
-	case w.Contested(b):
+	case w.Contested(b) || w.Service(b) != nil:
 		return target{}, false
 	case w.Pod(e.Workload) != nil:
 		wl = w.Pod(e.Workload)
-	case w.Former(at, time.Now()):
-		return target{}, false
+	default:
+		return c.onward(w, at)
 	}
 	return c.target(at, wl), true
+}
+
+// onward says how to reach an endpoint that is no pod, by find's order. An inlet leads to
+// pods alone: services may list each other's in a circle.
+func (c *caller) onward(w *mesh.World, at netip.AddrPort) (target, bool) {
+	if in, ok := w.Inlet(at); ok {
+		pods := only(c.behind(w, in, netip.AddrPortFrom(at.Addr(), in.Port)), func(e mesh.Endpoint) bool {
+			_, fits := addressLike(e.Workload, at.Addr())
+			return fits && !e.Workload.Listed
+		})
+		if len(pods) == 0 {
+			return target{}, false
+		}
+		e := pods[c.pick(len(pods))]
+		b, _ := addressLike(e.Workload, at.Addr())
+		return c.target(netip.AddrPortFrom(b, e.Port), e.Workload), true
+	}
+	if wl, port := w.HostPort(at); wl != nil {
+		b, ok := addressLike(wl, at.Addr())
+		return c.target(netip.AddrPortFrom(b, port), wl), ok
+	}
+	return c.target(at, nil), !w.Former(at, time.Now())
 }
 
 // near returns the endpoints among which one is picked. Where it matters who is

@@ -1,6 +1,8 @@
 package proxy
 
 import (
+	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
@@ -91,6 +93,23 @@ func TestFindKnowsThreeThings(t *testing.T) {
 	a := &mesh.Workload{UID: "a", Node: "n1", Direct: true, Ready: true, Addresses: addrs("10.1.1.2"), Services: serve(lb, 8080)}
 	b := &mesh.Workload{UID: "b", Node: "n2", Direct: true, Ready: true, Addresses: addrs("10.1.2.2"), Services: serve(local, 8081),
 		HostPorts: []mesh.HostPort{{Port: 8443, Target: 443}, {Address: addrs("172.16.0.9")[0], Port: 8444, Target: 444}}}
+	// Endpoints of hand-made slices, at addresses that lead on to pods.
+	virtual := map[string]*mesh.Service{}
+	var onward []*mesh.Workload
+	for i, row := range []struct {
+		name, addr string
+		port       uint16
+	}{
+		{"own", "10.96.0.2", 80}, {"balancer", "192.0.2.10", 80}, {"nodePort", "172.16.0.2", 30081}, {"hostPort", "172.16.0.2", 8443},
+		{"process", "172.16.0.2", 22}, {"circle", "172.16.0.2", 30083}, {"left", "192.0.2.11", 80},
+	} {
+		s := &mesh.Service{Namespace: "d", Hostname: row.name, Addresses: addrs(fmt.Sprintf("10.96.1.%d", i)), Ports: ports}
+		if row.name == "circle" {
+			s.NodePorts = []mesh.NodePort{{Node: 30083, Service: 80}}
+		}
+		virtual[row.name] = s
+		onward = append(onward, &mesh.Workload{UID: row.name, Listed: true, Ready: true, Addresses: addrs(row.addr), Services: serve(s, row.port)})
+	}
 	ofPod := &mesh.Workload{UID: "l1", Listed: true, Ready: true, Addresses: addrs("10.1.2.2"), Services: serve(listed, 15106)}
 	otherAddress := &mesh.Workload{UID: "l2", Listed: true, Of: "a", Ready: true, Addresses: addrs("10.9.9.9"), Services: serve(second, 8084)}
 	outsider := &mesh.Workload{UID: "l3", Listed: true, Ready: true, Addresses: addrs("10.1.9.9"), Services: serve(away, 5432)}
@@ -100,7 +119,7 @@ func TestFindKnowsThreeThings(t *testing.T) {
 		{Name: "cluster", Ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.1.9.0/24")}},
 		{Name: "contested", Contested: true, Addresses: addrs("10.1.1.66")},
 	}
-	w := mesh.NewWorld([]*mesh.Workload{a, b, ofPod, otherAddress, outsider}, []*mesh.Service{lb, local, listed, second, away}, places...)
+	w := mesh.NewWorld(append(onward, a, b, ofPod, otherAddress, outsider), slices.AppendSeq([]*mesh.Service{lb, local, listed, second, away}, maps.Values(virtual)), places...)
 	w = w.After(mesh.NewWorld(nil, []*mesh.Service{gone}), time.Now())
 	for _, row := range []struct {
 		to     string
@@ -125,6 +144,14 @@ func TestFindKnowsThreeThings(t *testing.T) {
 		{"10.96.0.3:80", "n9", "10.1.2.2:15106", true},
 		{"10.96.0.6:80", "n9", "10.9.9.9:8084", true}, // another address of a pod's own
 		{"10.96.0.7:80", "n9", "10.1.9.9:5432", false},
+		// Known: what services list, and leads on. In the clear kube-proxy would lead it to a pod of the mesh.
+		{"10.96.1.0:80", "n9", "no_endpoint", false}, // a service's own address: as with kube-proxy, nothing is behind it
+		{"10.96.1.1:80", "n9", "10.1.1.2:8080", true},
+		{"10.96.1.2:80", "n9", "10.1.2.2:8081", true},
+		{"10.96.1.3:80", "n9", "10.1.2.2:443", true},
+		{"10.96.1.4:80", "n9", "172.16.0.2:22", false},
+		{"10.96.1.5:80", "n9", "no_endpoint", false}, // leads to itself
+		{"10.96.1.6:80", "n9", "no_endpoint", false}, // to one that is gone
 		// Known not to be ours.
 		{"192.0.2.10:81", "n9", "192.0.2.10:81", false},
 		{"192.0.2.1:443", "n9", "192.0.2.1:443", false},
