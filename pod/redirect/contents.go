@@ -30,7 +30,8 @@ type flow struct{ local, remote netip.AddrPort }
 // afterwards, so they are no part of what is read back.
 type contents struct {
 	// older are connections from before the capture, captured those that go through the
-	// proxy when it ends.
+	// proxy and that the rules would let pass otherwise: all of them when the capture ends,
+	// else those that are excluded by now.
 	older, captured []flow
 	// former are local ends of connections that an agent before the guard has redirected
 	// by nat: they need conntrack.
@@ -54,9 +55,8 @@ func (in contents) sets(drain bool) string {
 		}
 		tuple := fmt.Sprintf("type %s . inet_service . %[1]s . inet_service; flags dynamic; size 65536", addr)
 		end := fmt.Sprintf("type %s . inet_service; flags dynamic; size 65536", addr)
-		if drain {
-			fmt.Fprintf(&b, "\tset captured%d { %s%s; }\n", n, tuple, elements(in.captured, is6, flow.tuple))
-		} else {
+		fmt.Fprintf(&b, "\tset captured%d { %s%s; }\n", n, tuple, elements(in.captured, is6, flow.tuple))
+		if !drain {
 			fmt.Fprintf(&b, "\tset older%d { %s%s; }\n", n, tuple, elements(in.older, is6, flow.tuple))
 		}
 		fmt.Fprintf(&b, "\tset former%d { %s%s; }\n", n, end, elements(ends(in.former), is6, flow.end))
@@ -85,6 +85,26 @@ func elements(flows []flow, is6 bool, text func(flow) string) string {
 		return ""
 	}
 	return "; elements = { " + strings.Join(all, ", ") + " }"
+}
+
+// most returns so many of flows as a set holds from the start, and the others.
+func most(flows []flow) (held, others []flow) {
+	count := make(map[bool]int)
+	seen := make(map[flow]bool, len(flows))
+	for _, f := range flows {
+		is6 := f.local.Addr().Is6()
+		switch {
+		case seen[f]:
+			continue
+		case count[is6] < maxFlows:
+			held = append(held, f)
+		default:
+			others = append(others, f)
+		}
+		seen[f] = true
+		count[is6]++
+	}
+	return held, others
 }
 
 func (f flow) tuple() string { return f.end() + " . " + endText(f.remote) }

@@ -519,3 +519,68 @@ func (w *world) linkLocal(ns *netns.NS, name string) (a netip.Addr) {
 	})
 	return a
 }
+
+// A destination or port that is excluded from now on: what was captured stays so.
+func TestExcludedLaterStaysCaptured(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		outbound, inbound := w.listen(w.pod, f.loopback, mesh.OutboundPort), w.listen(w.pod, f.any, mesh.InboundPort)
+		atPeer, atPod := w.listen(w.peer, f.any, 25), w.listen(w.pod, f.any, 22)
+		w.apply(Config{})
+		wire := w.watch()
+		defer wire.clean("excluded")
+		out := w.dial(w.pod, f.peer, 25)
+		proxyOut := w.accept(outbound)
+		var from net.Conn // from a port that is excluded later
+		w.do(w.pod, func() (err error) {
+			d := net.Dialer{Timeout: limit, LocalAddr: &net.TCPAddr{Port: 2222}}
+			from, err = d.Dial("tcp", netip.AddrPortFrom(f.peer, 9000).String())
+			return err
+		})
+		proxyFrom := w.accept(outbound)
+		client := w.dial(w.peer, f.pod, 22)
+		proxyIn := w.accept(inbound)
+		inner, err := w.inner(f, addrPort(client.LocalAddr()), netip.AddrPortFrom(f.pod, 22))
+		if err != nil {
+			t.Fatal(err)
+		}
+		served := w.accept(atPod)
+		excluded := Config{ExcludeOutbound: []mesh.Exclusion{{Port: 25}}, ExcludeInbound: []uint16{22, 2222}}
+		w.apply(excluded)
+		for _, c := range []struct {
+			what     string
+			from, to net.Conn
+		}{
+			{"outgoing", out, proxyOut},
+			{"outgoing, to the application", proxyOut, out},
+			{"from a port", w.keep(from), proxyFrom},
+			{"served", served, inner},
+			{"served, to the application", inner, served},
+		} {
+			hears(t, c.what, c.from, c.to)
+		}
+		w.apply(Config{ExcludeOutbound: []mesh.Exclusion{{Port: 25}}})
+		w.flush()
+		hears(t, "outgoing, under the rules after those", out, proxyOut)
+		talk(t, "the client to the proxy", client, proxyIn)
+		talk(t, "the proxy to the client", proxyIn, client)
+		fresh, freshPeer := w.dial(w.pod, f.peer, 25), w.accept(atPeer)
+		talk(t, "new", fresh, freshPeer)
+	})
+}
+
+// More captured connections than a set holds are not forgotten: whoever asks resets them.
+func TestMostTellsTheOthers(t *testing.T) {
+	var flows []flow
+	for i := range 2 * (maxFlows + 3) {
+		a := netip.AddrFrom4([4]byte{10, 0, 0, 1})
+		if i%2 == 0 {
+			a = netip.MustParseAddr("fd00::1")
+		}
+		f := flow{netip.AddrPortFrom(a, uint16(i/2+1)), netip.AddrPortFrom(a, 80)}
+		flows = append(flows, f, f)
+	}
+	held, others := most(flows)
+	if len(held) != 2*maxFlows || len(others) != 6 {
+		t.Errorf("%d held and %d others, want %d and 6", len(held), len(others), 2*maxFlows)
+	}
+}

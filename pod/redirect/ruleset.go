@@ -185,6 +185,8 @@ const outbound = `
 		meta mark %#[2]x fib saddr type != local fib daddr type local notrack accept
 		meta mark %#[2]x accept
 		fib daddr type local accept
+		ip saddr . tcp sport . ip daddr . tcp dport @captured4 jump outbound_captured
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 jump outbound_captured
 		jump excluded
 		` + begins + ` goto outbound_begins
 		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
@@ -204,6 +206,16 @@ const outbound = `
 		delete @former6 { ip6 saddr . tcp sport }
 		jump source_port
 		notrack meta mark set %#[2]x
+	}
+
+	# What was captured before it was excluded stays captured until it ends.
+	chain outbound_captured {
+		` + begins + ` goto outbound_ended
+		notrack meta mark set %#[2]x accept
+	}
+	chain outbound_ended {
+		delete @captured4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		delete @captured6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
 	}
 	chain outbound_nat {
 		type nat hook output priority -100; policy accept;
@@ -361,8 +373,12 @@ const guardHead = `
 		meta mark %#[4]x accept
 `
 
+const capturedGuard = `		ip saddr . tcp sport . ip daddr . tcp dport @captured4 counter name outgoing drop
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 counter name outgoing drop
+`
+
 var captureGuard = fmt.Sprintf(`		meta mark %#x tcp flags & rst == rst accept
-		jump excluded
+`+capturedGuard+`		jump excluded
 		`+begins+` counter name outgoing drop
 		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 accept
@@ -394,9 +410,7 @@ const passed = `
 `
 
 const drainGuard = `		` + begins + ` accept
-		ip saddr . tcp sport . ip daddr . tcp dport @captured4 counter name outgoing drop
-		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 counter name outgoing drop
-		ip saddr . tcp sport @former4 counter name outgoing drop
+` + capturedGuard + `		ip saddr . tcp sport @former4 counter name outgoing drop
 		ip6 saddr . tcp sport @former6 counter name outgoing drop
 `
 

@@ -77,6 +77,11 @@ func (k *Kernel) swap(ctx context.Context, ns *netns.NS, c Config, lost bool) (e
 	if err != nil {
 		return err
 	}
+	held, others := most(in.captured)
+	if err := destroy(ns, others); err != nil { // they would go on in clear
+		return err
+	}
+	in.captured = held
 	if err := k.load(ctx, ns, ruleset(c, in)); err != nil {
 		return err
 	}
@@ -100,16 +105,17 @@ func gather(ns *netns.NS, c Config, m *memory, lost bool) (in contents, err erro
 			in.came = append(in.came, f)
 		}
 	}
+	in.captured = now.behindProxy(was, m.rules)
 	if c.Drain {
-		in.captured = slices.Concat(flowsOf(now.captured), without(flowsOf(now.left), was.older))
 		return in, nil
 	}
+	in.captured = c.named(in.captured)
 	free := flowsOf(now.free)
 	switch {
 	case lost:
 		in.older = within(free, m.older)
 	case was.guarded:
-		in.older = slices.Concat(within(free, was.older), m.rules.named(free))
+		in.older = slices.Concat(within(free, was.older), without(m.rules.named(free), was.captured))
 	case was.draining:
 		in.older = without(free, was.captured)
 	case was.present:
@@ -118,6 +124,17 @@ func gather(ns *netns.NS, c Config, m *memory, lost bool) (in contents, err erro
 		in.older = free
 	}
 	return in, nil
+}
+
+// behindProxy are the application's connections that went through the proxy, as far as can
+// be known: its end may be gone. rules are those that were there.
+func (now census) behindProxy(was history, rules Config) []flow {
+	all := slices.Concat(flowsOf(now.captured), within(flowsOf(now.free), was.captured))
+	if was.present && !was.draining {
+		left := flowsOf(now.left)
+		all = slices.Concat(all, without(without(left, was.older), rules.named(left)))
+	}
+	return all
 }
 
 // history is what the rules that are there have kept.
@@ -139,6 +156,7 @@ func readHistory(ns *netns.NS) (h history, err error) {
 		return h, err
 	}
 	h.captured, h.draining, err = held(ns, "captured")
+	h.draining = h.draining && !h.guarded
 	return h, err
 }
 
@@ -184,11 +202,7 @@ func (k *Kernel) endCaptured(ns *netns.NS) error {
 	if err != nil || !was.present {
 		return err
 	}
-	ends := slices.Concat(flowsOf(now.captured), within(flowsOf(now.free), was.captured))
-	if was.guarded {
-		ends = slices.Concat(ends, without(without(flowsOf(now.left), was.older), k.remembered(ns).rules.named(flowsOf(now.left))))
-	}
-	return destroy(ns, ends)
+	return destroy(ns, now.behindProxy(was, k.remembered(ns).rules))
 }
 
 // sysctls are the pod's own that the rules need: who accepts a connection takes the mark of
