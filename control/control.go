@@ -26,10 +26,11 @@ import (
 )
 
 // Source brings the objects. Run calls apply with all of them as soon as they
-// are all known, and again after each change, never twice at the same time; what
-// it handed out it never changes. It returns nil when ctx ended.
+// are all known, also if there are none, and after that with what has changed, never
+// twice at the same time; what it handed out it never changes. It returns nil when ctx
+// ended.
 type Source interface {
-	Run(ctx context.Context, apply func(kube.Objects)) error
+	Run(ctx context.Context, apply func([]kube.Event)) error
 }
 
 // Nodes knows the nodes and how they prove themselves. It is safe for concurrent use.

@@ -7,14 +7,15 @@ import (
 	"tacit.dev/wire/xds"
 )
 
-// inbox brings to the reconciling goroutine what others have to say. Of several
-// objects only the latest count, and of several reports about one pod; so it is
-// bounded by the number of pods and nobody waits. It is safe for concurrent use.
+// inbox brings to the reconciling goroutine what others have to say. Of several events of
+// an object only the latest counts, and of several reports about one pod; so it is
+// bounded by the number of objects and nobody waits. It is safe for concurrent use.
 type inbox struct {
 	wake chan struct{} // one slot: something is there
 
 	mu      sync.Mutex // guards what follows
-	objects *kube.Objects
+	objects kube.Pending
+	told    bool // somebody has spoken of objects, even if there are none
 	nodes   map[string]*nodeInbox
 }
 
@@ -36,10 +37,14 @@ func (b *inbox) ring() {
 	}
 }
 
-func (b *inbox) putObjects(o kube.Objects) {
+// putObjects adds what has changed since the objects were those of before.
+func (b *inbox) putObjects(events []kube.Event, before kube.Set) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.objects = &o
+	for _, e := range events {
+		b.objects.Put(e, before[e.Key] != nil)
+	}
+	b.told = true
 	b.ring()
 }
 
@@ -70,11 +75,11 @@ func (b *inbox) putReport(node string, r xds.Report) {
 	b.ring()
 }
 
-// take empties the inbox.
-func (b *inbox) take() (*kube.Objects, map[string]*nodeInbox) {
+// take empties the inbox. told tells whether objects were spoken of.
+func (b *inbox) take() (events []kube.Event, told bool, nodes map[string]*nodeInbox) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	o, nodes := b.objects, b.nodes
-	b.objects, b.nodes = nil, make(map[string]*nodeInbox)
-	return o, nodes
+	events, told, nodes = b.objects.Take(), b.told, b.nodes
+	b.told, b.nodes = false, make(map[string]*nodeInbox)
+	return events, told, nodes
 }

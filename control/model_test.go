@@ -32,6 +32,7 @@ type model struct {
 	born   int             // pods so far, for their UIDs
 	agents map[string]*modelAgent
 	trace  []string
+	told   kube.Set // to the present control
 }
 
 // fakeServer is a publisher whose nodes take what it published when they like.
@@ -110,6 +111,7 @@ func (m *model) restart() {
 	m.server.version, m.server.latest = 0, xds.Snapshot{}
 	m.r = &reconciler{build: kube.BuildConfig{TrustDomain: "lab"}, inbox: newInbox(), roster: newRoster(m.saved, log),
 		server: m.server, store: m, metrics: newMetrics(prometheus.NewRegistry()), log: log, published: make(chan struct{})}
+	m.told = nil
 	m.objects()
 	for _, n := range modelNodes {
 		m.server.proxies[n].acked = 0 // expected, until it acknowledges
@@ -144,7 +146,14 @@ func (m *model) objects() {
 			Status:     corev1.PodStatus{PodIP: addressOf(uid)},
 		})
 	}
-	m.r.inbox.putObjects(o)
+	m.tell(o)
+}
+
+// tell has control know these objects, and no others.
+func (m *model) tell(o kube.Objects) {
+	now := o.Set()
+	m.r.inbox.putObjects(m.told.To(now), m.told)
+	m.told = now
 }
 
 // addressOf is the address of a pod, of which each has its own.

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -54,8 +55,11 @@ type reconciler struct {
 	metrics   *metrics
 	log       *slog.Logger
 
-	// objects are the last that came.
-	objects *kube.Objects
+	// objects are all that there are, nil until they are known; told and vouched is what
+	// agents said when the roster learned of them.
+	objects kube.Set
+	told    map[string][]netip.Addr
+	vouched map[string]bool
 	// dirty: the roster differs from what is published.
 	dirty bool
 	// deposed: somebody else may lead. Nothing is saved or published any more.
@@ -126,9 +130,12 @@ func (r *reconciler) save() error {
 }
 
 func (r *reconciler) takeInbox(now time.Time) {
-	objects, nodes := r.inbox.take()
-	if objects != nil {
-		r.objects = objects
+	events, told, nodes := r.inbox.take()
+	if told {
+		if r.objects == nil {
+			r.objects = make(kube.Set, len(events))
+		}
+		r.objects.Apply(events)
 		r.read(now)
 	}
 	for node, n := range nodes {
@@ -147,16 +154,18 @@ func (r *reconciler) takeInbox(now time.Time) {
 // heardOtherwise tells whether agents say something else of addresses than when the objects
 // were read. Whom they vouch for matters only where an address is disputed.
 func (r *reconciler) heardOtherwise(now time.Time) bool {
-	if !maps.EqualFunc(r.roster.told(now), r.objects.Told, slices.Equal) {
+	if !maps.EqualFunc(r.roster.told(now), r.told, slices.Equal) {
 		return true
 	}
-	return len(r.roster.result.Disputed) > 0 && !maps.Equal(r.roster.vouched(now), r.objects.Vouched)
+	return len(r.roster.result.Disputed) > 0 && !maps.Equal(r.roster.vouched(now), r.vouched)
 }
 
 // read takes in what objects and agents say now.
 func (r *reconciler) read(now time.Time) {
-	r.objects.Told, r.objects.Vouched = r.roster.told(now), r.roster.vouched(now)
-	result := kube.Build(*r.objects, r.build)
+	r.told, r.vouched = r.roster.told(now), r.roster.vouched(now)
+	objects := r.objects.Objects()
+	objects.Told, objects.Vouched = r.told, r.vouched
+	result := kube.Build(objects, r.build)
 	r.build.Before = result.Mesh.Policy
 	r.tellProblems(result.Problems, result.Untold)
 	r.roster.objects(result, now)

@@ -89,7 +89,7 @@ func TestAnAgentDecidesAboutAClaim(t *testing.T) {
 			Status:     corev1.PodStatus{PodIP: "10.0.0.1"},
 		})
 	}
-	m.r.inbox.putObjects(o)
+	m.tell(o)
 	m.reconcile()
 	if s := m.server.latest; len(s.Workloads) != 0 || len(s.Places) != 1 || !s.Places[0].Contested {
 		t.Errorf("%+v and %+v: want a contested address, and no pod there", s.Workloads, s.Places)
@@ -205,10 +205,58 @@ func TestInboxKeepsTheLatest(t *testing.T) {
 		b.putReport("n1", xds.Report{UID: "c", State: xds.Unprotected})
 	}
 	b.putReport("n1", xds.Report{UID: "c", State: xds.Captured})
-	_, nodes := b.take()
+	_, _, nodes := b.take()
 	n := nodes["n1"]
 	if len(n.list) != 1 || len(n.changes) != 1 || n.changes["c"].State != xds.Captured {
 		t.Errorf("list %v, changes %v: want b, and c captured", n.list, n.changes)
+	}
+}
+
+// A term that begins late knows all objects, and then hears what changes; also that there
+// are none.
+func TestLatestForALateTerm(t *testing.T) {
+	l := &latest{}
+	taken := func(b *inbox) (names []string, told bool) {
+		events, told, _ := b.take()
+		for _, e := range events {
+			name := e.Name
+			if e.Object == nil {
+				name = "-" + name
+			}
+			names = append(names, name)
+		}
+		slices.Sort(names)
+		return names, told
+	}
+	space := func(name string) kube.Event {
+		return kube.Event{Key: kube.Key{Kind: "Namespace", Name: name}, Object: &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}}
+	}
+	gone := func(name string) kube.Event { return kube.Event{Key: kube.Key{Kind: "Namespace", Name: name}} }
+	first, second := newInbox(), newInbox()
+	l.deliver(first)
+	if names, told := taken(first); told || l.known() {
+		t.Errorf("told of %v before anything is known", names)
+	}
+	l.put(nil)
+	if names, told := taken(first); !told || len(names) != 0 || !l.known() {
+		t.Errorf("told %v of %v: want that there is nothing", told, names)
+	}
+	l.put([]kube.Event{space("a"), space("b"), space("c")})
+	l.put([]kube.Event{gone("a")})
+	if names, _ := taken(first); !slices.Equal(names, []string{"b", "c"}) {
+		t.Errorf("told of %v: want b and c", names)
+	}
+	l.put([]kube.Event{gone("b"), space("d")})
+	l.deliver(second)
+	if names, _ := taken(first); !slices.Equal(names, []string{"-b", "d"}) {
+		t.Errorf("told of %v: want that b is gone and d there", names)
+	}
+	l.put([]kube.Event{gone("c")})
+	if names, told := taken(second); !told || !slices.Equal(names, []string{"d"}) {
+		t.Errorf("the second term is told of %v: want d alone", names)
+	}
+	if names, told := taken(first); told {
+		t.Errorf("the first term is told of %v after its end", names)
 	}
 }
 

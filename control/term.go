@@ -152,22 +152,24 @@ func (p *plane) serve(ctx context.Context, t *term) error {
 	return xds.Serve(ctx, cfg)
 }
 
-// latest keeps the objects as they were told last, for a term that begins later. It
-// is safe for concurrent use.
+// latest keeps the objects, for a term that begins later. It is safe for concurrent use.
 type latest struct {
 	mu      sync.Mutex // guards what follows
-	objects *kube.Objects
+	objects kube.Set   // nil until all are known
 	to      *inbox
 }
 
 // put is what a source calls.
-func (l *latest) put(o kube.Objects) {
+func (l *latest) put(events []kube.Event) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.objects = &o
 	if l.to != nil {
-		l.to.putObjects(o)
+		l.to.putObjects(events, l.objects)
 	}
+	if l.objects == nil {
+		l.objects = make(kube.Set, len(events))
+	}
+	l.objects.Apply(events)
 }
 
 // deliver gives box what is known, and what comes from now on; nil ends that.
@@ -175,7 +177,7 @@ func (l *latest) deliver(box *inbox) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.to = box; box != nil && l.objects != nil {
-		box.putObjects(*l.objects)
+		box.putObjects(l.objects.Events(), nil)
 	}
 }
 

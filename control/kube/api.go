@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,9 +13,9 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 )
@@ -38,12 +39,16 @@ type APIConfig struct {
 }
 
 // API is a source of objects: an API server, watched. While it is away the objects
-// stay as they were last. Of each object only what Build reads is kept.
+// stay as they were last. Of each object only what Build reads is kept, and an update of
+// anything else tells nobody.
 type API struct {
 	cfg      APIConfig
 	failures prometheus.Counter
 	// changed has room for one: something is different since the last word.
 	changed chan struct{}
+	// mu guards pending. Each informer has a goroutine that puts events there.
+	mu      sync.Mutex
+	pending Pending
 }
 
 // NewAPI starts nothing.
@@ -64,12 +69,12 @@ func NewAPI(cfg APIConfig) *API {
 	return a
 }
 
-// Run calls apply with all objects as soon as all are known, and again after each
-// change, never twice at the same time. It returns nil when ctx ended. It is
+// Run calls apply with all objects as soon as all are known, and after that with what has
+// changed, never twice at the same time. It returns nil when ctx ended. It is
 // called once.
-func (a *API) Run(ctx context.Context, apply func(Objects)) error {
+func (a *API) Run(ctx context.Context, apply func([]Event)) error {
 	factory := informers.NewSharedInformerFactoryWithOptions(a.cfg.Client, 0, informers.WithTransform(keepRead))
-	read, err := a.watch(factory)
+	known, err := a.watch(factory)
 	if err != nil {
 		return fmt.Errorf("watch the API server: %w", err)
 	}
@@ -91,57 +96,33 @@ func (a *API) Run(ctx context.Context, apply func(Objects)) error {
 	watching.Go(func() { meshes.informer.RunWithContext(ctx) })
 	watching.Go(func() { ranges.informer.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
-	for kind, synced := range factory.WaitForCacheSync(ctx.Done()) {
-		if !synced && ctx.Err() == nil {
-			return fmt.Errorf("watch the API server: no %v", kind)
+	cache.WaitForCacheSync(ctx.Done(), append(known, meshes.known, ranges.known)...)
+	for first := true; ctx.Err() == nil; first = false {
+		if events := a.take(); first || len(events) > 0 {
+			apply(events)
 		}
-	}
-	cache.WaitForCacheSync(ctx.Done(), meshes.known, ranges.known)
-	for ctx.Err() == nil {
-		objects, err := read()
-		if err != nil {
-			return fmt.Errorf("read the objects of the API server: %w", err)
-		}
-		objects.Meshes, objects.ServiceCIDRs = meshes.read(a.cfg.Log), ranges.serviceCIDRs()
-		apply(objects)
 		a.await(ctx)
 	}
 	return nil
 }
 
-// watch makes the informers, and returns how to read what they know.
-func (a *API) watch(f informers.SharedInformerFactory) (read func() (Objects, error), err error) {
-	namespaces, pods := f.Core().V1().Namespaces(), f.Core().V1().Pods()
-	services, slices := f.Core().V1().Services(), f.Discovery().V1().EndpointSlices()
-	nodes := f.Core().V1().Nodes()
-	for _, i := range []cache.SharedIndexInformer{namespaces.Informer(), pods.Informer(), services.Informer(), slices.Informer(), nodes.Informer()} {
-		if err := a.listen(i); err != nil {
+// watch makes the informers, and returns how to ask them whether all they found at first is
+// pending.
+func (a *API) watch(f informers.SharedInformerFactory) (known []cache.InformerSynced, err error) {
+	for _, i := range []cache.SharedIndexInformer{
+		f.Core().V1().Namespaces().Informer(), f.Core().V1().Pods().Informer(), f.Core().V1().Services().Informer(),
+		f.Discovery().V1().EndpointSlices().Informer(), f.Core().V1().Nodes().Informer(),
+	} {
+		if err := i.SetWatchErrorHandlerWithContext(a.failed); err != nil {
 			return nil, err
 		}
+		told, err := a.listen(i)
+		if err != nil {
+			return nil, err
+		}
+		known = append(known, told.HasSynced)
 	}
-	return func() (o Objects, err error) {
-		if o.Namespaces, err = namespaces.Lister().List(labels.Everything()); err != nil {
-			return o, err
-		}
-		if o.Pods, err = pods.Lister().List(labels.Everything()); err != nil {
-			return o, err
-		}
-		if o.Services, err = services.Lister().List(labels.Everything()); err != nil {
-			return o, err
-		}
-		if o.Nodes, err = nodes.Lister().List(labels.Everything()); err != nil {
-			return o, err
-		}
-		o.EndpointSlices, err = slices.Lister().List(labels.Everything())
-		return o, err
-	}, nil
-}
-
-func (a *API) listen(i cache.SharedIndexInformer) error {
-	if err := i.SetWatchErrorHandlerWithContext(a.failed); err != nil {
-		return err
-	}
-	return a.ringOn(i)
+	return known, nil
 }
 
 // failed is told why a watch ended; client-go begins another one.
@@ -153,32 +134,48 @@ func (a *API) failed(ctx context.Context, r *cache.Reflector, err error) {
 	a.cfg.Log.Warn("watch of the API server failed, trying again", "objects", r.TypeDescription(), "error", err)
 }
 
-func (a *API) ringOn(i cache.SharedIndexInformer) error {
-	_, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { a.ring() },
-		DeleteFunc: func(any) { a.ring() },
+func (a *API) listen(i cache.SharedIndexInformer) (cache.ResourceEventHandlerRegistration, error) {
+	return i.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc: func(v any) { a.put(nil, v) },
 		UpdateFunc: func(before, after any) {
-			if version(before) != version(after) {
-				a.ring()
+			x, isObject := before.(metav1.Object)
+			y, areObjects := after.(metav1.Object)
+			if isObject && areObjects && !same(x, y) {
+				a.put(before, after)
 			}
 		},
+		DeleteFunc: func(v any) {
+			if lost, is := v.(cache.DeletedFinalStateUnknown); is {
+				v = lost.Obj
+			}
+			a.put(v, nil)
+		},
 	})
-	return err
 }
 
-func version(v any) string {
-	m, ok := v.(metav1.Object)
+// put takes note of how an object was, and how it is; nil is that it was, or is, not there.
+func (a *API) put(before, after any) {
+	object, _ := cmp.Or(after, before).(metav1.Object)
+	key, ok := keyOf(object)
 	if !ok {
-		return ""
+		return
 	}
-	return m.GetResourceVersion()
-}
-
-func (a *API) ring() {
+	if after == nil {
+		object = nil
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.pending.Put(Event{key, object}, before != nil)
 	select {
 	case a.changed <- struct{}{}:
 	default:
 	}
+}
+
+func (a *API) take() []Event {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.pending.Take()
 }
 
 // await blocks until something has changed and then nothing more for a while.
@@ -215,10 +212,14 @@ func keepRead(v any) (any, error) {
 	case *corev1.Pod:
 		return keepPod(o), nil
 	case *corev1.Service:
-		o.ObjectMeta = keepMeta(o.ObjectMeta)
-		o.Status = corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}
+		return &corev1.Service{ObjectMeta: keepMeta(o.ObjectMeta), Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}}, nil
 	case *discoveryv1.EndpointSlice:
-		o.ObjectMeta = keepMeta(o.ObjectMeta)
+		return keepSlice(o), nil
+	case *networkingv1.ServiceCIDR:
+		return &networkingv1.ServiceCIDR{ObjectMeta: keepMeta(o.ObjectMeta), Spec: o.Spec}, nil
+	case *Mesh:
+		// How it was managed is long, and changes with each status.
+		return &Mesh{ObjectMeta: keepMesh(o.ObjectMeta), Spec: o.Spec, Status: o.Status}, nil
 	case *corev1.Node:
 		return &corev1.Node{
 			ObjectMeta: keepMeta(o.ObjectMeta),
@@ -227,6 +228,19 @@ func keepRead(v any) (any, error) {
 		}, nil
 	}
 	return v, nil
+}
+
+// keepSlice leaves out what is a hint only, and who wrote it.
+func keepSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
+	kept := &discoveryv1.EndpointSlice{ObjectMeta: keepMeta(s.ObjectMeta), AddressType: s.AddressType, Ports: s.Ports}
+	for _, e := range s.Endpoints {
+		k := discoveryv1.Endpoint{Addresses: e.Addresses, Conditions: e.Conditions, NodeName: e.NodeName, Zone: e.Zone}
+		if r := e.TargetRef; r != nil {
+			k.TargetRef = &corev1.ObjectReference{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, UID: r.UID}
+		}
+		kept.Endpoints = append(kept.Endpoints, k)
+	}
+	return kept
 }
 
 func keepPod(p *corev1.Pod) *corev1.Pod {

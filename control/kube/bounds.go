@@ -151,7 +151,7 @@ func readLabels() []string {
 func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	kept := metav1.ObjectMeta{
 		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion,
-		Generation: m.Generation, CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp,
+		CreationTimestamp: m.CreationTimestamp, DeletionTimestamp: m.DeletionTimestamp,
 	}
 	for _, key := range readLabels() {
 		if v, ok := m.Labels[key]; ok {
@@ -166,6 +166,13 @@ func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	if ref := metav1.GetControllerOfNoCopy(&metav1.ObjectMeta{OwnerReferences: m.OwnerReferences}); ref != nil {
 		kept.OwnerReferences = []metav1.OwnerReference{{Kind: head(ref.Kind, maxLabel+1), Name: head(ref.Name, maxName+1), Controller: ref.Controller}}
 	}
+	return kept
+}
+
+// keepMesh is keepMeta for a Mesh, of which the generation is read.
+func keepMesh(m metav1.ObjectMeta) metav1.ObjectMeta {
+	kept := keepMeta(m)
+	kept.Generation = m.Generation
 	return kept
 }
 

@@ -44,12 +44,14 @@ type FolderConfig struct {
 type Folder struct {
 	cfg   FolderConfig
 	files map[string]*file
-	bad   prometheus.Gauge
+	// told are the objects as they were told last.
+	told Set
+	bad  prometheus.Gauge
 }
 
 // file is what is known of one file.
 type file struct {
-	objects Objects // of its last good state
+	objects Objects // of its last good state, what Build reads of them
 	err     error   // why its present state is not good
 }
 
@@ -74,10 +76,10 @@ func NewFolder(cfg FolderConfig) *Folder {
 	return f
 }
 
-// Run reads the folder, calls apply with all objects, and again after each
-// change, never twice at the same time. It returns nil when ctx ended, and an
+// Run reads the folder, calls apply with all objects, and after that with what has
+// changed, never twice at the same time. It returns nil when ctx ended, and an
 // error when the folder cannot be watched any more.
-func (f *Folder) Run(ctx context.Context, apply func(Objects)) error {
+func (f *Folder) Run(ctx context.Context, apply func([]Event)) error {
 	w, err := watch(f.cfg.Dir)
 	if err != nil {
 		return fmt.Errorf("watch folder %s: %w", f.cfg.Dir, err)
@@ -91,12 +93,12 @@ func (f *Folder) Run(ctx context.Context, apply func(Objects)) error {
 	return nil
 }
 
-func (f *Folder) run(w *watcher, apply func(Objects)) error {
+func (f *Folder) run(w *watcher, apply func([]Event)) error {
 	if err := f.first(w); err != nil {
 		return err
 	}
+	apply(f.changes())
 	for {
-		apply(f.objects())
 		names, err := w.next(time.Time{}, f.cfg.Quiet)
 		if err != nil {
 			return err
@@ -104,7 +106,17 @@ func (f *Folder) run(w *watcher, apply func(Objects)) error {
 		if err := f.read(names); err != nil {
 			return err
 		}
+		if events := f.changes(); len(events) > 0 {
+			apply(events)
+		}
 	}
+}
+
+// changes are what the folder says otherwise than when it was asked last.
+func (f *Folder) changes() []Event {
+	before := f.told
+	f.told = f.objects().Set()
+	return before.To(f.told)
 }
 
 // first reads everything, and gives files that cannot be read a while to become
@@ -167,7 +179,7 @@ func (f *Folder) readFile(name string) {
 		f.cfg.Log.Error("file not understood, what it held before still counts", "file", path, "error", err)
 		return
 	}
-	known.objects = objects
+	known.objects = objects.kept()
 }
 
 func decodeFile(path string) (Objects, error) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -15,7 +16,7 @@ import (
 )
 
 func namespaceYAML(name string) string {
-	return "apiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + "}\n"
+	return "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: " + name + "}\n"
 }
 
 // folderTest runs a Folder; await waits for a state of it.
@@ -46,17 +47,19 @@ func startFolder(t *testing.T, files map[string]string) *folderTest {
 }
 
 func runFolder(ctx context.Context, f *Folder, told chan<- string, ended chan<- error) {
-	ended <- f.Run(ctx, func(o Objects) { told <- names(o) })
+	objects := make(Set)
+	ended <- f.Run(ctx, func(events []Event) {
+		objects.Apply(events)
+		told <- names(objects)
+	})
 }
 
-func names(o Objects) string {
+func names(s Set) string {
 	var all []string
-	for _, n := range o.Namespaces {
-		all = append(all, n.Name)
+	for k := range s {
+		all = append(all, strings.TrimPrefix(k.Namespace+"/"+k.Name, "/"))
 	}
-	for _, p := range o.Pods {
-		all = append(all, p.Namespace+"/"+p.Name)
-	}
+	slices.Sort(all)
 	return strings.Join(all, " ")
 }
 
@@ -97,8 +100,7 @@ func TestFolderFollowsItsFiles(t *testing.T) {
 	ft.await("a")
 	ft.write("b.yml", namespaceYAML("b")+"---\n"+namespaceYAML("c"))
 	ft.await("a b c")
-	ft.do(os.Rename(ft.path("a.yaml"), ft.path("z.yaml")))
-	ft.await("b c a")
+	ft.do(os.Rename(ft.path("a.yaml"), ft.path("z.yaml"))) // which changes no object
 	ft.do(os.Remove(ft.path("b.yml")))
 	ft.await("a")
 	ft.write("j.json", `{"apiVersion":"v1","kind":"Pod","metadata":{"name":"p"}}`)
@@ -107,6 +109,42 @@ func TestFolderFollowsItsFiles(t *testing.T) {
 	ft.write(".new", namespaceYAML("d"))
 	ft.do(os.Rename(ft.path(".new"), ft.path("z.yaml")))
 	ft.await("d default/p")
+}
+
+// What is told is what has changed of what Build reads.
+func TestFolderTellsOfChanges(t *testing.T) {
+	dir := t.TempDir()
+	f := NewFolder(FolderConfig{Dir: dir})
+	const pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: p}\nstatus: {podIP: 10.0.0.1, message: %s}\n"
+	for _, row := range []struct{ content, want string }{
+		{namespaceYAML("a") + namespaceYAML("b"), "a b"},
+		{namespaceYAML("a") + namespaceYAML("b"), ""},
+		{namespaceYAML("a") + fmt.Sprintf(pod, "one"), "-b default/p"},
+		{namespaceYAML("a") + fmt.Sprintf(pod, "two"), ""},
+		{strings.Replace(namespaceYAML("a"), "}", ", labels: {tacit.dev/mesh: \"on\"}}", 1) + fmt.Sprintf(pod, "two"), "a"},
+		{strings.Replace(namespaceYAML("a"), "}", ", labels: {tacit.dev/mesh: \"on\", b: c}}", 1) + fmt.Sprintf(pod, "two"), ""},
+	} {
+		if err := errors.Join(os.WriteFile(filepath.Join(dir, "a.yaml"), []byte(row.content), 0o644), f.read(all)); err != nil {
+			t.Fatal(err)
+		}
+		if got := eventNames(f.changes()); got != row.want {
+			t.Errorf("%s\ntold %q, want %q", row.content, got, row.want)
+		}
+	}
+}
+
+// eventNames are the names of what was told, with a minus before what is gone.
+func eventNames(events []Event) string {
+	var all []string
+	for _, e := range events {
+		name := strings.TrimPrefix(e.Namespace+"/"+e.Name, "/")
+		if e.Object == nil {
+			name = "-" + name
+		}
+		all = append(all, name)
+	}
+	slices.Sort(all)
+	return strings.Join(all, " ")
 }
 
 // What cannot be read keeps what was there before, until it can be read again.
@@ -122,7 +160,7 @@ func TestFolderKeepsTheLastGood(t *testing.T) {
 	}
 	ft.write("a.yaml", namespaceYAML("good"))
 	ft.write("c.yaml", namespaceYAML("end"))
-	ft.await("good b end")
+	ft.await("b end good")
 }
 
 // While a file is open for writing it is not read, also if another one changed.
@@ -137,7 +175,7 @@ func TestFolderWaitsForTheWriter(t *testing.T) {
 	ft.await("a b c")
 	_, err = w.WriteString("---\n" + namespaceYAML("changed"))
 	ft.do(err, w.Close())
-	ft.await("a changed c")
+	ft.await("a c changed")
 }
 
 // A volume of Kubernetes (ConfigMap) swaps a link to a folder behind links.
@@ -176,7 +214,7 @@ func TestFolderGrace(t *testing.T) {
 }
 
 func TestFolderThatIsNotThere(t *testing.T) {
-	err := NewFolder(FolderConfig{Dir: filepath.Join(t.TempDir(), "none")}).Run(t.Context(), func(Objects) {})
+	err := NewFolder(FolderConfig{Dir: filepath.Join(t.TempDir(), "none")}).Run(t.Context(), func([]Event) {})
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("error %v, want that it does not exist", err)
 	}
@@ -187,7 +225,7 @@ func TestFolderThatGoes(t *testing.T) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	err := NewFolder(FolderConfig{Dir: dir}).Run(t.Context(), func(Objects) {
+	err := NewFolder(FolderConfig{Dir: dir}).Run(t.Context(), func([]Event) {
 		if err := os.Remove(dir); err != nil {
 			t.Error(err)
 		}

@@ -2,7 +2,6 @@ package kube
 
 import (
 	"context"
-	"log/slog"
 	"sync/atomic"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -18,15 +17,16 @@ import (
 // it is as if there were none of it, until there are.
 type optionalWatch struct {
 	informer cache.SharedIndexInformer
+	told     cache.ResourceEventHandlerRegistration
 	missing  atomic.Bool // the API server does not know the kind
 }
 
 // known tells whether there is nothing more to wait for.
-func (w *optionalWatch) known() bool { return w.informer.HasSynced() || w.missing.Load() }
+func (w *optionalWatch) known() bool { return w.told.HasSynced() || w.missing.Load() }
 
 // watchOptional makes the watch of objects like kind. Where the error is a lack of it, that is
-// logged once, as told.
-func (a *API) watchOptional(list *cache.ListWatch, kind runtime.Object, isLack func(error) bool, told string) (*optionalWatch, error) {
+// logged once, as told. keep is keepRead, or begins with something else.
+func (a *API) watchOptional(list *cache.ListWatch, kind runtime.Object, keep cache.TransformFunc, isLack func(error) bool, told string) (*optionalWatch, error) {
 	w := &optionalWatch{informer: cache.NewSharedIndexInformer(list, kind, 0, cache.Indexers{})}
 	err := w.informer.SetWatchErrorHandlerWithContext(func(ctx context.Context, r *cache.Reflector, err error) {
 		if !isLack(err) {
@@ -35,10 +35,13 @@ func (a *API) watchOptional(list *cache.ListWatch, kind runtime.Object, isLack f
 			a.cfg.Log.Warn(told, "error", err)
 		}
 	})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = w.informer.SetTransform(keep)
 	}
-	return w, a.ringOn(w.informer)
+	if err == nil {
+		w.told, err = a.listen(w.informer)
+	}
+	return w, err
 }
 
 // watchServiceCIDRs watches the ranges of services, which older clusters have no objects for.
@@ -51,46 +54,32 @@ func (a *API) watchServiceCIDRs() (*optionalWatch, error) {
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
 			return ranges.Watch(ctx, o)
 		},
-	}, &networkingv1.ServiceCIDR{}, isLack, "no objects of the kind ServiceCIDR, --cluster-cidr has to name the ranges of services")
+	}, &networkingv1.ServiceCIDR{}, keepRead, isLack, "no objects of the kind ServiceCIDR, --cluster-cidr has to name the ranges of services")
 }
 
-func (w *optionalWatch) serviceCIDRs() (list []*networkingv1.ServiceCIDR) {
-	for _, v := range w.informer.GetStore().List() {
-		if c, ok := v.(*networkingv1.ServiceCIDR); ok {
-			list = append(list, c)
-		}
-	}
-	return list
-}
-
-// meshWatch watches the kind Mesh. Where it is not installed the defaults hold until it is.
-type meshWatch struct{ *optionalWatch }
-
-func (a *API) watchMeshes() (*meshWatch, error) {
+// watchMeshes watches the kind Mesh. Where it is not installed the defaults hold until it is.
+func (a *API) watchMeshes() (*optionalWatch, error) {
 	meshes := a.cfg.Client.Meshes
-	w, err := a.watchOptional(&cache.ListWatch{
+	return a.watchOptional(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) { return meshes.List(ctx, o) },
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
 			return meshes.Watch(ctx, o)
 		},
-	}, &unstructured.Unstructured{}, apierrors.IsNotFound, "the kind Mesh is not installed, defaults hold")
-	return &meshWatch{w}, err
+	}, &unstructured.Unstructured{}, a.readMesh, apierrors.IsNotFound, "the kind Mesh is not installed, defaults hold")
 }
 
-func (w *meshWatch) read(log *slog.Logger) (list []*Mesh) {
-	for _, v := range w.informer.GetStore().List() {
-		var m Mesh
-		u, ok := v.(*unstructured.Unstructured)
-		if !ok {
-			continue
-		}
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &m); err != nil {
-			// The schema of the kind keeps this from happening. Without a spec that
-			// can be read what held before holds.
-			log.Error("Mesh not understood", "name", u.GetName(), "error", err)
-			m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrolment: "?"}}
-		}
-		list = append(list, &m)
+// readMesh makes a Mesh of what the API server sends.
+func (a *API) readMesh(v any) (any, error) {
+	u, is := v.(*unstructured.Unstructured)
+	if !is {
+		return keepRead(v)
 	}
-	return list
+	var m Mesh
+	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &m); err != nil {
+		// The schema of the kind keeps this from happening. Without a spec that
+		// can be read what held before holds.
+		a.cfg.Log.Error("Mesh not understood", "name", u.GetName(), "error", err)
+		m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrolment: "?"}}
+	}
+	return keepRead(&m)
 }
