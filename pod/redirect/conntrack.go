@@ -49,6 +49,15 @@ func (s selection) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 }
 
 func forget(ns *netns.NS, which selection) error {
+	err := withConntrack(ns, func(h *netlink.Handle) error { return forgetBy(h, which) })
+	if err != nil {
+		return fmt.Errorf("forget connections (needs the kernel's nf_conntrack_netlink): %w", err)
+	}
+	return nil
+}
+
+// withConntrack gives f a handle of the namespace's conntrack, if that knows of anything.
+func withConntrack(ns *netns.NS, f func(*netlink.Handle) error) error {
 	var h *netlink.Handle
 	err := ns.Do(func() (err error) {
 		if knowsNone() {
@@ -64,10 +73,7 @@ func forget(ns *netns.NS, which selection) error {
 		return nil
 	}
 	defer h.Close()
-	if err := forgetBy(h, which); err != nil {
-		return fmt.Errorf("forget connections (needs the kernel's nf_conntrack_netlink): %w", err)
-	}
-	return nil
+	return f(h)
 }
 
 // knowsNone reports whether conntrack knows of no connection in the namespace of

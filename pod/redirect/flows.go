@@ -100,6 +100,8 @@ type census struct {
 	former []netip.AddrPort
 	// clients are the other ends of what came in to the proxy.
 	clients map[netip.AddrPort]bool
+	// through are those that the pod forwards for others.
+	through []flow
 }
 
 // count tells the sockets of a pod apart, whose own addresses are given.
@@ -177,7 +179,12 @@ func takeCensus(ns *netns.NS) (census, error) {
 		return census{}, err
 	}
 	all, err := sockets(ns)
-	return count(all, own), err
+	if err != nil {
+		return census{}, err
+	}
+	c := count(all, own)
+	c.through, err = through(ns, own)
+	return c, err
 }
 
 func flowsOf(all []connection) []flow {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"strings"
 	"syscall"
@@ -422,66 +421,6 @@ func TestGuardCounts(t *testing.T) {
 			t.Errorf("counted %v", counted)
 		}
 	})
-}
-
-// A machine within the pod, which forwards for it: what it says does not leave, but to
-// what is excluded.
-func TestForwarded(t *testing.T) {
-	each(t, func(t *testing.T, w *world, f family) {
-		within := w.within()
-		atPeer := w.listen(w.peer, f.any, 9000)
-		older := w.dial(within, f.peer, 9000)
-		olderPeer := w.accept(atPeer)
-		talk(t, "before", older, olderPeer)
-		w.apply(Config{})
-		wire := w.watch()
-		older.Write([]byte(marker))
-		err := within.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			t.Errorf("from within the pod: %v, want refused", err)
-		}
-		wire.clean("forwarded")
-		if n, err := Counters(w.pod); err != nil || n["forwarded"] == 0 || n["outgoing"] != 0 {
-			t.Errorf("counted %v, %v", n, err)
-		}
-		w.apply(Config{ExcludeOutbound: []mesh.Exclusion{{Port: 9000}}})
-		talk(t, "excluded", w.dial(within, f.peer, 9000), w.accept(atPeer))
-	})
-}
-
-// within makes a machine within the pod, with addresses of its own, which the pod forwards for.
-func (w *world) within() *netns.NS {
-	w.t.Helper()
-	within := w.namespace()
-	w.do(within, func() error {
-		la := netlink.NewLinkAttrs()
-		la.Name = "toOuter"
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "toInner"}); err != nil {
-			return err
-		}
-		outer, err := netlink.LinkByName("toInner")
-		if err != nil {
-			return err
-		}
-		return w.move(outer)
-	})
-	a := netip.MustParseAddr
-	w.do(w.pod, func() error {
-		for _, family := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
-			if err := os.WriteFile("/proc/sys/net/"+family, []byte("1"), 0); err != nil {
-				return err
-			}
-		}
-		l, err := netlink.LinkByName("toInner")
-		if err == nil {
-			err = errors.Join(addAddress("toInner", a("10.88.0.1")), addAddress("toInner", a("fd88::1")), netlink.LinkSetUp(l))
-		}
-		return err
-	})
-	w.do(within, func() error { return configure("toOuter", a("10.88.0.2"), a("fd88::2"), a("10.88.0.1"), a("fd88::1")) })
-	w.plugged(within, "toOuter")
-	w.settle(within, a("fd88::2"))
-	return within
 }
 
 // Nobody is known by a link-local address: in, it is refused; out, it has its scope.

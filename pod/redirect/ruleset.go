@@ -390,12 +390,27 @@ var captureGuard = fmt.Sprintf(`		meta mark %#x tcp flags & rst == rst accept
 // forward stops what is not the pod's own: a container or a machine within it has no listener
 // of ours. Exclusions hold for it, too.
 const forward = `
-	# What the pod forwards for others is reset, unless it is excluded: it would leave in clear.
+	# What the pod forwards for others is reset, unless it is excluded or older: it would leave in clear.
 	chain guard_forward {
 		type filter hook forward priority 300; policy accept;
 		meta l4proto != tcp accept
 		jump excluded
 		jump excluded_answers
+		` + begins + ` goto forward_begins
+		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
+		ip daddr . tcp dport . ip saddr . tcp sport @older4 accept
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 accept
+		ip6 daddr . tcp dport . ip6 saddr . tcp sport @older6 accept
+		goto refuse_forwarded
+	}
+	chain forward_begins {
+		delete @older4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		delete @older4 { ip daddr . tcp dport . ip saddr . tcp sport }
+		delete @older6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+		delete @older6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
+		goto refuse_forwarded
+	}
+	chain refuse_forwarded {
 		meta mark set %#x counter name forwarded meta l4proto tcp reject with tcp reset
 	}
 `

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 
 	"tacit.dev/mesh"
@@ -110,12 +111,13 @@ func gather(ns *netns.NS, c Config, m *memory, lost bool) (in contents, err erro
 		return in, nil
 	}
 	in.captured = c.named(in.captured)
-	free := flowsOf(now.free)
+	free := slices.Concat(flowsOf(now.free), now.through)
 	switch {
 	case lost:
 		in.older = within(free, m.older)
 	case was.guarded:
-		in.older = slices.Concat(within(free, was.older), without(m.rules.named(free), was.captured))
+		named := slices.Concat(m.rules.named(flowsOf(now.free)), m.rules.passing(now.through))
+		in.older = slices.Concat(within(free, was.older), without(named, was.captured))
 	case was.draining:
 		in.older = without(free, was.captured)
 	case was.present:
@@ -184,11 +186,17 @@ func setOf(flows []flow) map[flow]bool {
 func (c Config) named(flows []flow) []flow {
 	return slices.DeleteFunc(slices.Clone(flows), func(f flow) bool {
 		excluded := slices.ContainsFunc(c.ExcludeOutbound, func(e mesh.Exclusion) bool {
-			return (e.Prefix.IsValid() || e.Port != 0) && (!e.Prefix.IsValid() || e.Prefix.Contains(f.remote.Addr())) && (e.Port == 0 || e.Port == f.remote.Port())
+			return excludes(e, f.remote)
 		})
 		probed := slices.Contains(c.node, f.remote.Addr()) && slices.Contains(c.ProbePorts, f.local.Port())
 		return !excluded && !probed && !slices.Contains(c.ExcludeInbound, f.local.Port())
 	})
+}
+
+// excludes reports whether e leaves alone what goes to that end. An exclusion of everything is
+// none.
+func excludes(e mesh.Exclusion, to netip.AddrPort) bool {
+	return (e.Prefix.IsValid() || e.Port != 0) && (!e.Prefix.IsValid() || e.Prefix.Contains(to.Addr())) && (e.Port == 0 || e.Port == to.Port())
 }
 
 // endCaptured resets what an application still has of captured connections, whose other

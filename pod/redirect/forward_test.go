@@ -1,0 +1,166 @@
+package redirect
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/mesh"
+	"tacit.dev/pod/netns"
+)
+
+// A machine within the pod, which forwards for it: what it says does not leave, but to
+// what is excluded.
+func TestForwarded(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		within := w.within()
+		atPeer := w.listen(w.peer, f.any, 9000)
+		older := w.dial(within, f.peer, 9000)
+		olderPeer := w.accept(atPeer)
+		talk(t, "before", older, olderPeer)
+		w.apply(Config{})
+		wire := w.watch()
+		older.Write([]byte(marker))
+		err := within.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("from within the pod: %v, want refused", err)
+		}
+		wire.clean("forwarded")
+		if n, err := Counters(w.pod); err != nil || n["forwarded"] == 0 || n["outgoing"] != 0 {
+			t.Errorf("counted %v, %v", n, err)
+		}
+		w.apply(Config{ExcludeOutbound: []mesh.Exclusion{{Port: 9000}}})
+		talk(t, "excluded", w.dial(within, f.peer, 9000), w.accept(atPeer))
+	})
+}
+
+// within makes a machine within the pod, with addresses of its own, which the pod forwards for.
+func (w *world) within() *netns.NS {
+	w.t.Helper()
+	within := w.namespace()
+	w.do(within, func() error {
+		la := netlink.NewLinkAttrs()
+		la.Name = "toOuter"
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "toInner"}); err != nil {
+			return err
+		}
+		outer, err := netlink.LinkByName("toInner")
+		if err != nil {
+			return err
+		}
+		return w.move(outer)
+	})
+	a := netip.MustParseAddr
+	w.do(w.pod, func() error {
+		for _, family := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+			if err := os.WriteFile("/proc/sys/net/"+family, []byte("1"), 0); err != nil {
+				return err
+			}
+		}
+		l, err := netlink.LinkByName("toInner")
+		if err == nil {
+			err = errors.Join(addAddress("toInner", a("10.88.0.1")), addAddress("toInner", a("fd88::1")), netlink.LinkSetUp(l))
+		}
+		return err
+	})
+	w.do(within, func() error { return configure("toOuter", a("10.88.0.2"), a("fd88::2"), a("10.88.0.1"), a("fd88::1")) })
+	w.plugged(within, "toOuter")
+	w.settle(within, a("fd88::2"))
+	return within
+}
+
+// translate has the pod translate for what is within it, as docker and KubeVirt do: out by
+// masquerade, and in from port 8080 to port 80 within.
+func (w *world) translate() {
+	w.t.Helper()
+	w.do(w.pod, func() error {
+		cmd := exec.Command("nft", "-f", "-")
+		cmd.Stdin = strings.NewReader(`table inet docker {
+	chain post {
+		type nat hook postrouting priority srcnat;
+		ip saddr 10.88.0.0/24 oifname toPeer masquerade
+		ip6 saddr fd88::/64 oifname toPeer masquerade
+	}
+	chain pre {
+		type nat hook prerouting priority dstnat;
+		iifname toPeer meta nfproto ipv4 tcp dport 8080 dnat ip to 10.88.0.2:80
+		iifname toPeer meta nfproto ipv6 tcp dport 8080 dnat ip6 to [fd88::2]:80
+	}
+}`)
+		out, err := cmd.CombinedOutput()
+		return errors.Join(err, errorOf(out))
+	})
+}
+
+func errorOf(out []byte) error {
+	if len(out) == 0 {
+		return nil
+	}
+	return errors.New(string(out))
+}
+
+// What was forwarded before the pod was enrolled goes on, whatever happens to rules and
+// conntrack; what begins does not.
+func TestForwardedBeforeGoesOn(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		within := w.within()
+		w.translate()
+		atPeer, atWithin := w.listen(w.peer, f.any, 9000), w.listen(within, f.any, 80)
+		out := w.dial(within, f.peer, 9000)
+		outPeer := w.accept(atPeer)
+		in := w.dial(w.peer, f.pod, 8080)
+		inWithin := w.accept(atWithin)
+		goesOn := func(when string) {
+			t.Helper()
+			talk(t, when+": outgoing", out, outPeer)
+			talk(t, when+": incoming", in, inWithin)
+		}
+		w.apply(Config{})
+		goesOn("captured")
+		err := within.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a new one: %v, want refused", err)
+		}
+		w.flush()
+		goesOn("forgotten by conntrack")
+		w.apply(Config{ExcludeOutbound: []mesh.Exclusion{{Port: 25}}})
+		goesOn("other rules")
+		w.apply(Config{Drain: true})
+		goesOn("draining")
+		w.apply(Config{})
+		goesOn("enrolled again")
+		w.do(w.pod, func() error { return exec.Command("nft", "delete", "table", "inet", "tacit").Run() })
+		if err := w.kernel.Repair(t.Context(), w.pod, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		goesOn("repaired")
+		port := int(addrPort(out.LocalAddr()).Port())
+		out.SetLinger(0)
+		out.Close()
+		if _, err := outPeer.Read(make([]byte, 1)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("the end of an older one: %v", err)
+		}
+		outPeer.Close()
+		wire := w.watch()
+		err = within.Do(func() error {
+			d := net.Dialer{Timeout: limit, LocalAddr: &net.TCPAddr{Port: port}}
+			c, err := d.Dial("tcp", netip.AddrPortFrom(f.peer, 9000).String())
+			if err == nil {
+				c.Write([]byte(marker))
+				c.Close()
+			}
+			return err
+		})
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("a new one with the ports of an older one: %v, want refused", err)
+		}
+		wire.clean("the ports of an older one")
+	})
+}
