@@ -140,8 +140,10 @@ func (b *bench) node(name string, held chan struct{}) *testNode {
 	n := &testNode{t: b.t, conns: []*xds.Conn{proxy, agent}, world: make(chan *mesh.World, 1000), pods: make(chan []mesh.Pod, 1000), held: held}
 	n.signer = csr.NewClient(proxy)
 	n.agent = xds.NewPodClient(xds.ClientConfig{Conn: agent, Node: name}, func(p []mesh.Pod) { n.pods <- p })
-	world := xds.NewWorldClient(xds.ClientConfig{Conn: proxy, Node: name}, func(w *mesh.World) <-chan struct{} {
-		n.world <- w
+	known := &mesh.World{}
+	world := xds.NewWorldClient(xds.ClientConfig{Conn: proxy, Node: name}, func(c mesh.Changes) <-chan struct{} {
+		known = known.With(c, time.Now())
+		n.world <- known
 		return n.held
 	})
 	ctx, cancel := context.WithCancel(context.Background())

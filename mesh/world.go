@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"net/netip"
@@ -19,6 +20,8 @@ const formerFor = 2 * time.Minute
 // HostPort, IsNode); that it is not the cluster's; or that it is the cluster's and not
 // known (Former, Contested, IsOurs).
 type World struct {
+	// known is everything, by its name: a *Workload, *Service or *Place.
+	known     map[string]any
 	workloads map[netip.Addr]*Workload
 	services  map[netip.Addr]*Service
 	named     map[string]*Service
@@ -62,6 +65,7 @@ type Inlet struct {
 // already be another's.
 func NewWorld(workloads []*Workload, services []*Service, places ...*Place) *World {
 	w := &World{
+		known:     make(map[string]any, len(workloads)+len(services)+len(places)),
 		workloads: make(map[netip.Addr]*Workload, len(workloads)),
 		services:  make(map[netip.Addr]*Service, len(services)),
 		named:     make(map[string]*Service, len(services)),
@@ -91,6 +95,7 @@ func NewWorld(workloads []*Workload, services []*Service, places ...*Place) *Wor
 }
 
 func (w *World) addService(s *Service) {
+	w.known[s.Key()] = s
 	w.named[s.Key()] = s
 	for _, a := range s.Addresses {
 		w.services[a.Unmap()] = s
@@ -104,6 +109,7 @@ func (w *World) addService(s *Service) {
 }
 
 func (w *World) addPlace(p *Place) {
+	w.known[p.Name] = p
 	for _, a := range p.Addresses {
 		if p.Contested {
 			w.contested[a.Unmap()] = true
@@ -117,6 +123,7 @@ func (w *World) addPlace(p *Place) {
 }
 
 func (w *World) addWorkload(wl *Workload) {
+	w.known[wl.UID] = wl
 	if _, named := w.pods[wl.UID]; named {
 		w.pods[wl.UID] = wl
 	}
@@ -140,6 +147,50 @@ func (w *World) addWorkload(wl *Workload) {
 			w.endpoints[k] = append(w.endpoints[k], Endpoint{wl, p.Target})
 		}
 	}
+}
+
+// With returns the World that follows on w when c has happened. It knows also what led to
+// pods and services a while before now and leads nowhere any more. w is not changed; it
+// keeps the pointers, as NewWorld does.
+func (w *World) With(c Changes, now time.Time) *World {
+	known := maps.Clone(w.known)
+	if known == nil {
+		known = make(map[string]any)
+	}
+	for _, name := range c.Gone {
+		delete(known, name)
+	}
+	for _, x := range c.Workloads {
+		known[x.UID] = x
+	}
+	for _, x := range c.Services {
+		known[x.Key()] = x
+	}
+	for _, x := range c.Places {
+		known[x.Name] = x
+	}
+	all := inOrder(known)
+	return NewWorld(all.Workloads, all.Services, all.Places...).After(w, now)
+}
+
+// All returns everything that w knows, ordered by name, as what leads to it from nothing.
+func (w *World) All() Changes { return inOrder(w.known) }
+
+func inOrder(known map[string]any) (all Changes) {
+	for _, x := range known {
+		switch x := x.(type) {
+		case *Workload:
+			all.Workloads = append(all.Workloads, x)
+		case *Service:
+			all.Services = append(all.Services, x)
+		case *Place:
+			all.Places = append(all.Places, x)
+		}
+	}
+	slices.SortFunc(all.Workloads, func(a, b *Workload) int { return cmp.Compare(a.UID, b.UID) })
+	slices.SortFunc(all.Services, func(a, b *Service) int { return cmp.Compare(a.Key(), b.Key()) })
+	slices.SortFunc(all.Places, func(a, b *Place) int { return cmp.Compare(a.Name, b.Name) })
+	return all
 }
 
 // After returns the World w as one that follows on before: it knows also what led to pods

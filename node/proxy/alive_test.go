@@ -103,7 +103,7 @@ func TestDialIntoSilence(t *testing.T) {
 		await(t, "the dial to "+p.name+" is under way", func() bool { return client.dials(p) })
 	}
 	select {
-	case <-n1.proxy.Apply(c.world()):
+	case <-n1.proxy.Apply(c.told()):
 	case <-time.After(500 * time.Millisecond):
 		t.Errorf("dials into silence hold up a new World")
 	}

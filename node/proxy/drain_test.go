@@ -52,7 +52,7 @@ func TestAProxyThatDrainsServesUntilNobodyNeedsIt(t *testing.T) {
 	say(t, conn, "while it drains")
 	await(t, "nothing is kept", func() bool { return n.count("tacit_kept_connections") == 0 })
 	n.c.publish() // it acknowledges, or nothing could be withdrawn
-	await(t, "the World is settled", func() bool { return isClosed(n.proxy.Apply(n.c.world())) })
+	await(t, "the World is settled", func() bool { return isClosed(n.proxy.Apply(n.c.told())) })
 	if isClosed(done) {
 		t.Fatal("it ends with a connection open")
 	}

@@ -438,7 +438,7 @@ func TestKeptConnectionToAProxyThatIsGone(t *testing.T) {
 	n.stop()
 	n.agent.stop()
 	again := c.node(nil)
-	again.proxy.Apply(c.world())
+	again.proxy.Apply(c.told())
 	again.agent.add(server)
 	again.agent.expect(t, handle.Ready, server.name)
 	if err := askOnce(client, server.at(false, 1)); err != nil {

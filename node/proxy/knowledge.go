@@ -55,12 +55,12 @@ func newEpoch(w *mesh.World) *epoch {
 	return e
 }
 
-// apply lets w decide from now on. The channel is closed when no dial decided
-// under an older World is under way any more.
-func (k *knowledge) apply(w *mesh.World) <-chan struct{} {
+// apply lets the World with c decide from now on. The channel is closed when no dial
+// decided under an older World is under way any more.
+func (k *knowledge) apply(c mesh.Changes) <-chan struct{} {
 	k.mu.Lock()
 	had := k.current.Load()
-	e := newEpoch(w.After(had.world, time.Now()))
+	e := newEpoch(had.world.With(c, time.Now()))
 	k.older = append(k.older, e)
 	k.current.Store(e)
 	if !k.isKnown() {

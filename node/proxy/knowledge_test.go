@@ -19,13 +19,13 @@ func isClosed(c <-chan struct{}) bool {
 
 func TestWorldIsSettledWhenNoOlderDialIsLeft(t *testing.T) {
 	k := newKnowledge()
-	if !isClosed(k.apply(&mesh.World{})) {
+	if !isClosed(k.apply(mesh.Changes{})) {
 		t.Error("nothing was dialled, and the first World is not settled")
 	}
 	one := k.lease()
-	second := k.apply(&mesh.World{})
+	second := k.apply(mesh.Changes{})
 	two := k.lease()
-	third := k.apply(&mesh.World{})
+	third := k.apply(mesh.Changes{})
 	if isClosed(second) || isClosed(third) {
 		t.Error("settled with a dial of the first World under way")
 	}
@@ -83,10 +83,9 @@ func TestWorldsSettleUnderLoad(t *testing.T) {
 	}
 	var settled []<-chan struct{}
 	for i := 1; i <= 200; i++ {
-		w := mesh.NewWorld(nil, nil)
 		mu.Lock()
-		order[w] = i
-		settled = append(settled, k.apply(w))
+		settled = append(settled, k.apply(mesh.Changes{}))
+		order[k.world()] = i
 		for j, s := range settled {
 			for older := range j + 1 {
 				if isClosed(s) && open[older] > 0 {

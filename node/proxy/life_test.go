@@ -191,7 +191,7 @@ func TestStoppedProxyResetsAndTheBacklogWaits(t *testing.T) {
 	waiting.Write([]byte("patience"))
 	n.agent.stop()
 	next := c.node(nil)
-	next.proxy.Apply(c.world())
+	next.proxy.Apply(c.told())
 	next.agent.add(client)
 	b := make([]byte, 8)
 	if _, err := io.ReadFull(waiting, b); err != nil || string(b) != "patience" {

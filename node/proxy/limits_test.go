@@ -388,7 +388,7 @@ func TestWaitingHoldsNoWorld(t *testing.T) {
 		t.Errorf("%d leases: want that of the World itself, and that of the handshake", leases)
 	}
 	server.wl.Direct = false
-	settled := n.proxy.Apply(c.world())
+	settled := n.proxy.Apply(c.told())
 	close(stalls)
 	say(t, waits, "in the clear, as it has to be now")
 	if err := firstRead(stuck, nil); !isRST(err) {

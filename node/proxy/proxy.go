@@ -205,10 +205,10 @@ func New(cfg Config) (*Proxy, error) {
 	return p, nil
 }
 
-// Apply lets w decide about connections from now on. The channel is closed when
-// no dial that an older World decided is under way any more: then w may be
+// Apply lets the World with c decide about connections from now on. The channel is closed
+// when no dial that an older World decided is under way any more: then c may be
 // acknowledged.
-func (p *Proxy) Apply(w *mesh.World) <-chan struct{} { return p.know.apply(w) }
+func (p *Proxy) Apply(c mesh.Changes) <-chan struct{} { return p.know.apply(c) }
 
 // Ready says why the proxy is not ready, nil if it is: the agent is there, control
 // has told of the mesh once, and nobody has told it to end.

@@ -52,7 +52,7 @@ func runChild() error {
 	if err != nil {
 		return err
 	}
-	p.Apply(mesh.NewWorld(c.Workloads, nil))
+	p.Apply(mesh.Changes{Workloads: c.Workloads})
 	ctx, cancel := context.WithCancel(context.Background())
 	go func() { io.Copy(io.Discard, os.Stdin); cancel() }()
 	go keeper.Run(ctx)

@@ -195,20 +195,20 @@ func (c *cluster) service(name string, target uint16, pods ...*testPod) *mesh.Se
 	return s
 }
 
-// world is what control would tell. Workloads are copies, so that a test may change them.
-func (c *cluster) world() *mesh.World {
+// told is what control would tell. Workloads are copies, so that a test may change them.
+func (c *cluster) told() mesh.Changes {
 	var wls []*mesh.Workload
 	for _, p := range c.pods {
 		wl := *p.wl
 		wls = append(wls, &wl)
 	}
-	return mesh.NewWorld(wls, c.services)
+	return mesh.Changes{Workloads: wls, Services: c.services}
 }
 
 // publish gives the World to all nodes.
 func (c *cluster) publish() {
 	for _, n := range c.nodes {
-		n.proxy.Apply(c.world())
+		n.proxy.Apply(c.told())
 	}
 }
 
@@ -260,7 +260,7 @@ func (c *cluster) node(change func(*Config)) *node {
 func (n *node) enrol(p *testPod) {
 	n.c.t.Helper()
 	p.node = n
-	n.proxy.Apply(n.c.world())
+	n.proxy.Apply(n.c.told())
 	p.listen()
 	n.agent.add(p)
 	n.agent.expect(n.c.t, handle.Ready, p.name)

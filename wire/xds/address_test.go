@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"google.golang.org/protobuf/proto"
@@ -249,7 +250,7 @@ func fuzzAddress(t *testing.T, b []byte) {
 	if err != nil {
 		return
 	}
-	newWorld([]any{v})
+	new(mesh.World).With(newChanges([]any{v}, nil), time.Now())
 	var m *message.Address
 	switch v := v.(type) {
 	case *mesh.Workload:

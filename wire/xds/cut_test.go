@@ -25,7 +25,7 @@ func TestCutLinkIsNoticed(t *testing.T) {
 	command(t, "ip", "link", "set", "lo", "up")
 	c := startControl(t, ServerConfig{})
 	lost := make(chan string, 100)
-	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1", Log: recordLog(lost)}, func(*mesh.World) <-chan struct{} { return nil }))
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1", Log: recordLog(lost)}, func(mesh.Changes) <-chan struct{} { return nil }))
 	c.connected(t, "n1")
 	c.settle(t, c.Publish(workloads(1)))
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -21,6 +22,10 @@ import (
 // more than maxUnacked without one; a foreign one that does is not read meanwhile.
 const maxAnswers = maxUnacked + maxUnapplied
 
+// together is how long what comes fast is gathered to be applied at once. What comes
+// after a pause of so long is applied without a wait.
+const together = 20 * time.Millisecond
+
 // delta keeps what control says of one type, over as many connections as it
 // takes. All but first belongs to the goroutine of run.
 type delta[T any] struct {
@@ -29,20 +34,19 @@ type delta[T any] struct {
 	metrics *clientMetrics
 	// decode gives the name that the resource must have come under.
 	decode func(*anypb.Any) (name string, v T, err error)
-	// apply gets the values, ordered by name, and owns the slice.
-	apply func([]T) (settled <-chan struct{})
+	// apply gets what has changed since it was last called, ordered by name, and the names
+	// of what is gone. It owns the slices.
+	apply func(changed []T, gone []string) (settled <-chan struct{})
 
-	held     map[string]held[T]
+	held     map[string]string // name → version
+	changed  map[string]*T     // not applied as yet, nil if it is gone
+	complete bool              // changed is whole publications
+	waiting  []answer          // those that are due once changed is applied
+	last     time.Time         // of the last apply
 	rejected map[string]string // name → why
-	dirty    bool              // held differs from what was applied
 	first    chan struct{}     // closed after the first apply
 	synced   bool
 	settled  <-chan struct{} // of the last apply
-}
-
-type held[T any] struct {
-	version string
-	value   T
 }
 
 // answer is an ack, or a nack if refusal is not empty, that is due when settled is
@@ -83,7 +87,8 @@ func newDelta[T any](cfg ClientConfig, typeURL string) *delta[T] {
 	}
 	return &delta[T]{
 		cfg: cfg, typeURL: typeURL, metrics: newClientMetrics(cfg.Registry),
-		held: map[string]held[T]{}, rejected: map[string]string{}, first: make(chan struct{}),
+		held: map[string]string{}, changed: map[string]*T{}, rejected: map[string]string{}, first: make(chan struct{}),
+		settled: atOnce,
 	}
 }
 
@@ -135,23 +140,68 @@ func (d *delta[T]) session(ctx context.Context, heard func()) error {
 		cancel()
 		return errors.Join(err, ended(g))
 	}
-	answers := make(chan answer, maxUnapplied)
+	answers, responses := make(chan answer, maxUnapplied), make(chan *message.DeltaDiscoveryResponse)
 	var wg sync.WaitGroup
 	wg.Go(func() { answerLoop(ctx, g, d.typeURL, answers) })
-	defer wg.Wait()
-	defer cancel()
-	defer d.metrics.connected.Set(0)
+	wg.Go(func() { defer cancel(); err = receiveLoop(ctx, g, responses) })
+	d.follow(ctx, responses, answers, heard)
+	wg.Wait()
+	d.metrics.connected.Set(0)
+	return err
+}
+
+// receiveLoop hands on what comes until the stream fails.
+func receiveLoop(ctx context.Context, g deltaClientStream, responses chan<- *message.DeltaDiscoveryResponse) error {
+	defer close(responses)
 	for {
 		resp, err := g.Recv()
 		if err != nil {
 			return err
 		}
-		heard()
-		d.metrics.connected.Set(1)
 		select {
-		case answers <- d.take(resp):
+		case responses <- resp:
 		case <-ctx.Done():
 			return ctx.Err()
+		}
+	}
+}
+
+// follow takes responses until there are no more. A publication is applied whole, and what
+// comes fast together.
+func (d *delta[T]) follow(ctx context.Context, responses <-chan *message.DeltaDiscoveryResponse, answers chan<- answer, heard func()) {
+	var due <-chan time.Time
+	flush := func() {
+		due = nil
+		for _, a := range d.applyChanges() {
+			select {
+			case answers <- a:
+			case <-ctx.Done():
+			}
+		}
+	}
+	defer flush()
+	for {
+		select {
+		case resp, ok := <-responses:
+			if !ok {
+				return
+			}
+			heard()
+			d.metrics.connected.Set(1)
+			isPart := strings.HasSuffix(resp.GetSystemVersionInfo(), more)
+			if isPart || len(d.waiting) == maxUnapplied {
+				flush() // a part of what follows is not for the same World
+			}
+			d.take(resp)
+			d.complete = !isPart
+			switch {
+			case isPart:
+				flush()
+			case due == nil:
+				due = time.After(time.Until(d.last.Add(together)))
+			}
+		case <-due:
+			flush()
 		}
 	}
 }
@@ -167,9 +217,7 @@ func ended(g deltaClientStream) error {
 func (d *delta[T]) hello() *message.DeltaDiscoveryRequest {
 	clear(d.rejected) // it is no version of held, and so comes again if it is still there
 	versions := make(map[string]string, len(d.held))
-	for name, h := range d.held {
-		versions[name] = h.version
-	}
+	maps.Copy(versions, d.held)
 	return &message.DeltaDiscoveryRequest{
 		Node: &message.Node{Id: d.cfg.Node}, TypeUrl: d.typeURL, InitialResourceVersions: versions,
 	}
@@ -212,8 +260,8 @@ func answerLoop(ctx context.Context, g deltaClientStream, typeURL string, answer
 	}
 }
 
-// take holds what a response brings, and applies it if its publication is complete.
-func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse) answer {
+// take holds what a response brings, and its answer until that is applied.
+func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse) {
 	d.metrics.received.Add(float64(len(resp.GetResources()) + len(resp.GetRemovedResources())))
 	for _, r := range resp.GetResources() {
 		d.hold(r)
@@ -221,22 +269,47 @@ func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse) answer {
 	for _, name := range resp.GetRemovedResources() {
 		if _, ok := d.held[name]; ok {
 			delete(d.held, name)
-			d.dirty = true
+			d.changed[name] = nil
 		}
 		delete(d.rejected, name)
 	}
-	if strings.HasSuffix(resp.GetSystemVersionInfo(), more) {
-		return answer{resp.GetNonce(), d.refusal(), atOnce}
+	d.waiting = append(d.waiting, answer{nonce: resp.GetNonce(), refusal: d.refusal()})
+}
+
+// applyChanges applies what has changed, if that is whole, and returns the answers that
+// waited for it. Those to parts wait for nothing.
+func (d *delta[T]) applyChanges() []answer {
+	settled := atOnce
+	if d.complete {
+		if len(d.changed) > 0 || !d.synced {
+			d.settled = orAtOnce(d.apply(d.changes()))
+			d.last = time.Now()
+		}
+		if !d.synced {
+			d.synced = true
+			close(d.first)
+		}
+		settled = d.settled
 	}
-	if d.dirty || !d.synced {
-		d.settled = d.apply(d.values())
-		d.dirty = false
+	due := d.waiting
+	d.waiting = nil
+	for i := range due {
+		due[i].settled = settled
 	}
-	if !d.synced {
-		d.synced = true
-		close(d.first)
+	return due
+}
+
+// changes gives what has changed, ordered by name, and forgets it.
+func (d *delta[T]) changes() (changed []T, gone []string) {
+	for _, name := range slices.Sorted(maps.Keys(d.changed)) {
+		if v := d.changed[name]; v != nil {
+			changed = append(changed, *v)
+		} else {
+			gone = append(gone, name)
+		}
 	}
-	return answer{resp.GetNonce(), d.refusal(), orAtOnce(d.settled)}
+	d.changed = map[string]*T{}
+	return changed, gone
 }
 
 // hold takes a resource, or refuses it and keeps the last good one.
@@ -252,16 +325,27 @@ func (d *delta[T]) hold(r *message.Resource) {
 		return
 	}
 	delete(d.rejected, name)
-	d.held[name] = held[T]{r.GetVersion(), v}
-	d.dirty = true
+	d.held[name] = r.GetVersion()
+	d.changed[name] = &v
 }
 
-func (d *delta[T]) values() []T {
-	out := make([]T, 0, len(d.held))
-	for _, name := range slices.Sorted(maps.Keys(d.held)) {
-		out = append(out, d.held[name].value)
+// inWhole makes of what changed everything that there is, ordered by name, for who has little.
+func inWhole[T any](name func(T) string, apply func([]T)) func(changed []T, gone []string) <-chan struct{} {
+	all := map[string]T{}
+	return func(changed []T, gone []string) <-chan struct{} {
+		for _, name := range gone {
+			delete(all, name)
+		}
+		for _, v := range changed {
+			all[name(v)] = v
+		}
+		list := make([]T, 0, len(all))
+		for _, name := range slices.Sorted(maps.Keys(all)) {
+			list = append(list, all[name])
+		}
+		apply(list)
+		return nil
 	}
-	return out
 }
 
 // refusal names what is refused as yet, in at most about 2 kB, or "". It is said

@@ -23,7 +23,7 @@ type NamespaceClient struct{ delta *delta[string] }
 func NewNamespaceClient(cfg ClientConfig, apply func([]string)) *NamespaceClient {
 	d := newDelta[string](cfg, namespaceType)
 	d.decode = unpackNamespace
-	d.apply = func(names []string) <-chan struct{} { apply(names); return nil }
+	d.apply = inWhole(func(name string) string { return name }, apply)
 	return &NamespaceClient{d}
 }
 

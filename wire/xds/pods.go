@@ -24,7 +24,7 @@ type PodClient struct {
 func NewPodClient(cfg ClientConfig, apply func([]mesh.Pod)) *PodClient {
 	d := newDelta[mesh.Pod](cfg, podType)
 	d.decode = unpackPod
-	d.apply = func(pods []mesh.Pod) <-chan struct{} { apply(pods); return nil }
+	d.apply = inWhole(func(p mesh.Pod) string { return p.UID }, apply)
 	return &PodClient{d, newReports(d.cfg, d.metrics)}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -23,8 +24,8 @@ import (
 // No word from control is not the word that there is nothing.
 func TestFirstWord(t *testing.T) {
 	c := startControl(t, ServerConfig{})
-	worlds, pods := make(chan *mesh.World, 9), make(chan []mesh.Pod, 9)
-	wc := NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(w *mesh.World) <-chan struct{} { worlds <- w; return nil })
+	worlds, pods := make(chan mesh.Changes, 9), make(chan []mesh.Pod, 9)
+	wc := NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(c mesh.Changes) <-chan struct{} { worlds <- c; return nil })
 	pc := NewPodClient(ClientConfig{Conn: c.dialAgent(t, "n1"), Node: "n1"}, func(p []mesh.Pod) { pods <- p })
 	run(t, wc)
 	run(t, pc)
@@ -42,8 +43,8 @@ func TestFirstWord(t *testing.T) {
 	c.Publish(Snapshot{})
 	receiveWithin(t, "the World's first word", wc.Synced())
 	receiveWithin(t, "the pods' first word", pc.Synced())
-	if w, p := <-worlds, <-pods; w == nil || len(p) != 0 {
-		t.Errorf("World %v and pods %v: want both, and empty", w, p)
+	if c, p := <-worlds, <-pods; !reflect.DeepEqual(c, mesh.Changes{}) || len(p) != 0 {
+		t.Errorf("changes %v and pods %v: want both, and empty", c, p)
 	}
 }
 
@@ -231,7 +232,7 @@ func TestGoneAfter(t *testing.T) {
 	if got := c.Acked(1); !slices.Equal(got, []string{"n0"}) {
 		t.Errorf("waiting for %v: want the node of an earlier control", got)
 	}
-	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} { return nil }))
+	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(mesh.Changes) <-chan struct{} { return nil }))
 	c.connected(t, "n1")
 	v := c.Publish(Snapshot{})
 	c.settle(t, v)
@@ -248,7 +249,7 @@ func TestInvalidResource(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	c := startControl(t, ServerConfig{Registry: reg})
 	known := &seen{}
-	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, known.setWorld))
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, known.change))
 	c.connected(t, "n1")
 	v := c.Publish(workloads(1))
 	for range 3 {
@@ -304,7 +305,7 @@ func TestFilesAreReadAgain(t *testing.T) {
 	}
 	defer conn.Close()
 	logged := make(chan string, 100)
-	client := NewWorldClient(ClientConfig{Conn: conn, Node: "n1", Log: recordLog(logged)}, func(*mesh.World) <-chan struct{} { return nil })
+	client := NewWorldClient(ClientConfig{Conn: conn, Node: "n1", Log: recordLog(logged)}, func(mesh.Changes) <-chan struct{} { return nil })
 	run(t, client)
 	expect := func(want string) {
 		t.Helper()

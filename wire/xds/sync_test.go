@@ -24,15 +24,15 @@ import (
 // seen is what a client knows, as it was last applied.
 type seen struct {
 	mu    sync.Mutex
-	world *mesh.World
+	world mesh.World
 	pods  []mesh.Pod
 	count int
 }
 
-func (s *seen) setWorld(w *mesh.World) <-chan struct{} {
+func (s *seen) change(c mesh.Changes) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.world = w
+	s.world = *s.world.With(c, time.Now())
 	s.count++
 	return nil
 }
@@ -59,7 +59,7 @@ func TestDeltasEqualSnapshot(t *testing.T) {
 	for _, node := range nodes {
 		worlds[node], pods[node] = &seen{}, &seen{}
 		cut := newCutter(t, c, node)
-		run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: node}, worlds[node].setWorld))
+		run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: node}, worlds[node].change))
 		run(t, NewPodClient(ClientConfig{Conn: cut.agent, Node: node}, pods[node].setPods))
 		for range 100 {
 			r.step(6)
@@ -79,11 +79,11 @@ func TestDeltasEqualSnapshot(t *testing.T) {
 	version := c.Publish(snap)
 	c.connected(t, nodes...)
 	c.settle(t, version)
-	want := mesh.NewWorld(snap.Workloads, snap.Services)
+	want := mesh.NewWorld(snap.Workloads, snap.Services).All()
 	for _, node := range nodes {
 		worlds[node].mu.Lock()
-		if !reflect.DeepEqual(worlds[node].world, want) {
-			t.Errorf("seed %d: %s knows another World:\n%+v\nwant\n%+v", seed, node, worlds[node].world, want)
+		if got := worlds[node].world.All(); !reflect.DeepEqual(got, want) {
+			t.Errorf("seed %d: %s knows another World:\n%+v\nwant\n%+v", seed, node, got, want)
 		}
 		worlds[node].mu.Unlock()
 		c.until(t, node+" knows its pods", func() bool {
@@ -205,7 +205,7 @@ func TestReconnectResendsNothingKnown(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	known := &seen{}
 	cut := newCutter(t, c, "n1")
-	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1", Registry: reg}, known.setWorld))
+	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1", Registry: reg}, known.change))
 	run(t, NewPodClient(ClientConfig{Conn: cut.agent, Node: "n1", Registry: reg}, func([]mesh.Pod) {}))
 	c.connected(t, "n1")
 	c.settle(t, 1)
@@ -242,7 +242,7 @@ func TestReconnectResendsNothingKnown(t *testing.T) {
 func TestAckAfterSettled(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	worlds := make(chan chan struct{}, 10)
-	client := NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} {
+	client := NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(mesh.Changes) <-chan struct{} {
 		settled := make(chan struct{})
 		worlds <- settled
 		return settled
@@ -277,7 +277,7 @@ func TestAckAfterSettled(t *testing.T) {
 func TestManyWorldsWithoutAnAck(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	first := make(chan struct{})
-	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} { return first }))
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(mesh.Changes) <-chan struct{} { return first }))
 	var v uint64
 	for i := range 2 * maxUnapplied {
 		v = c.Publish(workloads(1 + i))
@@ -299,7 +299,7 @@ func TestApplied(t *testing.T) {
 	if got := c.Applied(everybody); got != math.MaxUint64 {
 		t.Errorf("without nodes: %d", got)
 	}
-	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(*mesh.World) <-chan struct{} { return nil }))
+	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(mesh.Changes) <-chan struct{} { return nil }))
 	c.until(t, "n1 decides", func() bool { return c.Applied(everybody) == v })
 	stop()
 	c.until(t, "n1 is away", func() bool { return c.Applied(everybody) == 0 })
@@ -313,7 +313,7 @@ func TestAckAfterSettledAcrossReconnect(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	worlds := make(chan chan struct{}, 10)
 	cut := newCutter(t, c, "n1")
-	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1"}, func(*mesh.World) <-chan struct{} {
+	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1"}, func(mesh.Changes) <-chan struct{} {
 		settled := make(chan struct{})
 		worlds <- settled
 		return settled
@@ -334,13 +334,13 @@ func TestAckAfterSettledAcrossReconnect(t *testing.T) {
 func TestLargeWorldIsAppliedOnce(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	known := &seen{}
-	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, known.setWorld))
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, known.change))
 	c.connected(t, "n1")
 	snap := workloads(8000)
 	c.settle(t, c.Publish(snap))
 	known.mu.Lock()
 	defer known.mu.Unlock()
-	if want := mesh.NewWorld(snap.Workloads, nil); known.count != 1 || !reflect.DeepEqual(known.world, want) {
+	if want := mesh.NewWorld(snap.Workloads, nil); known.count != 1 || !reflect.DeepEqual(known.world.All(), want.All()) {
 		t.Errorf("applied %d times: want once, and everything", known.count)
 	}
 }
@@ -351,7 +351,7 @@ func TestRefusedResource(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	reg := prometheus.NewRegistry()
 	known := &seen{}
-	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1", Registry: reg}, known.setWorld))
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1", Registry: reg}, known.change))
 	c.connected(t, "n1")
 	good := workloads(2)
 	c.settle(t, c.Publish(good))
@@ -384,7 +384,7 @@ func TestRefusalStands(t *testing.T) {
 	c := startControl(t, ServerConfig{})
 	known := &seen{}
 	cut := newCutter(t, c, "n1")
-	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1"}, known.setWorld))
+	run(t, NewWorldClient(ClientConfig{Conn: cut.proxy, Node: "n1"}, known.change))
 	c.connected(t, "n1")
 	c.settle(t, c.Publish(workloads(1)))
 	c.publishBroken(t, workload(0, nil).UID, func(m *message.Workload) { m.Addresses = [][]byte{{1}} })
@@ -402,7 +402,8 @@ func TestRefusalStands(t *testing.T) {
 func (s *seen) load() *mesh.World {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.world
+	w := s.world
+	return &w
 }
 
 // publishBroken publishes, past all checks, a workload that a node must refuse.

@@ -32,15 +32,15 @@ type WorldClient struct {
 }
 
 // NewWorldClient starts nothing. apply is called by one goroutine, never
-// concurrently, with each new World; the first call is control's first word, also
-// if the World is empty. It should not block. When the channel that it returned
-// is closed (nil means at once) nothing on the node acts on an older World any
-// more, and control is told so, in the order of the Worlds; later Worlds are
+// concurrently, with what has changed; the first call is control's first word, also
+// if it is of nothing. What comes fast is applied together. It should not block. When
+// the channel that it returned is closed (nil means at once) nothing on the node acts
+// on an older World any more, and control is told so, in order; later changes are
 // applied meanwhile.
-func NewWorldClient(cfg ClientConfig, apply func(*mesh.World) (settled <-chan struct{})) *WorldClient {
+func NewWorldClient(cfg ClientConfig, apply func(mesh.Changes) (settled <-chan struct{})) *WorldClient {
 	d := newDelta[any](cfg, addressType)
 	d.decode = unpackAddress
-	d.apply = func(values []any) <-chan struct{} { return apply(newWorld(values)) }
+	d.apply = func(changed []any, gone []string) <-chan struct{} { return apply(newChanges(changed, gone)) }
 	return &WorldClient{d}
 }
 
@@ -59,19 +59,17 @@ func unpackAddress(body *anypb.Any) (string, any, error) {
 	return decodeAddress(m)
 }
 
-func newWorld(values []any) *mesh.World {
-	workloads := make([]*mesh.Workload, 0, len(values))
-	var services []*mesh.Service
-	var places []*mesh.Place
-	for _, v := range values {
+func newChanges(changed []any, gone []string) mesh.Changes {
+	c := mesh.Changes{Gone: gone}
+	for _, v := range changed {
 		switch v := v.(type) {
 		case *mesh.Workload:
-			workloads = append(workloads, v)
+			c.Workloads = append(c.Workloads, v)
 		case *mesh.Service:
-			services = append(services, v)
+			c.Services = append(c.Services, v)
 		case *mesh.Place:
-			places = append(places, v)
+			c.Places = append(c.Places, v)
 		}
 	}
-	return mesh.NewWorld(workloads, services, places...)
+	return c
 }
