@@ -2,12 +2,14 @@ package redirect
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -162,5 +164,112 @@ func TestForwardedBeforeGoesOn(t *testing.T) {
 			t.Errorf("a new one with the ports of an older one: %v, want refused", err)
 		}
 		wire.clean("the ports of an older one")
+	})
+}
+
+// Two containers on a bridge within the pod: what they say to each other does not leave it.
+func TestBridgeWithinThePod(t *testing.T) {
+	for _, filtered := range []string{"0", "1"} { // bridge-nf-call-iptables
+		t.Run("filtered "+filtered, func(t *testing.T) {
+			each(t, func(t *testing.T, w *world, f family) {
+				one, two := w.bridged()
+				w.do(w.pod, func() error {
+					return errors.Join(os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-iptables", []byte(filtered), 0),
+						os.WriteFile("/proc/sys/net/bridge/bridge-nf-call-ip6tables", []byte(filtered), 0))
+				})
+				to := netip.MustParseAddr("10.89.0.3")
+				if f.number == 6 {
+					to = netip.MustParseAddr("fd89::3")
+				}
+				l := w.listen(two, f.any, 80)
+				w.apply(Config{})
+				talk(t, "from container to container", w.dial(one, to, 80), w.accept(l))
+				err := one.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
+				if !errors.Is(err, unix.ECONNREFUSED) {
+					t.Errorf("from a container to the network: %v, want refused", err)
+				}
+			})
+		})
+	}
+}
+
+// A bridge by which the pod itself reaches the network is guarded, and so is one whose port
+// ends on the node, or is none that is known to lead within.
+func TestBridgeThatLeadsOut(t *testing.T) {
+	w, f := newWorld(t), families()[0]
+	one, two := w.bridged()
+	l := w.listen(two, f.any, 80)
+	w.apply(Config{})
+	to := netip.MustParseAddr("10.89.0.3")
+	talk(t, "within", w.dial(one, to, 80), w.accept(l))
+	if err := w.kernel.Check(t.Context(), w.pod, Config{}); err != nil {
+		t.Error(err)
+	}
+	w.shell(w.pod, "ip route add default dev br0 metric 1000")
+	if err := w.kernel.Check(t.Context(), w.pod, Config{}); !errors.Is(err, ErrRules) {
+		t.Errorf("with a default route: %v, want other rules", err)
+	}
+	w.apply(Config{})
+	if err := one.Do(func() error { return tryFor(300*time.Millisecond, netip.AddrPortFrom(to, 80)) }); err == nil {
+		t.Error("with a default route: it passes")
+	}
+	veth := func(peer int) netlink.Link {
+		la := netlink.NewLinkAttrs()
+		la.NetNsID = peer
+		return &netlink.Veth{LinkAttrs: la}
+	}
+	for what, c := range map[string]struct {
+		link netlink.Link
+		node int
+		want bool
+	}{
+		"a cable to a container":  {veth(1), 0, true},
+		"a cable to the node":     {veth(0), 0, false},
+		"a cable within the pod":  {veth(-1), -1, true},
+		"a machine":               {&netlink.Tuntap{}, 0, true},
+		"a device":                {&netlink.Device{}, 0, false},
+		"a tunnel to other hosts": {&netlink.Vxlan{}, 0, false},
+	} {
+		if got := leadsWithin(c.link, c.node); got != c.want {
+			t.Errorf("%s leads within: %v", what, got)
+		}
+	}
+}
+
+// bridged makes two containers on a bridge within the pod, as docker does.
+func (w *world) bridged() (one, two *netns.NS) {
+	w.t.Helper()
+	w.shell(w.pod, "ip link add br0 type bridge && ip addr add 10.89.0.1/24 dev br0 && ip -6 addr add fd89::1/64 dev br0 nodad && ip link set br0 up && "+
+		"echo 1 >/proc/sys/net/ipv4/ip_forward && echo 1 >/proc/sys/net/ipv6/conf/all/forwarding")
+	one, two = w.namespace(), w.namespace()
+	for i, ns := range []*netns.NS{one, two} {
+		inner := fmt.Sprintf("port%d", i)
+		w.do(ns, func() error {
+			la := netlink.NewLinkAttrs()
+			la.Name = "eth0"
+			if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: inner}); err != nil {
+				return err
+			}
+			l, err := netlink.LinkByName(inner)
+			if err != nil {
+				return err
+			}
+			return w.move(l)
+		})
+		w.shell(w.pod, "ip link set "+inner+" master br0 up")
+		w.shell(ns, fmt.Sprintf("ip addr add 10.89.0.%[1]d/24 dev eth0 && ip -6 addr add fd89::%[1]d/64 dev eth0 nodad && ip link set eth0 up && "+
+			"ip route add default via 10.89.0.1 && ip -6 route add default via fd89::1", i+2))
+		w.plugged(ns, "eth0")
+		w.settle(ns, netip.MustParseAddr(fmt.Sprintf("fd89::%d", i+2)))
+	}
+	w.plugged(w.pod, "br0")
+	return one, two
+}
+
+func (w *world) shell(ns *netns.NS, script string) {
+	w.t.Helper()
+	w.do(ns, func() error {
+		out, err := exec.Command("sh", "-c", script).CombinedOutput()
+		return errors.Join(err, errorOf(out))
 	})
 }

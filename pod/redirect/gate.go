@@ -95,12 +95,13 @@ func tryGate() error {
 	return nil
 }
 
-// closeGates puts a gate at each interface of the pod.
+// closeGates puts a gate at each interface by which packets may leave the pod. At what only
+// leads within it there is none: what a bridge passes on is no business of the rules.
 func (k *Kernel) closeGates(ns *netns.NS) error {
 	if k.Gated() != nil {
 		return nil
 	}
-	return atLinks(ns, outLinks, closeGate)
+	return errors.Join(atLinks(ns, outLinks, closeGate), atLinks(ns, withinLinks, openGate))
 }
 
 func closeGate(h *netlink.Handle, fd, link int) error {
@@ -118,39 +119,45 @@ func closeGate(h *netlink.Handle, fd, link int) error {
 
 // openGates takes all of them away, and what they hang on if nothing else does.
 func openGates(ns *netns.NS) error {
-	return atLinks(ns, outLinks, func(h *netlink.Handle, fd, link int) error {
-		g, err := readGate(fd, link)
-		if err != nil || !g.there {
-			return err
-		}
-		if g.others == 0 {
-			return unlessGone(h.QdiscDel(clsact(link)))
-		}
-		return unlessGone(tell(fd, 1, unix.RTM_DELTFILTER, 0, gateMessage(link)))
-	})
+	return errors.Join(atLinks(ns, outLinks, openGate), atLinks(ns, withinLinks, openGate))
 }
 
-// checkGates reads them back: one at each interface, or none at any.
+func openGate(h *netlink.Handle, fd, link int) error {
+	g, err := readGate(fd, link)
+	if err != nil || !g.there {
+		return err
+	}
+	if g.others == 0 {
+		return unlessGone(h.QdiscDel(clsact(link)))
+	}
+	return unlessGone(tell(fd, 1, unix.RTM_DELTFILTER, 0, gateMessage(link)))
+}
+
+// checkGates reads them back: one at each interface by which packets may leave, or none at any.
 func (k *Kernel) checkGates(ns *netns.NS, closed bool) error {
 	if k.Gated() != nil {
 		return nil
 	}
-	return atLinks(ns, outLinks, func(_ *netlink.Handle, fd, link int) error {
-		g, err := readGate(fd, link)
-		if err == nil && (g.whole != closed || g.there != closed) {
-			err = fmt.Errorf("namespace %d, gate at interface %d: %w", ns.Inode(), link, ErrRules)
+	check := func(closed bool) func(*netlink.Handle, int, int) error {
+		return func(_ *netlink.Handle, fd, link int) error {
+			g, err := readGate(fd, link)
+			if err == nil && (g.whole != closed || g.there != closed) {
+				err = fmt.Errorf("namespace %d, gate at interface %d: %w", ns.Inode(), link, ErrRules)
+			}
+			return err
 		}
-		return err
-	})
+	}
+	return errors.Join(atLinks(ns, outLinks, check(closed)), atLinks(ns, withinLinks, check(false)))
 }
 
 // hasGate reports whether there is one at any interface.
 func hasGate(ns *netns.NS) (has bool, err error) {
-	err = atLinks(ns, outLinks, func(_ *netlink.Handle, fd, link int) error {
+	see := func(_ *netlink.Handle, fd, link int) error {
 		g, err := readGate(fd, link)
 		has = has || g.there
 		return err
-	})
+	}
+	err = errors.Join(atLinks(ns, outLinks, see), atLinks(ns, withinLinks, see))
 	return has, err
 }
 
@@ -235,13 +242,4 @@ func atLinks(ns *netns.NS, which func(*netlink.Handle) ([]int, error), f func(h 
 		}
 		return errors.Join(errs...)
 	})
-}
-
-// outLinks are the interfaces by which packets leave the pod.
-func outLinks(h *netlink.Handle) ([]int, error) {
-	links, err := upLinks(h)
-	if err != nil {
-		return nil, err
-	}
-	return links[1:], nil // without lo, which comes first
 }

@@ -102,7 +102,7 @@ func (k *Kernel) apply(ctx context.Context, ns *netns.NS, c Config, lost bool) e
 	if err := errors.Join(addReplyRoutes(ns), k.setSysctls(ns)); err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
 	}
-	complete, err := k.withNode(ns, c)
+	complete, err := k.completed(ns, c)
 	if err != nil {
 		return err
 	}
@@ -125,7 +125,7 @@ func (k *Kernel) apply(ctx context.Context, ns *netns.NS, c Config, lost bool) e
 // Check reads rules, routes and sysctls back. The error is ErrRules if they differ from
 // those of c in any way.
 func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
-	c, err := k.withNode(ns, c)
+	c, err := k.completed(ns, c)
 	if err != nil {
 		return err
 	}

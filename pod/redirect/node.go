@@ -11,13 +11,24 @@ import (
 	"tacit.dev/pod/netns"
 )
 
-// withNode completes c by where the node calls the pod from: its own addresses, and
-// the pod's default gateways. With most CNI plugins the gateway is an address of
+// completed is c with what only the kernel and the namespace tell: whether all bridges are
+// within the pod, and where the node calls the pod from: its own addresses, and the pod's default gateways. With most CNI plugins the gateway is an address of
 // the node's; where it is a router's, nothing is lost: who can call from there can
 // also read what passes.
-func (k *Kernel) withNode(ns *netns.NS, c Config) (Config, error) {
-	c.node, c.refuse = nil, k.refuse()
-	if c.Drain || len(c.ProbePorts) == 0 {
+func (k *Kernel) completed(ns *netns.NS, c Config) (Config, error) {
+	c.node, c.refuse, c.bridges = nil, k.refuse(), false
+	if c.Drain {
+		return c, nil
+	}
+	err := inside(ns, func(h *netlink.Handle, _ []int) error {
+		l, err := listLinks(h)
+		c.bridges = len(l.bridges) > 0 && !l.open
+		return err
+	})
+	if err != nil {
+		return c, fmt.Errorf("interfaces of namespace %d: %w", ns.Inode(), err)
+	}
+	if len(c.ProbePorts) == 0 {
 		return c, nil
 	}
 	found, err := gateways(ns)

@@ -129,22 +129,6 @@ func replyRule(family int) *netlink.Rule {
 	return r
 }
 
-// upLinks are lo and the interfaces that are up: a socket that is bound to one of them
-// has no other routes than those of that interface.
-func upLinks(h *netlink.Handle) ([]int, error) {
-	all, err := h.LinkList()
-	if err != nil {
-		return nil, fmt.Errorf("list interfaces: %w", err)
-	}
-	links := []int{loopback}
-	for _, l := range all {
-		if a := l.Attrs(); a.Index != loopback && a.Flags&net.FlagUp != 0 {
-			links = append(links, a.Index)
-		}
-	}
-	return links, nil
-}
-
 // replyRoutes deliver everything here, over lo in any case: a route to this host itself
 // only has the name of the interface. lo comes first.
 func replyRoutes(family int, links []int) []*netlink.Route {

@@ -30,6 +30,9 @@ type Config struct {
 
 	// node is where the pod's node calls from, sorted.
 	node []netip.Addr
+	// bridges lets pass what bridges pass on, and from one to the other: all of them lead to
+	// nothing but what is within the pod.
+	bridges bool
 	// refuse leaves out what needs nft_socket, which the kernel does not have:
 	// connections do not wait while nobody accepts them, and do not outlive conntrack.
 	refuse bool
@@ -60,8 +63,8 @@ func ruleset(c Config, in contents) string {
 	fmt.Fprintf(&b, outbound, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, mesh.ResetMark, olderMark)
 	b.WriteString(led(c))
 	b.WriteString(inbound(c))
-	b.WriteString(guardOut(captureGuard))
-	fmt.Fprintf(&b, forward, mesh.ResetMark)
+	b.WriteString(guardOut(c.onBridges(bridged) + captureGuard))
+	fmt.Fprintf(&b, forward, mesh.ResetMark, c.onBridges(bridging))
 	fmt.Fprintf(&b, passed, passMark)
 	b.WriteString(guardIn(c))
 	if !c.refuse {
@@ -394,7 +397,7 @@ const forward = `
 	chain guard_forward {
 		type filter hook forward priority 300; policy accept;
 		meta l4proto != tcp accept
-		jump excluded
+%[2]s		jump excluded
 		jump excluded_answers
 		` + begins + ` goto forward_begins
 		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
@@ -411,9 +414,23 @@ const forward = `
 		goto refuse_forwarded
 	}
 	chain refuse_forwarded {
-		meta mark set %#x counter name forwarded meta l4proto tcp reject with tcp reset
+		meta mark set %#[1]x counter name forwarded meta l4proto tcp reject with tcp reset
 	}
 `
+
+// What bridges within the pod pass on, and from one to the other, does not leave it. A rule
+// of postrouting does not see that a packet is a bridge's, so bridging marks it for bridged.
+var (
+	bridging = fmt.Sprintf("\t\tmeta iifkind \"bridge\" meta oifkind \"bridge\" meta mark set %#x accept\n", passMark)
+	bridged  = fmt.Sprintf("\t\tmeta oifkind \"bridge\" meta mark %#x accept\n", passMark)
+)
+
+func (c Config) onBridges(rule string) string {
+	if c.bridges {
+		return rule
+	}
+	return ""
+}
 
 // passed marks what the guard has let pass, for the gate.
 const passed = `
