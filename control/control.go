@@ -91,6 +91,8 @@ type Config struct {
 	Cluster string
 	// Ranges are those of the cluster's pods and services that no object names.
 	Ranges []netip.Prefix
+	// NodePorts are those out of which Services get ports of nodes.
+	NodePorts mesh.NodePorts
 	// LeafTTL is how long a leaf lives. 0 means 24 h.
 	LeafTTL time.Duration
 	// Nodes knows the nodes.

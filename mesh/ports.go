@@ -1,5 +1,11 @@
 package mesh
 
+import (
+	"fmt"
+	"strconv"
+	"strings"
+)
+
 // What the pods' network namespaces and both halves of a node agree on.
 const (
 	// OutboundPort is where captured outgoing connections arrive, in the pod.
@@ -31,3 +37,24 @@ func IsDirectPort(p uint16) bool { return p >= DirectPortFirst }
 // IsCapturePort reports whether p is a port of the capture itself. A connection
 // whose destination is one of them would go in circles, and is refused.
 func IsCapturePort(p uint16) bool { return p == OutboundPort || p == InboundPort }
+
+// NodePorts are the ports out of which Services get ports of nodes (NodePort). The zero
+// value has none.
+type NodePorts struct{ First, Last uint16 }
+
+// ParseNodePorts reads FIRST-LAST, or nothing for none.
+func ParseNodePorts(s string) (r NodePorts, err error) {
+	if s == "" {
+		return r, nil
+	}
+	first, last, _ := strings.Cut(s, "-")
+	a, err1 := strconv.ParseUint(first, 10, 16)
+	b, err2 := strconv.ParseUint(last, 10, 16)
+	if err1 != nil || err2 != nil || a == 0 || a > b {
+		return r, fmt.Errorf("ports %.80q: want FIRST-LAST, of 1 to 65535", s)
+	}
+	return NodePorts{uint16(a), uint16(b)}, nil
+}
+
+// Has reports whether p is one of them.
+func (r NodePorts) Has(p uint16) bool { return r.First != 0 && r.First <= p && p <= r.Last }

@@ -35,7 +35,8 @@ type Workload struct {
 	// direct (net.ipv4.ip_local_port_range), so that what they dial past the capture has
 	// such ports, too.
 	MarkedPorts bool
-	// HostPorts are ports of the pod's node that lead to the pod.
+	// HostPorts are ports of the pod's node that lead to the pod. Of a HostNetwork pod they
+	// are those at which it listens.
 	HostPorts []HostPort
 	// Listed says that this is no pod but an address that a service lists. It has no
 	// identity: the World says who is at the address. Of is the UID of the pod that the
@@ -89,6 +90,8 @@ type Service struct {
 	External []netip.Addr
 	// NodePorts are ports of every node that lead to ports of the service.
 	NodePorts []NodePort
+	// HealthPort is a port of every node where kube-proxy itself answers, 0 for none.
+	HealthPort uint16
 	// NodeLocal says that a node port leads to endpoints of its own node only.
 	NodeLocal bool
 	// Reach says which of its endpoints a caller takes.
@@ -138,8 +141,10 @@ type Place struct {
 	Addresses []netip.Addr
 	// Contested: several objects claim the addresses, and nobody knows who is right.
 	Contested bool
-	// Ranges are those out of which pods and services get their addresses.
-	Ranges []netip.Prefix
+	// Ranges are those out of which pods and services get their addresses, NodePorts those
+	// out of which services get ports of nodes.
+	Ranges    []netip.Prefix
+	NodePorts NodePorts
 }
 
 // Pod is what a node is told about a pod of its own: who it is, and whether it

@@ -33,9 +33,12 @@ type World struct {
 	external  map[netip.Addr][]*Service
 	nodePorts map[uint16]Inlet
 	hostPorts map[hostPortKey][]*Workload
-	nodes     map[netip.Addr]*Place
-	contested map[netip.Addr]bool
-	ranges    ranges
+	// portRange is that of nodePorts, and healthPorts are those of it that are kube-proxy's own.
+	portRange   NodePorts
+	healthPorts map[uint16]bool
+	nodes       map[netip.Addr]*Place
+	contested   map[netip.Addr]bool
+	ranges      ranges
 	// former has what led to pods and services and leads nowhere now, with the time since
 	// when. Port 0 is the whole address, the zero Addr is every node's.
 	former map[netip.AddrPort]time.Time
@@ -76,6 +79,8 @@ func NewWorld(workloads []*Workload, services []*Service, places ...*Place) *Wor
 		hostPorts: make(map[hostPortKey][]*Workload),
 		nodes:     make(map[netip.Addr]*Place),
 		contested: make(map[netip.Addr]bool),
+
+		healthPorts: make(map[uint16]bool),
 	}
 	for _, s := range services {
 		w.addService(s)
@@ -106,6 +111,9 @@ func (w *World) addService(s *Service) {
 	for _, p := range s.NodePorts {
 		w.nodePorts[p.Node] = Inlet{Service: s, Port: p.Service}
 	}
+	if s.HealthPort != 0 {
+		w.healthPorts[s.HealthPort] = true
+	}
 }
 
 func (w *World) addPlace(p *Place) {
@@ -119,6 +127,9 @@ func (w *World) addPlace(p *Place) {
 	}
 	for _, r := range p.Ranges {
 		w.ranges.add(r)
+	}
+	if p.NodePorts != (NodePorts{}) {
+		w.portRange = p.NodePorts
 	}
 }
 
@@ -296,13 +307,19 @@ func (w *World) HostPort(to netip.AddrPort) (pod *Workload, target uint16) {
 	}
 	for _, wl := range w.hostPorts[hostPortKey{node.Node, to.Port()}] {
 		for _, p := range wl.HostPorts {
-			fits := p.Port == to.Port() && (!p.Address.IsValid() || p.Address.Unmap() == a)
+			fits := !wl.HostNetwork && p.Port == to.Port() && (!p.Address.IsValid() || p.Address.Unmap() == a)
 			if fits && (pod == nil || !pod.Ready || wl.Ready) {
 				pod, target = wl, p.Target
 			}
 		}
 	}
 	return pod, target
+}
+
+// isListener reports whether a pod of the node's own network, or kube-proxy, is known to
+// listen at that port of a node.
+func (w *World) isListener(node string, port uint16) bool {
+	return w.healthPorts[port] || slices.ContainsFunc(w.hostPorts[hostPortKey{node, port}], func(wl *Workload) bool { return wl.HostNetwork })
 }
 
 // IsNode reports whether the address is a node's.
@@ -321,8 +338,15 @@ func (w *World) HasNodeIn(p netip.Prefix) bool {
 // Contested reports whether several objects claim the address, so that it is nobody's.
 func (w *World) Contested(a netip.Addr) bool { return w.contested[a.Unmap()] }
 
-// IsOurs reports whether the address is in one of the cluster's ranges.
-func (w *World) IsOurs(a netip.Addr) bool { return w.ranges.has(a.Unmap()) }
+// IsOurs reports whether the destination is in one of the cluster's ranges. At a node that
+// is a port out of which services get theirs, and at which nobody else is known to listen.
+func (w *World) IsOurs(to netip.AddrPort) bool {
+	a := to.Addr().Unmap()
+	if node := w.nodes[a]; node != nil {
+		return w.portRange.Has(to.Port()) && !w.isListener(node.Node, to.Port())
+	}
+	return w.ranges.has(a)
+}
 
 // Pod returns the pod that a Listed workload is said to be of, or nil.
 func (w *World) Pod(listed *Workload) *Workload { return w.pods[listed.Of] }

@@ -12,6 +12,7 @@ import (
 	"tacit.dev/control"
 	"tacit.dev/control/ca"
 	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
 )
 
 // parse turns flags into a Config, and the log that it has.
@@ -41,6 +42,7 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 		}
 		return err
 	})
+	nodePorts := f.String("node-ports", "30000-32767", "`range` out of which Services get ports of nodes, as --service-node-port-range of the API server has it: a port in it of a node, which no Service and no pod is known to have, is refused; \"\" is none")
 	f.DurationVar(&cfg.LeafTTL, "leaf-ttl", ca.DefaultLeafTTL, "how long a certificate of a pod lives")
 	f.StringVar(&from.tokens, "tokens", "", "with a source folder: `folder` that has folders proxies and agents, each with one file per node, named after it, that holds the token of that process")
 	f.StringVar(&from.proxyAudience, "proxy-audience", "tacit-proxy", "with kubernetes: `audience` of the tokens of proxies")
@@ -60,6 +62,9 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 	}
 	if f.NArg() > 0 {
 		return cfg, nil, fmt.Errorf("%q: want flags and no arguments", f.Args())
+	}
+	if cfg.NodePorts, err = mesh.ParseNodePorts(*nodePorts); err != nil {
+		return cfg, nil, fmt.Errorf("--node-ports: %w", err)
 	}
 	if log, err = admin.NewLog(told); err != nil {
 		return cfg, nil, err

@@ -48,6 +48,8 @@ type BuildConfig struct {
 	Namespace string
 	// Ranges are those of the cluster's pods and services that no object names.
 	Ranges []netip.Prefix
+	// NodePorts are those out of which Services get ports of nodes.
+	NodePorts mesh.NodePorts
 	// Before is what the Mesh asked for when it was last understood.
 	Before Policy
 }

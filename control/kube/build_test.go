@@ -52,6 +52,51 @@ func testBuild(t *testing.T, path string) {
 	}
 }
 
+// Of the ports out of which Services get ports of nodes are known: those that Services have,
+// those of kube-proxy, and those at which a pod of a node's network says that it listens,
+// whether an API server has filled in its host ports or not.
+func TestNodePorts(t *testing.T) {
+	o, err := Decode([]byte(`
+apiVersion: v1
+kind: Pod
+metadata: {name: exporter, namespace: default}
+spec:
+  nodeName: n1
+  hostNetwork: true
+  containers:
+  - ports: [{containerPort: 31000}, {containerPort: 31001, hostPort: 31001, hostIP: 172.30.0.1}, {containerPort: 31002, protocol: UDP}, {containerPort: 9100}]
+status: {podIP: 172.30.0.1}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: default}
+spec:
+  type: LoadBalancer
+  clusterIP: 10.31.0.1
+  externalTrafficPolicy: Local
+  healthCheckNodePort: 30090
+  ports: [{port: 80, nodePort: 30080}]
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := labConfig
+	cfg.NodePorts = mesh.NodePorts{First: 30000, Last: 32767}
+	r := Build(o, cfg)
+	if len(r.Places) != 1 || r.Places[0].NodePorts != cfg.NodePorts {
+		t.Errorf("places %+v", r.Places)
+	}
+	if diff := cmp.Diff([]mesh.HostPort{{Port: 31000, Target: 31000}, {Port: 31001, Target: 31001}}, r.Workloads[0].HostPorts, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+		t.Errorf("ports of the host (-want +got):\n%s", diff)
+	}
+	if s := r.Services[0]; s.HealthPort != 30090 || len(s.NodePorts) != 1 {
+		t.Errorf("service %+v", s)
+	}
+	if r := Build(o, labConfig); len(r.Places) != 0 || len(r.Workloads[0].HostPorts) != 0 {
+		t.Errorf("without a range: places %+v, ports %v", r.Places, r.Workloads[0].HostPorts)
+	}
+}
+
 // What an agent says about its pods comes before what their objects say; but it takes no
 // address of a pod whose object has it.
 func TestToldAddresses(t *testing.T) {

@@ -18,17 +18,17 @@ const (
 )
 
 // places takes in which addresses are nodes', and out of which ranges pods and services get
-// theirs.
+// theirs, and ports of nodes.
 func (b *builder) places(o Objects) {
-	cluster := &mesh.Place{Name: b.workloadUID("/Cluster", "ranges", "all"), Ranges: slices.Clone(b.cfg.Ranges)}
+	cluster := &mesh.Place{Name: b.workloadUID("/Cluster", "ranges", "all"), Ranges: slices.Clone(b.cfg.Ranges), NodePorts: b.cfg.NodePorts}
 	for _, c := range o.ServiceCIDRs {
 		for _, text := range c.Spec.CIDRs {
 			b.addRange(cluster, text, "ServiceCIDR", c.Name)
 		}
 	}
-	if len(cluster.Ranges) > 0 {
-		slices.SortFunc(cluster.Ranges, netip.Prefix.Compare)
-		cluster.Ranges = slices.Compact(cluster.Ranges)
+	slices.SortFunc(cluster.Ranges, netip.Prefix.Compare)
+	cluster.Ranges = slices.Compact(cluster.Ranges)
+	if len(cluster.Ranges) > 0 || cluster.NodePorts != (mesh.NodePorts{}) {
 		b.result.Places = append(b.result.Places, cluster)
 	}
 	for _, n := range o.Nodes {

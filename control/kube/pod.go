@@ -35,6 +35,9 @@ func (b *builder) pod(p *corev1.Pod) {
 	}
 	if p.Spec.HostNetwork {
 		b.except(p.Namespace, p.Name, HostNetwork)
+		if w != nil {
+			w.HostPorts = b.hostPorts(p)
+		}
 		return
 	}
 	m := b.enrolment(p, id)
@@ -153,12 +156,19 @@ func addresses(texts []string) []netip.Addr {
 	return addrs
 }
 
-// hostPorts are ports of the node that the CNI leads to the pod.
+// hostPorts are ports of the node that the CNI leads to the pod, or at which a pod of the
+// node's own network says that it listens.
 func (b *builder) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		for _, cp := range c.Ports {
+			if p.Spec.HostNetwork { // an API server has filled it in
+				cp.HostPort, cp.HostIP = cp.ContainerPort, ""
+			}
 			if !isTCP(cp.Protocol) || !isPort(cp.HostPort) || !isPort(cp.ContainerPort) {
 				continue
+			}
+			if p.Spec.HostNetwork && !b.cfg.NodePorts.Has(uint16(cp.HostPort)) {
+				continue // may be anybody's, and is reached like the node's other ports
 			}
 			if len(list) == maxHostPorts {
 				b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d host ports, the rest are not known", maxHostPorts))

@@ -93,6 +93,9 @@ func (b *builder) service(s *corev1.Service) *mesh.Service {
 			m.NodePorts = append(m.NodePorts, mesh.NodePort{Node: uint16(p.NodePort), Service: uint16(p.Port)})
 		}
 	}
+	if isPort(s.Spec.HealthCheckNodePort) {
+		m.HealthPort = uint16(s.Spec.HealthCheckNodePort)
+	}
 	slices.SortFunc(m.NodePorts, func(x, y mesh.NodePort) int { return cmp.Compare(x.Node, y.Node) })
 	slices.SortFunc(m.Ports, func(x, y mesh.Port) int { return cmp.Compare(x.Service, y.Service) })
 	return m

@@ -8,8 +8,9 @@
 // and sockets), pod.go (listeners of one pod), accept.go, origin.go (what was
 // dialled), outbound.go, route.go (where that leads), dial.go with sockets.go and
 // seeds.go (from inside the pod's namespace); then, on the other node, inbound.go;
-// journey.go tells of it at the end (telemetry.go, series.go), and keep.go keeps what crossed the network for the
-// next one. drain.go is the end of a proxy. knowledge.go holds the World, limits.go the bounds.
+// journey.go tells of it at the end (telemetry.go, series.go), and keep.go keeps what
+// crossed the network for the next one. drain.go is the end of a proxy. knowledge.go holds
+// the World, limits.go the bounds.
 //
 // It refuses to enter a namespace, to make a socket, to change a rule, or to
 // hold a privilege. It fails closed: a pod of the mesh is reached by mutual TLS

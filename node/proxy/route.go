@@ -71,10 +71,18 @@ func (c *caller) find(w *mesh.World, to netip.AddrPort) (route, error) {
 	if w.Former(to, time.Now()) {
 		return route{inside: true}, refuse(reasonFormerAddress, flagNoEndpoint, "dial %s: the pod or service that had this address is gone, and no other is known yet", to)
 	}
-	if w.IsOurs(to.Addr()) && !w.IsNode(to.Addr()) {
-		return route{inside: true}, refuse(reasonUnknownAddress, flagNoEndpoint, "dial %s: an address of the cluster's, and no pod or service is known there", to)
+	if w.IsOurs(to) {
+		return route{inside: true}, refuse(reasonUnknownAddress, flagNoEndpoint, "dial %s: %s, and no pod or service is known there", to, oursAs(w, to))
 	}
 	return route{targets: []target{{addr: to}}}, nil
+}
+
+// oursAs says what of the cluster's the destination is.
+func oursAs(w *mesh.World, to netip.AddrPort) string {
+	if w.IsNode(to.Addr()) {
+		return "a port out of which services get ports of nodes (--node-ports of tacit-control)"
+	}
+	return "an address of the cluster's"
 }
 
 // findSelf refuses the capture's own listeners, where the connection would go in circles.
@@ -192,7 +200,7 @@ func (c *caller) onward(w *mesh.World, at netip.AddrPort) (target, bool) {
 		b, ok := addressLike(wl, at.Addr())
 		return c.target(netip.AddrPortFrom(b, port), wl), ok
 	}
-	return c.target(at, nil), !w.Former(at, time.Now())
+	return c.target(at, nil), !w.Former(at, time.Now()) && !(w.IsNode(at.Addr()) && w.IsOurs(at))
 }
 
 // near returns the endpoints among which one is picked. Where it matters who is

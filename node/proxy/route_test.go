@@ -88,6 +88,7 @@ func TestFindKnowsThreeThings(t *testing.T) {
 	listed := &mesh.Service{Namespace: "d", Hostname: "listed", Addresses: addrs("10.96.0.3", "10.96.0.4", "10.96.0.5"), Ports: ports}
 	second := &mesh.Service{Namespace: "d", Hostname: "second", Addresses: addrs("10.96.0.6"), Ports: ports}
 	away := &mesh.Service{Namespace: "d", Hostname: "away", Addresses: addrs("10.96.0.7"), Ports: ports}
+	healthy := &mesh.Service{Namespace: "d", Hostname: "healthy", HealthPort: 30090}
 	gone := &mesh.Service{Namespace: "d", Hostname: "gone", Addresses: addrs("10.96.0.8"), External: addrs("192.0.2.11"), Ports: ports,
 		NodePorts: []mesh.NodePort{{Node: 30082, Service: 80}}}
 	a := &mesh.Workload{UID: "a", Node: "n1", Direct: true, Ready: true, Addresses: addrs("10.1.1.2"), Services: serve(lb, 8080)}
@@ -102,6 +103,7 @@ func TestFindKnowsThreeThings(t *testing.T) {
 	}{
 		{"own", "10.96.0.2", 80}, {"balancer", "192.0.2.10", 80}, {"nodePort", "172.16.0.2", 30081}, {"hostPort", "172.16.0.2", 8443},
 		{"process", "172.16.0.2", 22}, {"circle", "172.16.0.2", 30083}, {"left", "192.0.2.11", 80},
+		{"unknown", "172.16.0.2", 30099}, {"declared", "172.16.0.2", 31000},
 	} {
 		s := &mesh.Service{Namespace: "d", Hostname: row.name, Addresses: addrs(fmt.Sprintf("10.96.1.%d", i)), Ports: ports}
 		if row.name == "circle" {
@@ -112,14 +114,15 @@ func TestFindKnowsThreeThings(t *testing.T) {
 	}
 	ofPod := &mesh.Workload{UID: "l1", Listed: true, Ready: true, Addresses: addrs("10.1.2.2"), Services: serve(listed, 15106)}
 	otherAddress := &mesh.Workload{UID: "l2", Listed: true, Of: "a", Ready: true, Addresses: addrs("10.9.9.9"), Services: serve(second, 8084)}
+	exporter := &mesh.Workload{UID: "e", Node: "n2", HostNetwork: true, Ready: true, Addresses: addrs("172.16.0.2"), HostPorts: []mesh.HostPort{{Port: 31000, Target: 31000}}}
 	outsider := &mesh.Workload{UID: "l3", Listed: true, Ready: true, Addresses: addrs("10.1.9.9"), Services: serve(away, 5432)}
 	places := []*mesh.Place{
 		{Name: "n1", Node: "n1", Addresses: addrs("172.16.0.1"), Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}},
 		{Name: "n2", Node: "n2", Addresses: addrs("172.16.0.2", "10.1.2.1"), Ranges: []netip.Prefix{netip.MustParsePrefix("10.1.2.0/24")}},
-		{Name: "cluster", Ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.1.9.0/24")}},
+		{Name: "cluster", Ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.1.9.0/24")}, NodePorts: mesh.NodePorts{First: 30000, Last: 32767}},
 		{Name: "contested", Contested: true, Addresses: addrs("10.1.1.66")},
 	}
-	w := mesh.NewWorld(append(onward, a, b, ofPod, otherAddress, outsider), slices.AppendSeq([]*mesh.Service{lb, local, listed, second, away}, maps.Values(virtual)), places...)
+	w := mesh.NewWorld(append(onward, a, b, ofPod, otherAddress, outsider, exporter), slices.AppendSeq([]*mesh.Service{lb, local, listed, second, away, healthy}, maps.Values(virtual)), places...)
 	w = w.After(mesh.NewWorld(nil, []*mesh.Service{gone}), time.Now())
 	for _, row := range []struct {
 		to     string
@@ -136,10 +139,15 @@ func TestFindKnowsThreeThings(t *testing.T) {
 		{"172.16.0.1:30081", "n9", "no_endpoint", false},
 		{"172.16.0.1:30081", "n1", "10.1.2.2:8081", true}, // from the node itself
 		{"172.16.0.2:8443", "n9", "10.1.2.2:443", true},
-		{"172.16.0.1:8443", "n9", "172.16.0.1:8443", false}, // not on that node
-		{"172.16.0.2:8444", "n9", "172.16.0.2:8444", false}, // not at that address
-		{"172.16.0.2:22", "n9", "172.16.0.2:22", false},     // a process of the node
-		{"10.1.2.1:22", "n9", "10.1.2.1:22", false},         // the node's, in the range of its pods
+		{"172.16.0.1:8443", "n9", "172.16.0.1:8443", false},   // not on that node
+		{"172.16.0.2:8444", "n9", "172.16.0.2:8444", false},   // not at that address
+		{"172.16.0.2:22", "n9", "172.16.0.2:22", false},       // a process of the node
+		{"10.1.2.1:22", "n9", "10.1.2.1:22", false},           // the node's, in the range of its pods
+		{"172.16.0.2:31000", "n9", "172.16.0.2:31000", false}, // a pod of the node's own network says that it listens there
+		{"172.16.0.1:30090", "n9", "172.16.0.1:30090", false}, // kube-proxy itself
+		{"172.16.0.1:29999", "n9", "172.16.0.1:29999", false},
+		{"172.16.0.1:32768", "n9", "172.16.0.1:32768", false},
+		{"192.0.2.1:30099", "n9", "192.0.2.1:30099", false}, // no node's
 		// Known: what services list.
 		{"10.96.0.3:80", "n9", "10.1.2.2:15106", true},
 		{"10.96.0.6:80", "n9", "10.9.9.9:8084", true}, // another address of a pod's own
@@ -152,6 +160,8 @@ func TestFindKnowsThreeThings(t *testing.T) {
 		{"10.96.1.4:80", "n9", "172.16.0.2:22", false},
 		{"10.96.1.5:80", "n9", "no_endpoint", false}, // leads to itself
 		{"10.96.1.6:80", "n9", "no_endpoint", false}, // to one that is gone
+		{"10.96.1.7:80", "n9", "no_endpoint", false}, // to a port of the node's that nobody is known to have
+		{"10.96.1.8:80", "n9", "172.16.0.2:31000", false},
 		// Known not to be ours.
 		{"192.0.2.10:81", "n9", "192.0.2.10:81", false},
 		{"192.0.2.1:443", "n9", "192.0.2.1:443", false},
@@ -159,6 +169,10 @@ func TestFindKnowsThreeThings(t *testing.T) {
 		{"10.1.1.3:80", "n9", "unknown_address", false},
 		{"10.1.9.9:5432", "n9", "unknown_address", false}, // listed as an endpoint, and known as nothing else
 		{"10.96.0.99:80", "n9", "unknown_address", false},
+		{"172.16.0.1:30099", "n9", "unknown_address", false},
+		{"10.1.2.1:30000", "n9", "unknown_address", false},
+		{"172.16.0.1:32767", "n9", "unknown_address", false},
+		{"172.16.0.1:31000", "n9", "unknown_address", false}, // it listens at another node
 		{"10.1.1.66:80", "n9", "contested_address", false},
 		{"10.96.0.8:80", "n9", "former_address", false},
 		{"192.0.2.11:80", "n9", "former_address", false},

@@ -29,7 +29,7 @@ type series struct {
 	key                            seriesKey
 	opened, closed, sent, received prometheus.Counter
 	// open counts the connections that have it, and without which it may be dropped; used
-	// is when one last came or went, in Unix seconds.
+	// is when one last came or went, in Unix nanoseconds.
 	open, used atomic.Int64
 	// dead says that the World had no more what it is of. It is guarded by telemetry.mu.
 	dead bool
@@ -37,7 +37,7 @@ type series struct {
 
 // leave ends what take began.
 func (s *series) leave(now time.Time) {
-	s.used.Store(now.Unix())
+	s.used.Store(now.UnixNano())
 	s.open.Add(-1)
 }
 
@@ -52,7 +52,7 @@ func (t *telemetry) take(k seriesKey, now time.Time) *series {
 	if !ok {
 		s = t.add(k, now)
 	}
-	s.used.Store(now.Unix())
+	s.used.Store(now.UnixNano())
 	return s
 }
 
@@ -125,7 +125,7 @@ func (t *telemetry) trim(now time.Time) {
 
 // isIdle reports whether no connection has it now, nor had it after since.
 func (s *series) isIdle(since time.Time) bool {
-	return s.open.Load() <= 0 && s.used.Load() <= since.Unix()
+	return s.open.Load() <= 0 && s.used.Load() <= since.UnixNano()
 }
 
 func (t *telemetry) dropLocked(s *series) {

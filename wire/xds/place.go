@@ -2,6 +2,7 @@ package xds
 
 import (
 	"fmt"
+	"math"
 	"net/netip"
 
 	"google.golang.org/protobuf/proto"
@@ -57,6 +58,9 @@ func encodePlace(p *mesh.Place) (*message.Address, error) {
 	for _, r := range p.Ranges {
 		config.Ranges = append(config.Ranges, &message.Range{Address: r.Addr().AsSlice(), Length: uint32(r.Bits())})
 	}
+	if n := p.NodePorts; n != (mesh.NodePorts{}) {
+		config.NodePorts = []uint32{uint32(n.First), uint32(n.Last)}
+	}
 	e, err := newExtension(placeExtension, config)
 	return &message.Address{Type: &message.Address_Workload{Workload: &message.Workload{
 		Uid: p.Name, Node: p.Node, Addresses: addresses, NetworkMode: message.NetworkMode_HOST_NETWORK,
@@ -85,7 +89,22 @@ func decodePlace(m *message.Workload) (*mesh.Place, error) {
 		}
 		p.Ranges = append(p.Ranges, netip.PrefixFrom(a, int(r.GetLength())))
 	}
-	return p, nil
+	p.NodePorts, err = decodeNodePorts(config.GetNodePorts())
+	return p, err
+}
+
+func decodeNodePorts(list []uint32) (r mesh.NodePorts, err error) {
+	if len(list) == 0 {
+		return r, nil
+	}
+	numbers, err := decodeNumbers(list[:min(len(list), 3)])
+	if err != nil {
+		return r, fmt.Errorf("ports of nodes: %w", err)
+	}
+	if len(numbers) != 2 || numbers[0] > numbers[1] {
+		return r, fmt.Errorf("ports of nodes %v: want the first and the last", numbers)
+	}
+	return mesh.NodePorts{First: numbers[0], Last: numbers[1]}, nil
 }
 
 func encodeHostPorts(list []mesh.HostPort) (*message.Extension, error) {
@@ -125,14 +144,14 @@ func decodeHostPorts(extensions []*message.Extension) (all []mesh.HostPort, err 
 
 // encodeExternal returns nil for a service that is reached by its own addresses alone.
 func encodeExternal(s *mesh.Service) (*message.Extension, error) {
-	if len(s.External) == 0 && len(s.NodePorts) == 0 && !s.NodeLocal {
+	if len(s.External) == 0 && len(s.NodePorts) == 0 && !s.NodeLocal && s.HealthPort == 0 {
 		return nil, nil
 	}
 	addresses, err := encodeAddrs(s.External)
 	if err != nil {
 		return nil, err
 	}
-	config := &message.External{Addresses: addresses, NodeLocal: s.NodeLocal}
+	config := &message.External{Addresses: addresses, NodeLocal: s.NodeLocal, HealthPort: uint32(s.HealthPort)}
 	for _, p := range s.NodePorts {
 		config.NodePorts = append(config.NodePorts, &message.NodePort{Node: uint32(p.Node), Service: uint32(p.Service)})
 	}
@@ -144,7 +163,10 @@ func decodeExternal(s *mesh.Service, extensions []*message.Extension) (err error
 	if _, err := extended(extensions, externalExtension, config); err != nil {
 		return err
 	}
-	s.NodeLocal = config.GetNodeLocal()
+	if config.GetHealthPort() > math.MaxUint16 {
+		return fmt.Errorf("port of kube-proxy %d: want at most 65535", config.GetHealthPort())
+	}
+	s.NodeLocal, s.HealthPort = config.GetNodeLocal(), uint16(config.GetHealthPort())
 	if s.External, err = decodeAddrs(config.GetAddresses()); err != nil {
 		return err
 	}

@@ -96,6 +96,7 @@ func (r *randomMesh) service(i int) *mesh.Service {
 		s.External = []netip.Addr{netip.AddrFrom4([4]byte{192, 0, 2, byte(i)})}
 		s.NodePorts, s.NodeLocal = []mesh.NodePort{{Node: uint16(30000 + i), Service: 80}}, r.flip()
 	}
+	s.HealthPort = uint16(r.IntN(2) * (30000 + i))
 	if r.flip() {
 		s.Ports = []mesh.Port{{Service: 80, Target: uint16(r.IntN(2) * 8080)}}
 	}
@@ -109,6 +110,9 @@ func (r *randomMesh) place(i int) *mesh.Place {
 	}
 	if r.flip() {
 		p.Ranges = []netip.Prefix{netip.MustParsePrefix("10.30.0.0/16"), netip.MustParsePrefix("fd00:30::/64")}
+	}
+	if r.flip() {
+		p.NodePorts = mesh.NodePorts{First: 30000, Last: uint16(30000 + r.IntN(3))}
 	}
 	return p
 }

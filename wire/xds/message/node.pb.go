@@ -349,7 +349,9 @@ type Place struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Contested bool                   `protobuf:"varint,1,opt,name=contested,proto3" json:"contested,omitempty"`
 	// Out of which pods and services get addresses.
-	Ranges        []*Range `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	Ranges []*Range `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
+	// Out of which services get ports of nodes: the first and the last, or none.
+	NodePorts     []uint32 `protobuf:"varint,3,rep,packed,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -394,6 +396,13 @@ func (x *Place) GetContested() bool {
 func (x *Place) GetRanges() []*Range {
 	if x != nil {
 		return x.Ranges
+	}
+	return nil
+}
+
+func (x *Place) GetNodePorts() []uint32 {
+	if x != nil {
+		return x.NodePorts
 	}
 	return nil
 }
@@ -558,10 +567,12 @@ func (x *HostPort) GetTarget() uint32 {
 
 // External is the config of the extension tacit.dev/external of a Service.
 type External struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Addresses     [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
-	NodePorts     []*NodePort            `protobuf:"bytes,2,rep,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
-	NodeLocal     bool                   `protobuf:"varint,3,opt,name=node_local,json=nodeLocal,proto3" json:"node_local,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Addresses [][]byte               `protobuf:"bytes,1,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	NodePorts []*NodePort            `protobuf:"bytes,2,rep,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
+	NodeLocal bool                   `protobuf:"varint,3,opt,name=node_local,json=nodeLocal,proto3" json:"node_local,omitempty"`
+	// Where kube-proxy itself answers on every node, 0 for nowhere.
+	HealthPort    uint32 `protobuf:"varint,4,opt,name=health_port,json=healthPort,proto3" json:"health_port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -615,6 +626,13 @@ func (x *External) GetNodeLocal() bool {
 		return x.NodeLocal
 	}
 	return false
+}
+
+func (x *External) GetHealthPort() uint32 {
+	if x != nil {
+		return x.HealthPort
+	}
+	return 0
 }
 
 type NodePort struct {
@@ -910,10 +928,12 @@ const file_node_proto_rawDesc = "" +
 	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12!\n" +
 	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"\x18\n" +
 	"\x06Listed\x12\x0e\n" +
-	"\x02of\x18\x01 \x01(\tR\x02of\"S\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\"r\n" +
 	"\x05Place\x12\x1c\n" +
 	"\tcontested\x18\x01 \x01(\bR\tcontested\x12,\n" +
-	"\x06ranges\x18\x02 \x03(\v2\x14.tacit.node.v1.RangeR\x06ranges\"9\n" +
+	"\x06ranges\x18\x02 \x03(\v2\x14.tacit.node.v1.RangeR\x06ranges\x12\x1d\n" +
+	"\n" +
+	"node_ports\x18\x03 \x03(\rR\tnodePorts\"9\n" +
 	"\x05Range\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\":\n" +
@@ -922,13 +942,15 @@ const file_node_proto_rawDesc = "" +
 	"\bHostPort\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x12\n" +
 	"\x04port\x18\x02 \x01(\rR\x04port\x12\x16\n" +
-	"\x06target\x18\x03 \x01(\rR\x06target\"\x7f\n" +
+	"\x06target\x18\x03 \x01(\rR\x06target\"\xa0\x01\n" +
 	"\bExternal\x12\x1c\n" +
 	"\taddresses\x18\x01 \x03(\fR\taddresses\x126\n" +
 	"\n" +
 	"node_ports\x18\x02 \x03(\v2\x17.tacit.node.v1.NodePortR\tnodePorts\x12\x1d\n" +
 	"\n" +
-	"node_local\x18\x03 \x01(\bR\tnodeLocal\"8\n" +
+	"node_local\x18\x03 \x01(\bR\tnodeLocal\x12\x1f\n" +
+	"\vhealth_port\x18\x04 \x01(\rR\n" +
+	"healthPort\"8\n" +
 	"\bNodePort\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\rR\x04node\x12\x18\n" +
 	"\aservice\x18\x02 \x01(\rR\aservice\"Q\n" +
