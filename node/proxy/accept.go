@@ -60,7 +60,7 @@ func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *ne
 		j.refuse(refusalOf(err))
 		return
 	}
-	if !d.quota.take() {
+	if !d.reserve(j) {
 		j.refuse(&refusal{reasonConnectionLimit, flagOverload, errConnectionLimit})
 		return
 	}
@@ -70,14 +70,14 @@ func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *ne
 		j.place.leave()
 		if err != nil {
 			j.refuse(refusalOf(err))
-			d.finished()
+			d.finished(j)
 			return
 		}
 		// The stack of this goroutine has grown with the handshake. A new one
 		// stays small for as long as the connection lives.
 		all.Go(func() {
 			j.join(ctx, far, sent)
-			d.finished()
+			d.finished(j)
 			if pc, ok := far.(*peerConn); ok {
 				d.idle.put(pc)
 			}
@@ -95,8 +95,25 @@ func (d *pod) connect(ctx context.Context, j *journey) (far relay.Conn, sent int
 	return d.outbound(ctx, j)
 }
 
+// reserve takes a place for a connection, or reports false if there is none for it.
+func (d *pod) reserve(j *journey) bool {
+	if j.inbound && !d.arrivals.begin(j.flow.SourceAddr.Addr()) {
+		return false
+	}
+	if !d.quota.take() {
+		if j.inbound {
+			d.arrivals.end(j.flow.SourceAddr.Addr())
+		}
+		return false
+	}
+	return true
+}
+
 // finished gives the place of a connection back.
-func (d *pod) finished() {
+func (d *pod) finished(j *journey) {
+	if j.inbound {
+		d.arrivals.end(j.flow.SourceAddr.Addr())
+	}
 	if d.quota.give() && d.drains.Load() {
 		d.wake()
 	}

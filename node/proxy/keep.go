@@ -418,20 +418,20 @@ func (d *pod) carryOn(ctx context.Context, j *journey) {
 		return
 	}
 	for pc.Finished() {
-		hello, ok := d.awaitNext(ctx, pc)
+		hello, ok := d.awaitNext(ctx, j, pc)
 		if !ok {
 			return
 		}
 		d.accepted.Add(1)
 		j = j.next()
 		d.carryNext(ctx, j, pc, hello)
-		d.finished()
+		d.finished(j)
 	}
 }
 
-// awaitNext waits for the client's next preamble, and takes a place of the quota for it.
+// awaitNext waits for the client's next preamble, and takes a place for what follows on j.
 // If there is none, pc is closed.
-func (d *pod) awaitNext(ctx context.Context, pc *peerConn) (direct.Hello, bool) {
+func (d *pod) awaitNext(ctx context.Context, j *journey, pc *peerConn) (direct.Hello, bool) {
 	if !pc.reserve() {
 		pc.end()
 		return direct.Hello{}, false
@@ -447,7 +447,7 @@ func (d *pod) awaitNext(ctx context.Context, pc *peerConn) (direct.Hello, bool) 
 	}()
 	hello, err := pc.AwaitNext(wait)
 	own, noLeaf := d.leaf()
-	if err == nil && noLeaf == nil && pc.isGood(own) && d.quota.take() {
+	if err == nil && noLeaf == nil && pc.isGood(own) && d.reserve(j) {
 		pc.release()
 		return hello, true
 	}

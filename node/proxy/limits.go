@@ -339,10 +339,9 @@ func (q *quota) take() bool {
 // give returns one and reports whether it was the last.
 func (q *quota) give() (last bool) { return q.open.Add(-1) == 0 }
 
-// looks bounds the connections to a pod that have not said yet whether they are TLS, in
-// all and from one address. Each may be silent for as long as it likes. Who comes above
-// is refused. It is safe for concurrent use.
-type looks struct {
+// arrivals bounds connections that come in to a pod, in all and from one address. Who comes
+// above is refused. It is safe for concurrent use.
+type arrivals struct {
 	most, each int
 	// node counts those of all pods, for the gauge.
 	node *atomic.Int64
@@ -352,13 +351,22 @@ type looks struct {
 	from map[netip.Addr]int // guarded by mu, without those that have none
 }
 
-// newLooks bounds them for a pod with that many connections, half of which may be silent.
-func newLooks(connections int, node *atomic.Int64) *looks {
-	return &looks{most: max(1, connections/2), each: max(1, connections/8), node: node, from: make(map[netip.Addr]int)}
+// newArrivals bounds those of a pod with that many connections. Whoever has all that one
+// client can get leaves half of them to others, and all clients together leave an eighth to
+// what the pod itself dials.
+func newArrivals(connections int) *arrivals {
+	return &arrivals{most: max(1, connections-connections/8), each: max(1, connections/2),
+		node: new(atomic.Int64), from: make(map[netip.Addr]int)}
+}
+
+// newLooks bounds those that have not said yet whether they are TLS, half of all. Each may
+// be silent for as long as it likes.
+func newLooks(connections int, node *atomic.Int64) *arrivals {
+	return &arrivals{most: max(1, connections/2), each: max(1, connections/8), node: node, from: make(map[netip.Addr]int)}
 }
 
 // begin notes one more from that address, until end, or reports false if there are too many.
-func (l *looks) begin(from netip.Addr) bool {
+func (l *arrivals) begin(from netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.all >= l.most || l.from[from] >= l.each {
@@ -370,7 +378,7 @@ func (l *looks) begin(from netip.Addr) bool {
 	return true
 }
 
-func (l *looks) end(from netip.Addr) {
+func (l *arrivals) end(from netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.node.Add(-1)
@@ -378,4 +386,11 @@ func (l *looks) end(from netip.Addr) {
 	if l.from[from]--; l.from[from] == 0 {
 		delete(l.from, from)
 	}
+}
+
+// count tells how many there are.
+func (l *arrivals) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all
 }

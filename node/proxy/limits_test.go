@@ -486,6 +486,42 @@ func TestConnectionsOfAPodAreLimited(t *testing.T) {
 	}
 }
 
+// Whoever holds as many connections to a pod as it can get, by one address or by several,
+// leaves some for another client and for what the pod itself dials.
+func TestConnectionsOfOneClientAreBounded(t *testing.T) {
+	c := newCluster(t)
+	greedy, other, server := c.pod("greedy"), c.pod("other"), c.pod("server")
+	n1, n2 := c.node(nil), c.node(func(cfg *Config) { cfg.MaxConnectionsPerPod = 16 }) // 14 inbound, 8 of one address
+	n1.enrol(greedy)
+	n1.enrol(other)
+	n2.enrol(server)
+	server.serve(1, echo)
+	other.serve(1, echo)
+	fill := func(client *testPod, want int) (open []*net.TCPConn) {
+		t.Helper()
+		for range want {
+			conn := mustDial(t, client, server.at(false, 1))
+			say(t, conn, "x")
+			open = append(open, conn)
+		}
+		if err := firstRead(client.dial(server.at(false, 1))); !isRST(err) {
+			t.Errorf("%s, connection %d: %v, want a reset", client.name, want+1, err)
+		}
+		return open
+	}
+	open := fill(greedy, 8)
+	fill(other, 6)
+	say(t, mustDial(t, server, other.at(false, 1)), "of the pod itself")
+	if n := n2.count("tacit_refused_connections_total", "direction=inbound", "reason=connection_limit"); n != 2 {
+		t.Errorf("%v refused: want 2", n)
+	}
+	for _, conn := range open {
+		conn.Close()
+	}
+	arrivals := n2.proxy.pod(server.name).arrivals
+	await(t, "there is room", func() bool { return arrivals.count() == 6 })
+}
+
 // Without a free descriptor the accept loop waits, and goes on when there is one.
 func TestAcceptSurvivesWithoutDescriptors(t *testing.T) {
 	c, client, server := pair(t)

@@ -56,7 +56,9 @@ type pod struct {
 	ports atomic.Uint32
 	// quota counts the connections, whatever their kind.
 	quota quota
-	looks *looks
+	looks *arrivals
+	// arrivals are the inbound ones of quota.
+	arrivals *arrivals
 	// dialling and answering are its parts of the node's.
 	dialling, answering *share
 	lines               *lines
@@ -142,7 +144,7 @@ func (p *Proxy) newPod(ctx context.Context, uid string, id mesh.ID) (d *pod, beg
 		p: p, uid: uid, id: id, cancel: cancel, state: starting,
 		log:   p.log.With("pod_uid", uid, "identity", id.String()),
 		quota: quota{max: int64(p.cfg.MaxConnectionsPerPod)}, lines: newLines(),
-		looks: newLooks(p.cfg.MaxConnectionsPerPod, &p.looking), dialling: p.dialling.share(), answering: p.answering.share(),
+		looks: newLooks(p.cfg.MaxConnectionsPerPod, &p.looking), arrivals: newArrivals(p.cfg.MaxConnectionsPerPod), dialling: p.dialling.share(), answering: p.answering.share(),
 		woken: make(chan struct{}, 1), affinity: newAffinity(), idle: newIdlePeers(), keeps: quota{max: keepMostOf},
 	}
 	d.sockets4 = newSockets(false, &p.starved, d.log, d.need(4))

@@ -52,7 +52,7 @@ const (
 
 var (
 	errHandshakeLimit  = errors.New("too many handshakes under way (--max-handshakes)")
-	errConnectionLimit = errors.New("too many connections of this pod (--max-connections-per-pod)")
+	errConnectionLimit = errors.New("too many connections of this pod, or to it, or to it from this address (--max-connections-per-pod)")
 	errQuietLimit      = errors.New("too many silent connections to this pod, or from this address (--max-connections-per-pod)")
 	errGone            = errors.New("the connection was reset while it waited for its handshake")
 	errNoWorld         = errors.New("control has not told yet who is in the mesh")
