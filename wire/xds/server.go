@@ -3,11 +3,9 @@ package xds
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"errors"
 	"log/slog"
-	"maps"
-	"math"
-	"slices"
 	"sync"
 	"time"
 
@@ -44,6 +42,9 @@ type ServerConfig struct {
 	// Expect names nodes that may still act on what an earlier control told
 	// them: each counts as if its proxy had left when the Server is made.
 	Expect []string
+	// Secret keys the hashes of resources: servers that have the same one find by them
+	// what a node holds already, whoever told it. Nobody else should know it.
+	Secret []byte
 	// Log may be nil: silence.
 	Log *slog.Logger
 	// Registry gets tacit_xds_*; may be nil.
@@ -56,17 +57,27 @@ type Server struct {
 	cfg     ServerConfig
 	metrics *serverMetrics
 	changed chan struct{}
+	// origin tells its versions from those of another Server.
+	origin []byte
 
-	publishing sync.Mutex // one Publish at a time; held while encoding
+	publishing sync.Mutex        // one Update at a time; held while encoding
+	invalid    map[string]string // resources that could not be published, and why; guarded by publishing
 
-	mu      sync.Mutex // guards all below
+	// told guards what is published, which only Update changes. Whoever reads it for a
+	// response holds it for that long. It may be locked with mu held, not the other way.
+	told    sync.RWMutex
 	version uint64
 	world   *table
-	pods    map[string]*table
-	// namespaces is for every agent.
+	// namespaces is for every agent, pods for that of one node.
 	namespaces *table
-	nodes      map[string]*node
-	invalid    map[string]string // resources that could not be published, and why
+	pods       map[string]*table
+
+	mu    sync.Mutex // guards all below, for no longer than a look at one node takes
+	nodes map[string]*node
+	// away are nodes whose proxy left less than GoneAfter ago.
+	away map[string]bool
+	// acks and applies are the proxies, the one that is most behind first.
+	acks, applies queue
 }
 
 // node is what a Server remembers of a node; guarded by Server.mu.
@@ -74,6 +85,7 @@ type node struct {
 	streams map[*stream]bool
 	opened  map[mesh.Process]int // streams, those of reports too; not 0
 	reports *reportStream
+	proxies []*standing
 	// gone is when the last proxy left, zero if none was ever there or one is.
 	gone  time.Time
 	timer *time.Timer
@@ -88,19 +100,23 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		cfg:     cfg,
-		metrics: newServerMetrics(cfg.Registry),
-		changed: make(chan struct{}, 1),
-		world:   &table{},
-		pods:    map[string]*table{},
-
-		namespaces: &table{},
-
-		nodes:   map[string]*node{},
-		invalid: map[string]string{},
+		cfg:        cfg,
+		metrics:    newServerMetrics(cfg.Registry),
+		changed:    make(chan struct{}, 1),
+		origin:     make([]byte, 16),
+		invalid:    map[string]string{},
+		world:      newTable(addressType, 0),
+		namespaces: newTable(namespaceType, 0),
+		pods:       map[string]*table{},
+		nodes:      map[string]*node{},
+		away:       map[string]bool{},
+		acks:       queue{of: func(p *standing) *place { return &p.acked }},
+		applies:    queue{of: func(p *standing) *place { return &p.applied }},
 	}
+	rand.Read(s.origin) // never fails
 	for _, name := range cfg.Expect {
 		s.node(name).gone = time.Now()
+		s.away[name] = true
 	}
 	return s
 }
@@ -116,196 +132,12 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	}
 }
 
-// Publish makes snap what every node should know and returns its version.
-// Versions count up from 1; a snapshot that changes nothing keeps the version.
-// Until the first Publish nodes are told nothing, so that a control that has not
-// read its source yet takes nothing away. It does not wait for any node: a slow
-// one is later told only the latest. A resource that cannot be encoded is left
-// as it was, logged and counted.
-func (s *Server) Publish(snap Snapshot) (version uint64) {
-	s.publishing.Lock()
-	defer s.publishing.Unlock()
-	// Only Publish writes the tables' entries, and a map of entries is never
-	// changed: reading them here needs no s.mu.
-	invalid := map[string]string{}
-	bad := func(name string, err error) { invalid[name] = err.Error() }
-	world := encodeAll(worldResources(snap), s.world.all(), bad)
-	pods := make(map[string]map[string]*entry, len(snap.Pods))
-	for name, list := range snap.Pods {
-		pods[name] = encodeAll(podResources(list), s.pods[name].all(), bad)
-	}
-	namespaces := encodeAll(namespaceResources(snap.Namespaces), s.namespaces.all(), bad)
-	s.tellInvalid(invalid)
-	return s.install(world, namespaces, pods)
-}
-
-// tellInvalid logs what was not known to be invalid before. Called with publishing.
-func (s *Server) tellInvalid(invalid map[string]string) {
-	for name, why := range invalid {
-		if s.invalid[name] != why {
-			s.metrics.invalid.Inc()
-			s.cfg.Log.Error("resource not published, left as it was", "resource", name, "error", why)
-		}
-	}
-	s.invalid = invalid
-}
-
-func (s *Server) install(world, namespaces map[string]*entry, pods map[string]map[string]*entry) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	next := s.version + 1
-	changed := s.world.replace(next, world)
-	changed = s.namespaces.replace(next, namespaces) || changed
-	for name, entries := range pods {
-		if s.pods[name] == nil {
-			s.pods[name] = &table{since: s.version}
-		}
-		changed = s.pods[name].replace(next, entries) || changed
-	}
-	for name, t := range s.pods {
-		if pods[name] == nil {
-			changed = changed || len(t.entries) > 0
-			delete(s.pods, name)
-		}
-	}
-	if changed || s.version == 0 {
-		s.version = next
-		s.metrics.version.Set(float64(next))
-		s.wake()
-	}
-	return s.version
-}
-
-// wake lets every stream look. Called with mu.
-func (s *Server) wake() {
-	for _, n := range s.nodes {
-		for st := range n.streams {
-			st.wake()
-		}
-	}
-}
-
 // node finds or makes the record. Called with mu.
 func (s *Server) node(name string) *node {
 	if s.nodes[name] == nil {
 		s.nodes[name] = &node{streams: map[*stream]bool{}, opened: map[mesh.Process]int{}}
 	}
 	return s.nodes[name]
-}
-
-// left notes that no proxy of the node is connected any more. Called with mu.
-func (s *Server) left(name string) {
-	s.nodes[name].gone = time.Now()
-	s.await(name)
-	s.notify()
-}
-
-// await sees to it that Changed tells when the node counts as gone. Called with mu.
-func (s *Server) await(name string) {
-	s.nodes[name].timer = time.AfterFunc(s.cfg.GoneAfter, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.forget(name)
-		s.notify()
-	})
-}
-
-// returned is the opposite of left. Called with mu.
-func (n *node) returned() {
-	n.gone = time.Time{}
-	if n.timer != nil {
-		n.timer.Stop()
-		n.timer = nil
-	}
-}
-
-func (s *Server) notify() {
-	select {
-	case s.changed <- struct{}{}:
-	default:
-	}
-}
-
-// Acked lists, sorted, the nodes that may still act on something older than
-// version: their proxy is connected and has not settled on it, or left less than
-// GoneAfter ago. A node whose proxy refused a resource stays listed until it has
-// a good one.
-func (s *Server) Acked(version uint64) (waiting []string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for name, n := range s.nodes {
-		acked, proxy := n.acked()
-		away := !n.gone.IsZero() && time.Since(n.gone) < s.cfg.GoneAfter
-		if proxy && acked < version || away {
-			waiting = append(waiting, name)
-		}
-	}
-	slices.Sort(waiting)
-	return waiting
-}
-
-// Applied is the oldest publication that a node decides by, be it that it still acts on
-// an older one: MaxUint64 if there is no node, 0 if one that has left may come back before
-// GoneAfter. Nodes that do not count are left out.
-func (s *Server) Applied(counts func(node string) bool) uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	oldest := uint64(math.MaxUint64)
-	for name, n := range s.nodes {
-		if !counts(name) {
-			continue
-		}
-		if !n.gone.IsZero() && time.Since(n.gone) < s.cfg.GoneAfter {
-			return 0
-		}
-		for st := range n.streams {
-			if sub := st.subs[addressType]; sub != nil {
-				oldest = min(oldest, max(sub.acked, sub.applied))
-			}
-		}
-	}
-	return oldest
-}
-
-// acked is the oldest publication that a connected proxy of n has settled on.
-func (n *node) acked() (version uint64, proxy bool) {
-	for st := range n.streams {
-		if sub := st.subs[addressType]; sub != nil && (!proxy || sub.acked < version) {
-			version, proxy = sub.acked, true
-		}
-	}
-	return version, proxy
-}
-
-func (n *node) rejected() string {
-	for st := range n.streams {
-		for _, sub := range st.subs {
-			if sub.nack != "" {
-				return sub.nack
-			}
-		}
-	}
-	return ""
-}
-
-// Changed receives after the answer of Acked or Nodes may have changed, several
-// changes at once. There is one channel: it is meant for one reader.
-func (s *Server) Changed() <-chan struct{} { return s.changed }
-
-// Nodes lists what is known of the nodes, by name.
-func (s *Server) Nodes() []NodeStatus {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	out := make([]NodeStatus, 0, len(s.nodes))
-	for _, name := range slices.Sorted(maps.Keys(s.nodes)) {
-		n := s.nodes[name]
-		st := NodeStatus{Node: name, Rejected: n.rejected(), GoneSince: n.gone}
-		st.Acked, st.Proxy = n.acked()
-		st.Behind = st.Proxy && st.Acked < s.version
-		st.Agent = n.reports != nil
-		out = append(out, st)
-	}
-	return out
 }
 
 // admit authenticates a stream and makes room for it. Whoever is admitted calls
@@ -340,6 +172,7 @@ func (s *Server) dismiss(from mesh.Process) {
 		delete(n.opened, from)
 	}
 	s.forget(from.Node)
+	s.tidy(from.Node)
 }
 
 // forget drops a node of which nothing is left, so that names do not pile up.
@@ -348,6 +181,7 @@ func (s *Server) forget(name string) {
 	n := s.nodes[name]
 	if n != nil && len(n.opened) == 0 && (n.gone.IsZero() || time.Since(n.gone) >= s.cfg.GoneAfter) {
 		delete(s.nodes, name)
+		delete(s.away, name)
 	}
 }
 

@@ -21,6 +21,25 @@ type Snapshot struct {
 	Namespaces []string
 }
 
+// Update is what differs in what control tells. What it points to must not be changed
+// afterwards.
+type Update struct {
+	// Changes go to every proxy.
+	mesh.Changes
+	// Pods go, by name of the node, to that node's agent and to no other.
+	Pods map[string]PodChanges
+	// Namespaces that are new, and those that are gone, go to every agent.
+	Namespaces, GoneNamespaces []string
+}
+
+// PodChanges are those of one node.
+type PodChanges struct {
+	// Pods are new, or other than before.
+	Pods []mesh.Pod
+	// Gone are UIDs.
+	Gone []string
+}
+
 // PodState is what an agent has made of a pod.
 type PodState string
 

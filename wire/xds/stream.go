@@ -2,7 +2,6 @@ package xds
 
 import (
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -43,32 +42,31 @@ type stream struct {
 	from mesh.Process
 	poke chan struct{} // one slot
 
-	subs  map[string]*subscription // guarded by Server.mu
-	nonce uint64                   // of the handler's goroutine
+	subs map[string]*subscription // of the handler's goroutine, as is what they hold
+
+	// Guarded by Server.mu:
+	refusals map[string]string // by type: what it refuses as yet
+	standing *standing         // of a proxy that has asked for the World
 }
 
-// subscription is what a stream has been told of one type; guarded by Server.mu.
+// subscription is how far a stream has been told of one type: a place in the table's log,
+// whatever the table's size.
 //
-//	          Publish                 cut, until nothing is pending
-//	at = now ─────────► at < now ─► pending ───────────────► unacked
-//	   ▲                                                        │ ack: acked = its version
-//	   └────────────────────────────────────────────────────────┘ nack: acked stays
+//	                Update                    cut, until it is at the end of the log
+//	position = last ───────► position < last ────────────────────────► unacked
+//	   ▲                                                                 │ ack: has settled on its version
+//	   └─────────────────────────────────────────────────────────────────┘ nack: has not
 type subscription struct {
 	typeURL string
-	at      uint64            // publication compared against last
-	sent    map[string]string // name → version that the client has, or will
-	pending []string          // names to send of publication at
-	greeted bool              // an answer went out, if an empty one
-	unacked []response        // oldest first
-	decided int               // so many of unacked the client decides by
-	acked   uint64            // the client has settled on it
-	applied uint64            // the client decides by it, if it is later than acked
-	nack    string            // what it refuses as yet, or ""
-}
-
-type response struct {
-	nonce   string
-	version uint64 // 0 if others of the publication follow
+	// position is the version up to which it was told everything.
+	position uint64
+	// claim is what it has said that it holds, until that was compared with all that there is.
+	claim   *claim
+	greeted bool     // an answer went out, if an empty one
+	open    bool     // others of the last response's publication follow
+	nonce   uint64   // of the last response
+	unacked []uint64 // versions of the last responses, 0 if others of the publication follow
+	decided int      // so many of unacked the client decides by
 }
 
 func (d discovery) DeltaAggregatedResources(g deltaStream) error {
@@ -78,7 +76,7 @@ func (d discovery) DeltaAggregatedResources(g deltaStream) error {
 		return err
 	}
 	defer s.dismiss(from)
-	st := &stream{from: from, poke: make(chan struct{}, 1), subs: map[string]*subscription{}}
+	st := &stream{from: from, poke: make(chan struct{}, 1), subs: map[string]*subscription{}, refusals: map[string]string{}}
 	s.join(st)
 	defer s.leave(st)
 	requests := make(chan *message.DeltaDiscoveryRequest)
@@ -131,9 +129,9 @@ func (s *Server) serve(g deltaStream, st *stream, requests <-chan *message.Delta
 // send sends one response, if one is due, and looks again after the requests that
 // have come meanwhile.
 func (s *Server) send(g deltaStream, st *stream) error {
-	resp := s.next(st)
+	resp, err := s.next(st)
 	if resp == nil {
-		return nil
+		return err
 	}
 	n := len(resp.Resources) + len(resp.RemovedResources)
 	s.metrics.sent.WithLabelValues(typeLabel(resp.TypeUrl)).Add(float64(n))
@@ -155,20 +153,15 @@ func (s *Server) join(st *stream) {
 }
 
 func (s *Server) leave(st *stream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	n := s.nodes[st.from.Node]
-	delete(n.streams, st)
 	for typeURL := range st.subs {
 		s.metrics.streams.WithLabelValues(typeLabel(typeURL)).Dec()
 	}
-	if st.subs[addressType] == nil {
-		return
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.nodes[st.from.Node].streams, st)
+	if st.standing != nil {
+		s.depart(st.standing)
 	}
-	if _, proxy := n.acked(); !proxy {
-		s.left(st.from.Node)
-	}
-	s.notify()
 }
 
 // take handles one request.
@@ -181,30 +174,30 @@ func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
 			return status.Errorf(codes.Unimplemented, "subscribe to %q: want everything", name)
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	sub := st.subs[req.GetTypeUrl()]
 	if sub == nil {
 		return s.subscribe(st, req)
 	}
-	if nonce := req.GetAppliedNonce(); nonce != "" && sub.apply(nonce) {
-		st.wake()
-		s.notify()
+	if i := sub.find(req.GetAppliedNonce()); i >= sub.decided {
+		sub.decided = i + 1
+		s.noteApplied(st, sub.unacked[i])
 	}
-	if req.GetResponseNonce() != "" {
-		s.answered(st, sub, req)
+	if i := sub.find(req.GetResponseNonce()); i >= 0 {
+		version := sub.unacked[i]
+		sub.unacked, sub.decided = sub.unacked[i+1:], max(sub.decided-i-1, 0)
+		s.noteAnswer(st, sub.typeURL, version, req.GetErrorDetail())
 	}
+	st.wake()
 	return nil
 }
 
-// apply notes that the client decides by the response, and reports whether that is new.
-func (sub *subscription) apply(nonce string) bool {
-	i := slices.IndexFunc(sub.unacked, func(r response) bool { return r.nonce == nonce })
-	if i < sub.decided {
-		return false
+// find tells where in unacked the response is, or -1.
+func (sub *subscription) find(nonce string) int {
+	n, err := strconv.ParseUint(nonce, 10, 64)
+	if first := sub.nonce - uint64(len(sub.unacked)); err == nil && n > first && n <= sub.nonce {
+		return int(n - first - 1)
 	}
-	sub.decided, sub.applied = i+1, max(sub.applied, sub.unacked[i].version)
-	return true
+	return -1
 }
 
 // isBehind reports whether too many answers are missing.
@@ -221,74 +214,82 @@ func checkNode(proved, claimed string) error {
 	return status.Errorf(codes.PermissionDenied, "the token proves node %q, not %q", proved, claimed)
 }
 
-// subscribe begins where the client says that it is. Called with mu.
+// subscribe begins where the client says that it is.
 func (s *Server) subscribe(st *stream, req *message.DeltaDiscoveryRequest) error {
-	if forAgents := req.GetTypeUrl() == podType || req.GetTypeUrl() == namespaceType; forAgents != st.from.Agent {
-		return status.Errorf(codes.PermissionDenied, "the token is that of the %s: it gets no %q", st.from, req.GetTypeUrl())
+	typeURL := req.GetTypeUrl()
+	if forAgents := typeURL == podType || typeURL == namespaceType; forAgents != st.from.Agent {
+		return status.Errorf(codes.PermissionDenied, "the token is that of the %s: it gets no %q", st.from, typeURL)
 	}
-	if req.GetTypeUrl() == "" || len(st.subs) >= maxTypes {
-		return status.Errorf(codes.InvalidArgument, "subscribe to type %q: want a type, and at most %d of them", req.GetTypeUrl(), maxTypes)
+	if typeURL == "" || len(st.subs) >= maxTypes {
+		return status.Errorf(codes.InvalidArgument, "subscribe to type %q: want a type, and at most %d of them", typeURL, maxTypes)
 	}
-	sent := req.GetInitialResourceVersions()
-	if sent == nil {
-		sent = map[string]string{}
+	if typeURL == podType {
+		s.podsOf(st.from.Node) // from now on it remembers what is removed
 	}
-	st.subs[req.GetTypeUrl()] = &subscription{typeURL: req.GetTypeUrl(), sent: sent}
-	s.metrics.streams.WithLabelValues(typeLabel(req.GetTypeUrl())).Inc()
-	if req.GetTypeUrl() == addressType {
-		s.nodes[st.from.Node].returned()
-		s.notify()
+	sub := &subscription{typeURL: typeURL}
+	if err := s.begin(sub, st.from.Node, req); err != nil {
+		return status.Errorf(codes.InvalidArgument, "subscribe to type %q: %v", typeURL, err)
+	}
+	st.subs[typeURL] = sub
+	s.metrics.streams.WithLabelValues(typeLabel(typeURL)).Inc()
+	if typeURL == addressType {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		st.standing = s.arrive(st.from.Node)
 	}
 	st.wake()
 	return nil
 }
 
-// answered takes an ack or a nack. A nonce that is not known any more says
-// nothing. Called with mu.
-func (s *Server) answered(st *stream, sub *subscription, req *message.DeltaDiscoveryRequest) {
-	i := 0
-	for i < len(sub.unacked) && sub.unacked[i].nonce != req.GetResponseNonce() {
-		i++
+// noteApplied takes note that the client decides by a version, noteAnswer that it has
+// settled on it or refuses something of it. A version of 0 is none yet.
+func (s *Server) noteApplied(st *stream, version uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if st.standing != nil {
+		s.note(st.standing, 0, version)
 	}
-	if i == len(sub.unacked) {
-		return
+}
+
+func (s *Server) noteAnswer(st *stream, typeURL string, version uint64, refused *message.Status) {
+	refusal := ""
+	if refused != nil {
+		refusal = fmt.Sprintf("%.2048s", or(refused.GetMessage(), "no reason given"))
+		s.metrics.rejected.WithLabelValues(typeLabel(typeURL)).Inc()
+		s.cfg.Log.Error("node refuses resources", "node", st.from.Node, "type", typeURL, "error", refusal)
 	}
-	version := sub.unacked[i].version
-	sub.unacked, sub.decided = sub.unacked[i+1:], max(sub.decided-i-1, 0)
-	sub.nack = ""
-	if e := req.GetErrorDetail(); e != nil {
-		sub.nack = fmt.Sprintf("%.2048s", or(e.GetMessage(), "no reason given"))
-		s.metrics.rejected.WithLabelValues(typeLabel(sub.typeURL)).Inc()
-		s.cfg.Log.Error("node refuses resources", "node", st.from.Node, "type", sub.typeURL, "error", sub.nack)
-	} else if version != 0 {
-		sub.acked = version
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if refusal != st.refusals[typeURL] {
+		delete(st.refusals, typeURL)
+		s.notify()
 	}
-	st.wake()
-	s.notify()
+	if refusal != "" {
+		st.refusals[typeURL] = refusal
+	} else if typeURL == addressType {
+		s.note(st.standing, version, version)
+	}
 }
 
 // next makes the response that is due, or nil.
-func (s *Server) next(st *stream) *message.DeltaDiscoveryResponse {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.version == 0 {
-		return nil
-	}
+func (s *Server) next(st *stream) (*message.DeltaDiscoveryResponse, error) {
 	for _, sub := range st.subs {
-		t := s.tableFor(st.from.Node, sub.typeURL)
-		if sub.compare(t, s.version) {
-			s.notify()
-		}
-		if sub.due() {
-			st.nonce++
-			return sub.cut(t, strconv.FormatUint(st.nonce, 10))
+		for !sub.isBehind() {
+			resp, done, err := s.cut(sub, st.from.Node)
+			if resp != nil || err != nil {
+				return resp, err
+			}
+			if done {
+				break
+			}
 		}
 	}
-	return nil
+	return nil, nil
 }
 
 // tableFor scopes: the pods of a node are for that node only. A type that is not
 // known has no resources, and is answered all the same: foreign clients wait for it.
+// Called with told.
 func (s *Server) tableFor(node, typeURL string) *table {
 	switch typeURL {
 	case addressType:
@@ -301,74 +302,76 @@ func (s *Server) tableFor(node, typeURL string) *table {
 	return nil
 }
 
-// compare takes up a newer publication, once the last one is out and not too many
-// answers are missing. It reports whether acked or applied moved: where nothing differs, what
-// was settled for the last publication is so for this one.
-func (sub *subscription) compare(t *table, version uint64) (moved bool) {
-	if len(sub.pending) > 0 || sub.at == version || sub.isBehind() {
-		return false
+// cut takes the next response off the log, nil if none is due. It is done if it came to
+// the end: the client has then what was published at that moment, no more and no less,
+// since what changes while a large World is told has moved to the end of the log.
+func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscoveryResponse, done bool, err error) {
+	s.told.RLock()
+	t, version := s.tableFor(node, sub.typeURL), s.version
+	if sub.isOlder(t) {
+		s.told.RUnlock()
+		return nil, false, status.Error(codes.Aborted, "too far behind to be told what was removed: begin again")
 	}
-	for _, name := range t.candidates(sub.at, sub.sent) {
-		e := t.all()[name]
-		had, known := sub.sent[name]
-		if e == nil && known || e != nil && e.version != had {
-			sub.pending = append(sub.pending, name)
-		}
+	found, position, done := t.read(sub.position, sub.claim.holds)
+	resp = &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}
+	if done {
+		resp.Digest = t.digest()
 	}
-	sub.at = version
-	if len(sub.pending) > 0 || !sub.greeted {
-		return false
+	s.told.RUnlock()
+	if version == 0 {
+		return nil, true, nil
 	}
-	if n := len(sub.unacked); n > 0 {
-		sub.unacked[n-1].version = version
-		if sub.decided < n {
-			return false
-		}
-		sub.applied = version
-		return true
+	sub.position = position
+	add(resp, found)
+	if done {
+		done = sub.claim.finish(resp)
 	}
-	if sub.nack == "" {
-		sub.acked = version
+	if len(found)+len(resp.RemovedResources) == 0 && !(done && sub.owes()) {
+		return nil, done, nil
 	}
-	return sub.nack == ""
+	return sub.sign(resp, version, done), done, nil
 }
 
-func (sub *subscription) due() bool {
-	return !sub.isBehind() && (len(sub.pending) > 0 || !sub.greeted)
+// isOlder reports whether the client may have something that was removed and is not
+// remembered.
+func (sub *subscription) isOlder(t *table) bool {
+	upTo := sub.position
+	if sub.claim != nil {
+		upTo = max(upTo, sub.claim.upTo)
+	}
+	return t != nil && upTo < t.since
 }
 
-// cut takes the next chunk off pending. The table may be newer than sub.at; what
-// is sent is what it has now, and the next comparison finds it sent.
-func (sub *subscription) cut(t *table, nonce string) *message.DeltaDiscoveryResponse {
-	resp := &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Nonce: nonce}
-	size := 0
-	for len(sub.pending) > 0 && size < chunkBytes {
-		name := sub.pending[0]
-		sub.pending = sub.pending[1:]
-		e := t.all()[name]
-		if e == nil {
-			delete(sub.sent, name)
-			resp.RemovedResources = append(resp.RemovedResources, name)
-			size += len(name) + 4
+// owes tells whether the client waits for a response, be it empty: the first, or the end
+// of a publication.
+func (sub *subscription) owes() bool { return !sub.greeted || sub.open }
+
+func add(resp *message.DeltaDiscoveryResponse, found []*entry) {
+	for _, e := range found {
+		if e.gone {
+			resp.RemovedResources = append(resp.RemovedResources, e.name)
 			continue
 		}
-		if sub.sent[name] == e.version {
-			continue
-		}
-		sub.sent[name] = e.version
 		resp.Resources = append(resp.Resources, &message.Resource{
-			Name: name, Version: e.version, Resource: &anypb.Any{TypeUrl: sub.typeURL, Value: e.body}})
-		size += len(e.body) + len(name) + len(e.version) + len(sub.typeURL) + 16
+			Name: e.name, Version: e.hash.String(), Resource: &anypb.Any{TypeUrl: resp.TypeUrl, Value: e.body}})
 	}
-	resp.SystemVersionInfo = strconv.FormatUint(sub.at, 10)
-	sub.greeted = true
-	r := response{nonce: nonce, version: sub.at}
-	if len(sub.pending) > 0 {
+}
+
+// sign makes resp the next response.
+func (sub *subscription) sign(resp *message.DeltaDiscoveryResponse, version uint64, done bool) *message.DeltaDiscoveryResponse {
+	if !sub.greeted && sub.claim.isCompared() {
+		resp.Compared = &message.Compared{Differing: sub.claim.differing}
+	}
+	resp.SystemVersionInfo = strconv.FormatUint(version, 10)
+	sub.nonce++
+	resp.Nonce = strconv.FormatUint(sub.nonce, 10)
+	sub.greeted, sub.open = true, !done
+	if !done {
 		resp.SystemVersionInfo += more
-		r.version = 0
+		version = 0
 	} else {
-		sub.pending = nil
+		sub.claim = nil
 	}
-	sub.unacked = append(sub.unacked, r)
+	sub.unacked = append(sub.unacked, version)
 	return resp
 }

@@ -2,7 +2,6 @@ package xds
 
 import (
 	"fmt"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -409,21 +408,16 @@ func (s *seen) load() *mesh.World {
 // publishBroken publishes, past all checks, a workload that a node must refuse.
 func (c *control) publishBroken(t *testing.T, uid string, change func(*message.Workload)) uint64 {
 	t.Helper()
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	entries := maps.Clone(c.world.entries)
+	c.publishing.Lock()
+	defer c.publishing.Unlock()
 	m := &message.Address{}
-	if err := proto.Unmarshal(entries[uid].body, m); err != nil {
+	if err := proto.Unmarshal(c.world.get(uid).body, m); err != nil {
 		t.Fatal(err)
 	}
 	change(m.GetWorkload())
-	e, err := newEntry(uid, nil, m)
+	e, err := newEntry(nil, uid, m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	entries[uid] = e
-	c.version++
-	c.world.replace(c.version, entries)
-	c.wake()
-	return c.version
+	return c.install(map[mesh.Process]edit{everyProxy: {table: c.world, set: []*entry{e}}})
 }

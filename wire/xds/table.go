@@ -1,28 +1,34 @@
 package xds
 
 import (
-	"crypto/sha256"
-	"encoding/base64"
-	"errors"
+	"cmp"
 	"fmt"
-	"maps"
 	"slices"
 
 	"google.golang.org/protobuf/proto"
-
-	"tacit.dev/mesh"
-	"tacit.dev/wire/xds/message"
 )
 
-// entry is one resource as it is published; immutable.
+const (
+	// minGone is how many removals a table remembers at least; at most it is half of what
+	// there is besides.
+	minGone = 64
+	// maxScan bounds what one look at a table reads while others wait.
+	maxScan = 16 << 10
+)
+
+// entry is one resource as it is published, or that it is gone. It is kept once, however
+// many streams send it, and nobody changes it, but for source, which is the publisher's.
 type entry struct {
 	name    string
-	version string // a hash of body
+	version uint64 // of its last change
+	hash    hash
 	body    []byte // what stands in the Any
-	source  any    // what was encoded; the same pointer needs no second look
+	gone    bool
+	bucket  int // of the name
+	source  any // what was encoded; the same pointer needs no second look
 }
 
-func newEntry(name string, source any, m proto.Message) (*entry, error) {
+func newEntry(secret []byte, name string, m proto.Message) (*entry, error) {
 	if name == "" || len(name) > maxName {
 		return nil, fmt.Errorf("name of %d bytes: want 1 to %d", len(name), maxName)
 	}
@@ -30,151 +36,134 @@ func newEntry(name string, source any, m proto.Message) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(body)
-	return &entry{name, base64.RawStdEncoding.EncodeToString(sum[:16]), body, source}, nil
+	return &entry{name: name, hash: newHash(secret, name, body), body: body}, nil
 }
 
-// table is what is published of one type. It remembers which names changed of
-// late, so that a delta costs what changed and not what there is. Guarded by
-// Server.mu; nil is an empty table.
+// size is about what e takes in a response.
+func (e *entry) size() int { return len(e.body) + len(e.name) + 96 }
+
+// table is what is published of one type, ordered by last changes: who has everything up
+// to a version is told what follows it. A resource stands in it once, be it that it is
+// gone. Only the publisher changes it; guarded by Server.told.
 type table struct {
 	entries map[string]*entry
-	changes []change
-	// since is the publication from which on changes is complete.
-	since uint64
+	log     []slot // by version
+	live    int    // entries that are not gone
+	last    uint64 // version of the last change
+	// since is from when on all removals are remembered. Who is older has to compare.
+	since   uint64
+	digests digests
 }
 
-type change struct {
+// slot is where the change of a version stands, nil if another one has followed.
+type slot struct {
 	version uint64
-	name    string
+	entry   *entry
 }
 
-// replace takes over next, and reports whether anything differs.
-func (t *table) replace(version uint64, next map[string]*entry) bool {
-	before := len(t.changes)
-	for name, e := range next {
-		if had := t.entries[name]; had == nil || had.version != e.version {
-			t.changes = append(t.changes, change{version, name})
-		}
-	}
-	for name := range t.entries {
-		if next[name] == nil {
-			t.changes = append(t.changes, change{version, name})
-		}
-	}
-	t.entries = next
-	changed := len(t.changes) > before
-	t.forget()
-	return changed
+func newTable(typeURL string, since uint64) *table {
+	return &table{entries: make(map[string]*entry), since: since, digests: newDigests(typeURL)}
 }
 
-// forget bounds the memory of changes; who is further behind compares everything.
-func (t *table) forget() {
-	most := 1024 + 2*len(t.entries)
-	if len(t.changes) <= most {
+// get returns what is there under the name.
+func (t *table) get(name string) *entry {
+	if e := t.entries[name]; e != nil && !e.gone {
+		return e
+	}
+	return nil
+}
+
+// others names what is there and not among these.
+func (t *table) others(these []resource) (names []string) {
+	named := make(map[string]bool, len(these))
+	for _, r := range these {
+		named[r.name] = true
+	}
+	for name, e := range t.entries {
+		if !e.gone && !named[name] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// put makes e the last change.
+func (t *table) put(version uint64, e *entry) {
+	if old := t.entries[e.name]; old != nil {
+		t.log[t.after(old.version-1)].entry = nil
+		t.count(old, -1)
+	}
+	e.version, e.bucket, t.last = version, t.digests.bucket(e.name), version
+	t.entries[e.name] = e
+	t.log = append(t.log, slot{version, e})
+	t.count(e, 1)
+	t.compact()
+}
+
+func (t *table) count(e *entry, n int) {
+	if e.gone {
 		return
 	}
-	cut := len(t.changes) - most/2
-	t.since = t.changes[cut-1].version
-	t.changes = slices.Clone(t.changes[cut:])
+	if t.live += n; n > 0 {
+		t.digests[e.bucket].add(e.hash)
+	} else {
+		t.digests[e.bucket].remove(e.hash)
+	}
 }
 
-func (t *table) all() map[string]*entry {
+// digest is that of everything.
+func (t *table) digest() []byte {
 	if t == nil {
 		return nil
 	}
-	return t.entries
+	return t.digests.total()
 }
 
-// candidates names what may differ for a client that has everything up to
-// version at and, beyond that, what sent says. Sorted.
-func (t *table) candidates(at uint64, sent map[string]string) []string {
-	names := map[string]bool{}
-	if t == nil || at < t.since || at == 0 {
-		for name := range sent {
-			names[name] = true
-		}
-		for name := range t.all() {
-			names[name] = true
-		}
-		return slices.Sorted(maps.Keys(names))
+// compact drops empty slots, and the oldest removals if there are too many. It is done
+// once in so many changes that each pays for a few slots.
+func (t *table) compact() {
+	if len(t.log) <= 2*(t.live+minGone) {
+		return
 	}
-	first, _ := slices.BinarySearchFunc(t.changes, at+1, func(c change, v uint64) int {
-		return int(int64(c.version) - int64(v))
-	})
-	for _, c := range t.changes[first:] {
-		names[c.name] = true
-	}
-	return slices.Sorted(maps.Keys(names))
-}
-
-// resource is one thing to publish. A source that is the same pointer as before is
-// not encoded again; nil always is.
-type resource struct {
-	name   string
-	source any
-	encode func() (proto.Message, error)
-}
-
-// encodeAll makes the entries of a publication. What cannot be encoded is left as
-// had has it, and told to bad.
-func encodeAll(resources []resource, had map[string]*entry, bad func(name string, err error)) map[string]*entry {
-	next := make(map[string]*entry, len(resources))
-	for _, r := range resources {
-		if next[r.name] != nil {
-			bad(r.name, errors.New("the name is there twice"))
-			continue
-		}
-		old := had[r.name]
-		e, err := r.entry(old)
-		if err != nil {
-			bad(r.name, err)
-			e = old
-		}
-		if e != nil {
-			next[r.name] = e
+	most := t.live/2 + minGone
+	kept := make([]slot, 0, t.live+most)
+	gone := len(t.entries) - t.live
+	for _, s := range t.log {
+		switch {
+		case s.entry == nil:
+		case s.entry.gone && gone > most:
+			gone--
+			t.since = s.version
+			delete(t.entries, s.entry.name)
+		default:
+			kept = append(kept, s)
 		}
 	}
-	return next
+	t.log = kept
 }
 
-func (r resource) entry(old *entry) (*entry, error) {
-	if old != nil && r.source != nil && old.source == r.source {
-		return old, nil
-	}
-	m, err := r.encode()
-	if err != nil {
-		return nil, err
-	}
-	return newEntry(r.name, r.source, m)
+// after is where in the log that begins which who has version lacks.
+func (t *table) after(version uint64) int {
+	i, _ := slices.BinarySearchFunc(t.log, version+1, func(s slot, v uint64) int { return cmp.Compare(s.version, v) })
+	return i
 }
 
-func worldResources(snap Snapshot) []resource {
-	out := make([]resource, 0, len(snap.Workloads)+len(snap.Services)+len(snap.Places))
-	for _, w := range snap.Workloads {
-		out = append(out, resource{w.UID, w, func() (proto.Message, error) { return acceptable(encodeWorkload(w)) }})
+// read collects what one response has room for of what follows position, but for what
+// the client has, and tells how far it has come, and whether that is all.
+func (t *table) read(position uint64, has func(*entry) bool) (found []*entry, upTo uint64, all bool) {
+	if t == nil {
+		return nil, position, true
 	}
-	for _, s := range snap.Services {
-		out = append(out, resource{s.Key(), s, func() (proto.Message, error) { return acceptable(encodeService(s)) }})
+	size, upTo := 0, position
+	for n, s := range t.log[t.after(position):] {
+		if size >= chunkBytes || n == maxScan {
+			return found, upTo, false
+		}
+		upTo = s.version
+		if s.entry != nil && !has(s.entry) {
+			found = append(found, s.entry)
+			size += s.entry.size()
+		}
 	}
-	for _, p := range snap.Places {
-		out = append(out, resource{p.Name, p, func() (proto.Message, error) { return acceptable(encodePlace(p)) }})
-	}
-	return out
-}
-
-// acceptable refuses to publish what a node would refuse to take.
-func acceptable(m *message.Address, err error) (proto.Message, error) {
-	if err == nil {
-		_, _, err = decodeAddress(m)
-	}
-	return m, err
-}
-
-func podResources(pods []mesh.Pod) []resource {
-	out := make([]resource, 0, len(pods))
-	for _, p := range pods {
-		out = append(out, resource{p.UID, nil, func() (proto.Message, error) { return encodePod(p) }})
-	}
-	return out
+	return found, max(position, t.last), true
 }

@@ -136,7 +136,9 @@ type DeltaDiscoveryRequest struct {
 	ErrorDetail              *Status                `protobuf:"bytes,7,opt,name=error_detail,json=errorDetail,proto3" json:"error_detail,omitempty"`
 	// Ours: the response with this nonce decides by now, and will be acknowledged when
 	// nothing acts on an older one any more.
-	AppliedNonce  string `protobuf:"bytes,15010,opt,name=applied_nonce,json=appliedNonce,proto3" json:"applied_nonce,omitempty"`
+	AppliedNonce string `protobuf:"bytes,15010,opt,name=applied_nonce,json=appliedNonce,proto3" json:"applied_nonce,omitempty"`
+	// Ours, in the first request for a type, in place of initial_resource_versions.
+	Held          *Held `protobuf:"bytes,15011,opt,name=held,proto3" json:"held,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -227,6 +229,76 @@ func (x *DeltaDiscoveryRequest) GetAppliedNonce() string {
 	return ""
 }
 
+func (x *DeltaDiscoveryRequest) GetHeld() *Held {
+	if x != nil {
+		return x.Held
+	}
+	return nil
+}
+
+// Held is what a client has of a type.
+type Held struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The last publication that it has had whole, and which Server made it.
+	Origin  []byte `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
+	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// What it has, by buckets: 16 bytes for each. None if it has nothing.
+	Digests       []byte `protobuf:"bytes,3,opt,name=digests,proto3" json:"digests,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Held) Reset() {
+	*x = Held{}
+	mi := &file_discovery_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Held) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Held) ProtoMessage() {}
+
+func (x *Held) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Held.ProtoReflect.Descriptor instead.
+func (*Held) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Held) GetOrigin() []byte {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *Held) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *Held) GetDigests() []byte {
+	if x != nil {
+		return x.Digests
+	}
+	return nil
+}
+
 type DeltaDiscoveryResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The publication that the client has once it took this response. A last
@@ -236,13 +308,19 @@ type DeltaDiscoveryResponse struct {
 	TypeUrl           string      `protobuf:"bytes,4,opt,name=type_url,json=typeUrl,proto3" json:"type_url,omitempty"`
 	Nonce             string      `protobuf:"bytes,5,opt,name=nonce,proto3" json:"nonce,omitempty"`
 	RemovedResources  []string    `protobuf:"bytes,6,rep,name=removed_resources,json=removedResources,proto3" json:"removed_resources,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Ours: which Server made the publication.
+	Origin []byte `protobuf:"bytes,15010,opt,name=origin,proto3" json:"origin,omitempty"`
+	// Ours, in the first response of a stream whose beginning was compared by digests.
+	Compared *Compared `protobuf:"bytes,15011,opt,name=compared,proto3" json:"compared,omitempty"`
+	// Ours, in the last response of a publication: the digest of all that there is.
+	Digest        []byte `protobuf:"bytes,15012,opt,name=digest,proto3" json:"digest,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DeltaDiscoveryResponse) Reset() {
 	*x = DeltaDiscoveryResponse{}
-	mi := &file_discovery_proto_msgTypes[3]
+	mi := &file_discovery_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +332,7 @@ func (x *DeltaDiscoveryResponse) String() string {
 func (*DeltaDiscoveryResponse) ProtoMessage() {}
 
 func (x *DeltaDiscoveryResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[3]
+	mi := &file_discovery_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +345,7 @@ func (x *DeltaDiscoveryResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeltaDiscoveryResponse.ProtoReflect.Descriptor instead.
 func (*DeltaDiscoveryResponse) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{3}
+	return file_discovery_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *DeltaDiscoveryResponse) GetSystemVersionInfo() string {
@@ -305,6 +383,73 @@ func (x *DeltaDiscoveryResponse) GetRemovedResources() []string {
 	return nil
 }
 
+func (x *DeltaDiscoveryResponse) GetOrigin() []byte {
+	if x != nil {
+		return x.Origin
+	}
+	return nil
+}
+
+func (x *DeltaDiscoveryResponse) GetCompared() *Compared {
+	if x != nil {
+		return x.Compared
+	}
+	return nil
+}
+
+func (x *DeltaDiscoveryResponse) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
+}
+
+// Compared says in which buckets something differs, a bit for each, the lowest first. All
+// that is in these is told until the publication is complete: what is not is gone.
+type Compared struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Differing     []byte                 `protobuf:"bytes,1,opt,name=differing,proto3" json:"differing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Compared) Reset() {
+	*x = Compared{}
+	mi := &file_discovery_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Compared) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Compared) ProtoMessage() {}
+
+func (x *Compared) ProtoReflect() protoreflect.Message {
+	mi := &file_discovery_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Compared.ProtoReflect.Descriptor instead.
+func (*Compared) Descriptor() ([]byte, []int) {
+	return file_discovery_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Compared) GetDiffering() []byte {
+	if x != nil {
+		return x.Differing
+	}
+	return nil
+}
+
 type Resource struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       string                 `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
@@ -316,7 +461,7 @@ type Resource struct {
 
 func (x *Resource) Reset() {
 	*x = Resource{}
-	mi := &file_discovery_proto_msgTypes[4]
+	mi := &file_discovery_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +473,7 @@ func (x *Resource) String() string {
 func (*Resource) ProtoMessage() {}
 
 func (x *Resource) ProtoReflect() protoreflect.Message {
-	mi := &file_discovery_proto_msgTypes[4]
+	mi := &file_discovery_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +486,7 @@ func (x *Resource) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resource.ProtoReflect.Descriptor instead.
 func (*Resource) Descriptor() ([]byte, []int) {
-	return file_discovery_proto_rawDescGZIP(), []int{4}
+	return file_discovery_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Resource) GetVersion() string {
@@ -374,7 +519,7 @@ const file_discovery_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"6\n" +
 	"\x06Status\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x18\n" +
-	"\amessage\x18\x02 \x01(\tR\amessage\"\xcd\x04\n" +
+	"\amessage\x18\x02 \x01(\tR\amessage\"\x84\x05\n" +
 	"\x15DeltaDiscoveryRequest\x124\n" +
 	"\x04node\x18\x01 \x01(\v2 .envoy.service.discovery.v3.NodeR\x04node\x12\x19\n" +
 	"\btype_url\x18\x02 \x01(\tR\atypeUrl\x128\n" +
@@ -383,16 +528,26 @@ const file_discovery_proto_rawDesc = "" +
 	"\x19initial_resource_versions\x18\x05 \x03(\v2N.envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntryR\x17initialResourceVersions\x12%\n" +
 	"\x0eresponse_nonce\x18\x06 \x01(\tR\rresponseNonce\x12E\n" +
 	"\ferror_detail\x18\a \x01(\v2\".envoy.service.discovery.v3.StatusR\verrorDetail\x12$\n" +
-	"\rapplied_nonce\x18\xa2u \x01(\tR\fappliedNonce\x1aJ\n" +
+	"\rapplied_nonce\x18\xa2u \x01(\tR\fappliedNonce\x125\n" +
+	"\x04held\x18\xa3u \x01(\v2 .envoy.service.discovery.v3.HeldR\x04held\x1aJ\n" +
 	"\x1cInitialResourceVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xea\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
+	"\x04Held\x12\x16\n" +
+	"\x06origin\x18\x01 \x01(\fR\x06origin\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x18\n" +
+	"\adigests\x18\x03 \x01(\fR\adigests\"\xdf\x02\n" +
 	"\x16DeltaDiscoveryResponse\x12.\n" +
 	"\x13system_version_info\x18\x01 \x01(\tR\x11systemVersionInfo\x12B\n" +
 	"\tresources\x18\x02 \x03(\v2$.envoy.service.discovery.v3.ResourceR\tresources\x12\x19\n" +
 	"\btype_url\x18\x04 \x01(\tR\atypeUrl\x12\x14\n" +
 	"\x05nonce\x18\x05 \x01(\tR\x05nonce\x12+\n" +
-	"\x11removed_resources\x18\x06 \x03(\tR\x10removedResources\"j\n" +
+	"\x11removed_resources\x18\x06 \x03(\tR\x10removedResources\x12\x17\n" +
+	"\x06origin\x18\xa2u \x01(\fR\x06origin\x12A\n" +
+	"\bcompared\x18\xa3u \x01(\v2$.envoy.service.discovery.v3.ComparedR\bcompared\x12\x17\n" +
+	"\x06digest\x18\xa4u \x01(\fR\x06digest\"(\n" +
+	"\bCompared\x12\x1c\n" +
+	"\tdiffering\x18\x01 \x01(\fR\tdiffering\"j\n" +
 	"\bResource\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x120\n" +
 	"\bresource\x18\x02 \x01(\v2\x14.google.protobuf.AnyR\bresource\x12\x12\n" +
@@ -412,29 +567,33 @@ func file_discovery_proto_rawDescGZIP() []byte {
 	return file_discovery_proto_rawDescData
 }
 
-var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
+var file_discovery_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_discovery_proto_goTypes = []any{
 	(*Node)(nil),                   // 0: envoy.service.discovery.v3.Node
 	(*Status)(nil),                 // 1: envoy.service.discovery.v3.Status
 	(*DeltaDiscoveryRequest)(nil),  // 2: envoy.service.discovery.v3.DeltaDiscoveryRequest
-	(*DeltaDiscoveryResponse)(nil), // 3: envoy.service.discovery.v3.DeltaDiscoveryResponse
-	(*Resource)(nil),               // 4: envoy.service.discovery.v3.Resource
-	nil,                            // 5: envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
-	(*anypb.Any)(nil),              // 6: google.protobuf.Any
+	(*Held)(nil),                   // 3: envoy.service.discovery.v3.Held
+	(*DeltaDiscoveryResponse)(nil), // 4: envoy.service.discovery.v3.DeltaDiscoveryResponse
+	(*Compared)(nil),               // 5: envoy.service.discovery.v3.Compared
+	(*Resource)(nil),               // 6: envoy.service.discovery.v3.Resource
+	nil,                            // 7: envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
+	(*anypb.Any)(nil),              // 8: google.protobuf.Any
 }
 var file_discovery_proto_depIdxs = []int32{
 	0, // 0: envoy.service.discovery.v3.DeltaDiscoveryRequest.node:type_name -> envoy.service.discovery.v3.Node
-	5, // 1: envoy.service.discovery.v3.DeltaDiscoveryRequest.initial_resource_versions:type_name -> envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
+	7, // 1: envoy.service.discovery.v3.DeltaDiscoveryRequest.initial_resource_versions:type_name -> envoy.service.discovery.v3.DeltaDiscoveryRequest.InitialResourceVersionsEntry
 	1, // 2: envoy.service.discovery.v3.DeltaDiscoveryRequest.error_detail:type_name -> envoy.service.discovery.v3.Status
-	4, // 3: envoy.service.discovery.v3.DeltaDiscoveryResponse.resources:type_name -> envoy.service.discovery.v3.Resource
-	6, // 4: envoy.service.discovery.v3.Resource.resource:type_name -> google.protobuf.Any
-	2, // 5: envoy.service.discovery.v3.AggregatedDiscoveryService.DeltaAggregatedResources:input_type -> envoy.service.discovery.v3.DeltaDiscoveryRequest
-	3, // 6: envoy.service.discovery.v3.AggregatedDiscoveryService.DeltaAggregatedResources:output_type -> envoy.service.discovery.v3.DeltaDiscoveryResponse
-	6, // [6:7] is the sub-list for method output_type
-	5, // [5:6] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	3, // 3: envoy.service.discovery.v3.DeltaDiscoveryRequest.held:type_name -> envoy.service.discovery.v3.Held
+	6, // 4: envoy.service.discovery.v3.DeltaDiscoveryResponse.resources:type_name -> envoy.service.discovery.v3.Resource
+	5, // 5: envoy.service.discovery.v3.DeltaDiscoveryResponse.compared:type_name -> envoy.service.discovery.v3.Compared
+	8, // 6: envoy.service.discovery.v3.Resource.resource:type_name -> google.protobuf.Any
+	2, // 7: envoy.service.discovery.v3.AggregatedDiscoveryService.DeltaAggregatedResources:input_type -> envoy.service.discovery.v3.DeltaDiscoveryRequest
+	4, // 8: envoy.service.discovery.v3.AggregatedDiscoveryService.DeltaAggregatedResources:output_type -> envoy.service.discovery.v3.DeltaDiscoveryResponse
+	8, // [8:9] is the sub-list for method output_type
+	7, // [7:8] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_discovery_proto_init() }
@@ -448,7 +607,7 @@ func file_discovery_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_discovery_proto_rawDesc), len(file_discovery_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   6,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
