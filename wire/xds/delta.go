@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ type delta[T any] struct {
 	// of what is gone. It owns the slices.
 	apply func(changed []T, gone []string) (settled <-chan struct{})
 
-	held     map[string]string // name → version
+	held     *holding
 	changed  map[string]*T     // not applied as yet, nil if it is gone
 	complete bool              // changed is whole publications
 	waiting  []answer          // those that are due once changed is applied
@@ -87,7 +88,7 @@ func newDelta[T any](cfg ClientConfig, typeURL string) *delta[T] {
 	}
 	return &delta[T]{
 		cfg: cfg, typeURL: typeURL, metrics: newClientMetrics(cfg.Registry),
-		held: map[string]string{}, changed: map[string]*T{}, rejected: map[string]string{}, first: make(chan struct{}),
+		held: newHolding(typeURL), changed: map[string]*T{}, rejected: map[string]string{}, first: make(chan struct{}),
 		settled: atOnce,
 	}
 }
@@ -144,10 +145,11 @@ func (d *delta[T]) session(ctx context.Context, heard func()) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { answerLoop(ctx, g, d.typeURL, answers) })
 	wg.Go(func() { defer cancel(); err = receiveLoop(ctx, g, responses) })
-	d.follow(ctx, responses, answers, heard)
+	refused := d.follow(ctx, responses, answers, heard)
+	cancel()
 	wg.Wait()
 	d.metrics.connected.Set(0)
-	return err
+	return cmp.Or(refused, err)
 }
 
 // receiveLoop hands on what comes until the stream fails.
@@ -166,9 +168,9 @@ func receiveLoop(ctx context.Context, g deltaClientStream, responses chan<- *mes
 	}
 }
 
-// follow takes responses until there are no more. A publication is applied whole, and what
-// comes fast together.
-func (d *delta[T]) follow(ctx context.Context, responses <-chan *message.DeltaDiscoveryResponse, answers chan<- answer, heard func()) {
+// follow takes responses until there are no more, or one makes no sense. A publication is
+// applied whole, and what comes fast together.
+func (d *delta[T]) follow(ctx context.Context, responses <-chan *message.DeltaDiscoveryResponse, answers chan<- answer, heard func()) error {
 	var due <-chan time.Time
 	flush := func() {
 		due = nil
@@ -184,7 +186,7 @@ func (d *delta[T]) follow(ctx context.Context, responses <-chan *message.DeltaDi
 		select {
 		case resp, ok := <-responses:
 			if !ok {
-				return
+				return nil
 			}
 			heard()
 			d.metrics.connected.Set(1)
@@ -192,8 +194,9 @@ func (d *delta[T]) follow(ctx context.Context, responses <-chan *message.DeltaDi
 			if isPart || len(d.waiting) == maxUnapplied {
 				flush() // a part of what follows is not for the same World
 			}
-			d.take(resp)
-			d.complete = !isPart
+			if err := d.take(resp, !isPart); err != nil {
+				return err
+			}
 			switch {
 			case isPart:
 				flush()
@@ -215,12 +218,9 @@ func ended(g deltaClientStream) error {
 }
 
 func (d *delta[T]) hello() *message.DeltaDiscoveryRequest {
-	clear(d.rejected) // it is no version of held, and so comes again if it is still there
-	versions := make(map[string]string, len(d.held))
-	maps.Copy(versions, d.held)
-	return &message.DeltaDiscoveryRequest{
-		Node: &message.Node{Id: d.cfg.Node}, TypeUrl: d.typeURL, InitialResourceVersions: versions,
-	}
+	held := d.held.claim(len(d.rejected) > 0)
+	clear(d.rejected) // it comes again if it is still there
+	return &message.DeltaDiscoveryRequest{Node: &message.Node{Id: d.cfg.Node}, TypeUrl: d.typeURL, Held: held}
 }
 
 // answerLoop sends the answers in order, each when the node has settled, and of those
@@ -261,19 +261,36 @@ func answerLoop(ctx context.Context, g deltaClientStream, typeURL string, answer
 }
 
 // take holds what a response brings, and its answer until that is applied.
-func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse) {
+func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse, complete bool) error {
 	d.metrics.received.Add(float64(len(resp.GetResources()) + len(resp.GetRemovedResources())))
+	d.complete = false
+	if err := d.held.begin(resp); err != nil {
+		return err
+	}
 	for _, r := range resp.GetResources() {
-		d.hold(r)
+		if !d.held.has(r.GetName(), r.GetVersion()) || d.rejected[r.GetName()] != "" {
+			d.hold(r)
+		}
 	}
 	for _, name := range resp.GetRemovedResources() {
-		if _, ok := d.held[name]; ok {
-			delete(d.held, name)
-			d.changed[name] = nil
-		}
-		delete(d.rejected, name)
+		d.drop(name)
 	}
 	d.waiting = append(d.waiting, answer{nonce: resp.GetNonce(), refusal: d.refusal()})
+	if !complete {
+		return nil
+	}
+	for name := range d.held.doubted {
+		d.drop(name)
+	}
+	d.complete = true
+	return d.held.complete(resp, len(d.rejected) > 0)
+}
+
+func (d *delta[T]) drop(name string) {
+	if d.held.remove(name) {
+		d.changed[name] = nil
+	}
+	delete(d.rejected, name)
 }
 
 // applyChanges applies what has changed, if that is whole, and returns the answers that
@@ -325,7 +342,7 @@ func (d *delta[T]) hold(r *message.Resource) {
 		return
 	}
 	delete(d.rejected, name)
-	d.held[name] = r.GetVersion()
+	d.held.set(name, r.GetVersion())
 	d.changed[name] = &v
 }
 

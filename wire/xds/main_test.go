@@ -195,13 +195,16 @@ func (c *control) settle(t testing.TB, version uint64) {
 	c.until(t, fmt.Sprintf("every node has version %d", version), func() bool { return len(c.Acked(version)) == 0 })
 }
 
-// until waits for a change that makes ok true.
+// until waits until ok is true. It looks also when nothing has changed for control: not
+// everything that a client does is told.
 func (c *control) until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	limit := time.After(20 * time.Second)
+	limit, look := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
+	defer look.Stop()
 	for !ok() {
 		select {
 		case <-c.Changed():
+		case <-look.C:
 		case <-limit:
 			t.Fatalf("waiting until %s: %+v", what, c.Nodes())
 		}
