@@ -87,6 +87,9 @@ func says(row string, value any) bool {
 		if v%(1<<20) == 0 {
 			ways = append(ways, fmt.Sprintf("%d MiB", v>>20))
 		}
+		if v%(1<<10) == 0 {
+			ways = append(ways, fmt.Sprintf("%d KiB", v>>10))
+		}
 		if v == 3 {
 			ways = append(ways, "three")
 		}

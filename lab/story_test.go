@@ -24,7 +24,7 @@ import (
 // of tacit lab; "up OPTION..." comes first.
 func TestStories(t *testing.T) {
 	cmds := map[string]func(*testscript.TestScript, bool, []string){
-		"lab": labVerb, "up": upVerb, "host": hostVerb, "eventually": eventuallyVerb,
+		"lab": labVerb, "up": upVerb, "host": hostVerb, "eventually": eventuallyVerb, "cgroup": cgroupVerb,
 	}
 	for _, name := range lab.Verbs() {
 		if !slices.Contains(reserved, name) {
@@ -41,6 +41,8 @@ func TestStories(t *testing.T) {
 			switch cond {
 			case "root":
 				return os.Getuid() == 0, nil
+			case "cgroups":
+				return memoryGroups() != "", nil
 			case "soak":
 				return os.Getenv("TACIT_SOAK") != "", nil
 			}
@@ -98,6 +100,8 @@ type story struct {
 	dir     string
 	started *lab.Started
 	stderr  *os.File
+	// groups are the memory cgroups that it has made.
+	groups map[string]*group
 }
 
 func setupStory(env *testscript.Env) error {
@@ -148,6 +152,11 @@ func (s *story) end(t testscript.T) {
 			t.Log(err)
 		}
 		_ = s.started.Wait() // killed, and says so
+	}
+	for _, g := range s.groups {
+		if err := g.remove(); err != nil {
+			defer t.Fatal(err)
+		}
 	}
 	if s.stderr != nil {
 		s.stderr.Close()

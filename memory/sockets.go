@@ -5,7 +5,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
+
+// unlimited is less than what version 1 says where there is no limit; version 2 says "max".
+const unlimited = 1 << 60
 
 // cgroups is where a container sees its own control group, as that of its namespace's root.
 const cgroups = "/sys/fs/cgroup"
@@ -25,6 +30,33 @@ func sockets(root string) (float64, bool) {
 		return number(string(n))
 	}
 	return 0, false
+}
+
+// Limit is the most memory that the kernel lets this process's container have, and whether
+// there is such a limit. Above it the kernel ends the process.
+func Limit() (bytes int64, told bool) { return limit(cgroups) }
+
+func limit(root string) (int64, bool) {
+	for _, path := range []string{"memory.max", "memory/memory.limit_in_bytes"} {
+		text, err := os.ReadFile(filepath.Join(root, path))
+		if err != nil {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(text)), 10, 64)
+		return n, err == nil && n < unlimited
+	}
+	return 0, false
+}
+
+// TCP is at how many bytes in the buffers of all TCP sockets of the host the kernel begins to save
+// memory, at the cost of all of them. It is what the kernel chooses by itself: net.ipv4.tcp_mem is shown
+// in the host's own network namespace only.
+func TCP() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		panic("memory: sysinfo: " + err.Error()) // only for a bad address
+	}
+	return int64(info.Totalram) * int64(info.Unit) / 16
 }
 
 func number(s string) (float64, bool) {

@@ -65,6 +65,7 @@ func parseAgentFlags(args []string) (*agentFlags, error) {
 	s.StringVar(&f.metrics, "metrics", "", "`path` of a socket of --proxy-uid's, of readiness and metrics alone, which the proxy passes on; metrics.sock beside that of --handle if empty")
 	s.BoolVar(&f.profiles, "profiles", false, "serve profiles of this process at --admin, too")
 	s.DurationVar(&f.agent.CheckInterval, "check-interval", 10*time.Second, "how often rules are read back when nobody seems to have changed them")
+	s.IntVar(&f.agent.UnreadPerSocket, "unread-per-socket", 2<<20, "bound the `bytes` of kernel memory in which received data waits for the proxy, of each socket; 0 leaves it to the kernel (net.ipv4.tcp_rmem)")
 	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
 	s.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
 	if err := s.Parse(args); err != nil {

@@ -56,6 +56,7 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.IntVar(&f.proxy.MaxConnectionsPerPod, "max-connections-per-pod", 32768, "connections of one pod, both ways together")
 	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 512, "TLS handshakes under way, each way, of them half for one pod, and an eighth with one peer of it; more wait for their turn")
 	s.DurationVar(&f.proxy.HandshakePatience, "handshake-patience", time.Minute, "how long a connection waits for its turn to make a TLS handshake, each way")
+	s.Int64Var(&f.proxy.MaxQueued, "max-queued", 0, "bound the `bytes` of memory for data that waits in all connections because an end reads slowly or not at all; above it the largest connections of the pod that holds most are reset; 0 is five eighths of the container's memory limit (640 MiB without one), and at most 3/64 of the node's memory")
 	s.DurationVar(&f.ttl, "ttl", 0, "wished life of a certificate; 0 leaves it to control")
 	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
 	s.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
@@ -92,6 +93,16 @@ func runProxy(ctx context.Context, args []string) error {
 	return log.While(func() error { return f.serve(ctx, log.Logger, reg, conn) })
 }
 
+// maxQueued leaves the rest of the container's memory to what connections need even when nothing waits, and
+// of the node's to the sockets of others.
+func maxQueued() int64 {
+	most := int64(640 << 20)
+	if limit, told := memory.Limit(); told {
+		most = limit / 8 * 5
+	}
+	return min(most, memory.TCP()/4*3)
+}
+
 // serve runs the proxy and what feeds it until asked ends and nobody needs it any more,
 // or one of them fails.
 func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometheus.Registry, conn *xds.Conn) error {
@@ -101,6 +112,9 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	cfg := f.proxy
 	cfg.Leaves, cfg.TLS = keeper, identity.NewTLS(identity.TLSConfig{})
 	cfg.Registry, cfg.Log = reg, log
+	if cfg.MaxQueued == 0 {
+		cfg.MaxQueued = maxQueued()
+	}
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return err

@@ -49,6 +49,7 @@ func behaviours() map[string]behaviour {
 		"quiet":     quiet,
 		"unread":    resetUnread,
 		"closeonly": closeAtOnce,
+		"stuck":     stuck,
 		"urgent":    urgentInLine,
 		"news":      news,
 	}

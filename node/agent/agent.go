@@ -82,6 +82,9 @@ type Config struct {
 	// NodeAddresses are the node's own, from which its kubelet probes pods where the
 	// pods' gateway is not the node.
 	NodeAddresses []netip.Addr
+	// UnreadPerSocket bounds the bytes of kernel memory for what waits unread in one socket of
+	// the proxy's. 0 leaves it to the kernel.
+	UnreadPerSocket int
 	// Jobs is how many pods are worked on at once. Default 8.
 	Jobs int
 	// Registry takes the metrics; nil means nobody does.

@@ -74,6 +74,7 @@ func (a *Agent) bind(ctx context.Context, p *pod) {
 				a.metrics.binds.WithLabelValues(result(err)).Inc()
 				continue
 			}
+			a.boundUnread(fd)
 			d.send(handle.Message{Kind: handle.Bound, UID: key, Source: source}, []int{fd})
 			a.metrics.binds.WithLabelValues(result(nil)).Inc()
 		}

@@ -101,6 +101,9 @@ func (a *Agent) open(ctx context.Context, p *pod) {
 			}
 		}
 		listeners, err = openListeners(ns, held)
+		for _, l := range listeners {
+			a.boundListener(l.file)
+		}
 		return err
 	}, func(err error) {
 		p.ns, p.listeners = ns, listeners
@@ -448,6 +451,7 @@ func (a *Agent) giveBatch(ctx context.Context, p *pod, c netns.SocketConfig) {
 	var ports [2]uint16
 	a.aside(ctx, func(context.Context) error {
 		fds, err := ns.Sockets(c)
+		a.boundUnread(fds...)
 		ports = ephemeralPorts(ns)
 		m := handle.Message{Kind: handle.Sockets, UID: key, Family: c.Family, Count: len(fds)}
 		if err != nil {

@@ -65,11 +65,12 @@ func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *ne
 		return
 	}
 	j.place = d.lines.join(j.line())
+	j.queued = d.p.queues.join(d, c)
 	all.Go(func() {
 		far, sent, err := d.connect(ctx, j)
 		j.place.leave()
 		if err != nil {
-			j.refuse(refusalOf(err))
+			j.refuse(j.refusalOf(err))
 			d.finished(j)
 			return
 		}
@@ -109,11 +110,20 @@ func (d *pod) reserve(j *journey) bool {
 	return true
 }
 
+// refusalOf is why j does not reach its other end.
+func (j *journey) refusalOf(err error) *refusal {
+	if why := j.queued.cut.Load(); why != nil {
+		return why
+	}
+	return refusalOf(err)
+}
+
 // finished gives the place of a connection back.
 func (d *pod) finished(j *journey) {
 	if j.inbound {
 		d.arrivals.end(j.flow.SourceAddr.Addr())
 	}
+	d.p.queues.leave(j.queued)
 	if d.quota.give() && d.drains.Load() {
 		d.wake()
 	}

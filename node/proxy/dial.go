@@ -234,6 +234,9 @@ func beginConnect(fd int, to netip.AddrPort) (done bool, err error) {
 	if err := relay.UrgentInLine(fd); err != nil {
 		return false, err
 	}
+	if err := boundUnsent(fd); err != nil {
+		return false, err
+	}
 	err = unix.Connect(fd, socket.Address(to))
 	if err == unix.EINPROGRESS || err == unix.EINTR {
 		return isConnected(fd)

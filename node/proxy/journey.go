@@ -28,7 +28,9 @@ type journey struct {
 	place *place
 	// lease is that of the World that decides where it goes, while it is on its way out.
 	lease *epoch
-	flow  mesh.Flow
+	// queued is what waits in it, from when it has a place of the pod's quota.
+	queued *queued
+	flow   mesh.Flow
 }
 
 // newJourney begins with what is known at accept.
@@ -135,9 +137,13 @@ func (j *journey) join(ctx context.Context, far relay.Conn, sent int64) {
 	p.metrics.opened(j.inbound, j.kind)
 	j.d.counts.of[j.kind].opened()
 	told := p.tell.Opened(&j.flow)
+	j.queued.reach(far)
 	res := relay.Join(ctx, j.near, far, p.relay)
 	j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA
 	j.flow.Flags, j.flow.Reason = ending(res)
+	if why := j.queued.cut.Load(); why != nil {
+		j.flow.Flags, j.flow.Reason = why.flags, why.Error()
+	}
 	j.flow.Closed = time.Now()
 	j.d.counts.of[j.kind].closed()
 	p.metrics.closed(j.inbound, j.kind)

@@ -424,6 +424,7 @@ func (d *pod) carryOn(ctx context.Context, j *journey) {
 		}
 		d.accepted.Add(1)
 		j = j.next()
+		j.queued = d.p.queues.join(d, j.conn)
 		d.carryNext(ctx, j, pc, hello)
 		d.finished(j)
 	}
@@ -463,7 +464,7 @@ func (d *pod) carryNext(ctx context.Context, j *journey, pc *peerConn, hello dir
 	far, err := d.admit(ctx, j, w, pc, hello)
 	j.place.leave()
 	if err != nil {
-		j.refuse(refusalOf(err))
+		j.refuse(j.refusalOf(err))
 		return
 	}
 	j.join(ctx, far, 0)

@@ -252,8 +252,8 @@ func (d *pod) adopt(roles []handle.Role, files []int) {
 	}
 }
 
-// newListener takes over fd. What it accepts has no lingering, and urgent bytes in
-// line, from the first moment: both are inherited.
+// newListener takes over fd. What it accepts has no lingering, a bound of what is unsent, and urgent bytes in
+// line, from the first moment: all are inherited.
 func newListener(role handle.Role, fd int) (*listener, error) {
 	f := os.NewFile(uintptr(fd), string(role))
 	defer f.Close()
@@ -261,6 +261,9 @@ func newListener(role handle.Role, fd int) (*listener, error) {
 		return nil, fmt.Errorf("set SO_LINGER: %w", err)
 	}
 	if err := relay.UrgentInLine(fd); err != nil {
+		return nil, err
+	}
+	if err := boundUnsent(fd); err != nil {
 		return nil, err
 	}
 	nl, err := net.FileListener(f)

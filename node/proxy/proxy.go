@@ -95,6 +95,10 @@ type Config struct {
 	// HandshakePatience bounds the wait for a turn. Default 1 min.
 	HandshakePatience time.Duration
 
+	// MaxQueued bounds the memory of bytes that wait in all connections, because an end reads
+	// slowly or not at all. Above it the largest ones of the pod that holds most are reset. Default 640 MiB.
+	MaxQueued int64
+
 	// Registry gets the metrics. nil means a registry of its own.
 	Registry *prometheus.Registry
 	// Log gets one line per connection, and what goes wrong. nil means nowhere.
@@ -114,6 +118,7 @@ func (c Config) withDefaults() Config {
 	c.MaxConnectionsPerPod = orDefault(c.MaxConnectionsPerPod, 32768)
 	c.MaxHandshakes = orDefault(c.MaxHandshakes, 512)
 	c.HandshakePatience = orDefault(c.HandshakePatience, time.Minute)
+	c.MaxQueued = orDefault(c.MaxQueued, queuedDefault)
 	if c.Registry == nil {
 		c.Registry = prometheus.NewRegistry()
 	}
@@ -140,9 +145,9 @@ func (c Config) validate() error {
 	if c.Leaves == nil || c.TLS == nil {
 		errs = append(errs, errors.New("no source of certificates"))
 	}
-	if c.MaxHandshakes < 0 || c.MaxConnectionsPerPod < 0 {
-		errs = append(errs, fmt.Errorf("limits of %d handshakes and %d connections: want none below 0",
-			c.MaxHandshakes, c.MaxConnectionsPerPod))
+	if c.MaxHandshakes < 0 || c.MaxConnectionsPerPod < 0 || c.MaxQueued < 0 {
+		errs = append(errs, fmt.Errorf("limits of %d handshakes, %d connections and %d bytes that wait: want none below 0",
+			c.MaxHandshakes, c.MaxConnectionsPerPod, c.MaxQueued))
 	}
 	if k := c.KeepAlive; k.Idle < 0 || k.Interval < 0 || k.Probes < 0 || k.Probes > 127 {
 		errs = append(errs, fmt.Errorf("keepalive after %s, each %s, %d probes: want none below 0, and at most 127 probes", k.Idle, k.Interval, k.Probes))
@@ -174,6 +179,7 @@ type Proxy struct {
 	keeps quota
 	// looking counts the connections that have not said yet what they are, of all pods.
 	looking atomic.Int64
+	queues  *queues
 	// departs is how far the end of this proxy is, a departure.
 	departs atomic.Int32
 	// starved counts the dials that had to wait for a socket.
@@ -200,6 +206,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.tell = newTelemetry(cfg.Registry, cfg.Log, p.know.world)
 	p.metrics = newMetrics(cfg.Registry, p)
+	p.queues = newQueues(cfg.Registry, cfg.MaxQueued, cfg.Log)
 	p.dialling = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(false)])
 	p.answering = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(true)])
 	p.link = newLink(p)
@@ -235,6 +242,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	g.Go(func() error { return p.link.run(ctx) })
 	g.Go(func() error { return p.trimSockets(ctx) })
 	g.Go(func() error { return p.tendIdle(ctx) })
+	g.Go(func() error { return p.queues.tend(ctx) })
 	err := g.Wait()
 	p.running.Wait()
 	return err

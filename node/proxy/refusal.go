@@ -27,6 +27,7 @@ const (
 	reasonConnectionLimit = "connection_limit"
 	reasonHandshakeLimit  = "handshake_limit"
 	reasonQuietLimit      = "quiet_limit"
+	reasonMemoryLimit     = "memory_limit"
 	reasonConnRefused     = "connection_refused"
 	reasonUnreachable     = "unreachable"
 	reasonSourcePort      = "source_port"
