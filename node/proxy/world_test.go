@@ -320,6 +320,7 @@ func (p *testPod) capture(rules string) {
 	p.space.do(p.c.t, func() error {
 		return sh("nft -f ../../pod/redirect/testdata/" + rules + `
 for s in ipv4/tcp_fwmark_accept ipv4/fwmark_reflect ipv6/fwmark_reflect; do echo 1 >/proc/sys/net/$s; done
+echo 0 >/proc/sys/net/ipv4/tcp_early_demux
 ip -4 rule add fwmark 0x7ac18 lookup 31425 2>/dev/null || true; ip -4 route replace local default dev lo table 31425
 ip -6 rule add fwmark 0x7ac18 lookup 31425 2>/dev/null || true; ip -6 route replace local default dev lo table 31425`)
 	})

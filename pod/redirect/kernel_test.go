@@ -61,6 +61,20 @@ func TestInboundIsRedirected(t *testing.T) {
 
 // A connection that came in is open until both ends have ended it; one that waits to be
 // forgotten is not, and a listener is none.
+// A client has one port for two ports of the pod: the two connections stay apart.
+func TestOnePortForTwo(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		inbound := w.listen(w.pod, f.any, mesh.InboundPort)
+		w.apply(Config{})
+		first := w.dial(w.peer, f.pod, 8080)
+		atFirst := w.accept(inbound)
+		second := w.dialFrom(w.peer, int(addrPort(first.LocalAddr()).Port()), netip.AddrPortFrom(f.pod, 8081))
+		atSecond := w.accept(inbound)
+		talk(t, "the second", second, atSecond)
+		talk(t, "the first", first, atFirst)
+	})
+}
+
 func TestHasOpen(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
 		is := func(want bool) {

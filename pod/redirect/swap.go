@@ -213,22 +213,28 @@ func (k *Kernel) endCaptured(ns *netns.NS) error {
 	return destroy(ns, now.behindProxy(was, k.remembered(ns).rules))
 }
 
-// sysctls are the pod's own that the rules need: who accepts a connection takes the mark of
-// its first packet, and who is no socket that of what it answers.
-func sysctls(six bool) []string {
-	all := []string{"net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect"}
+// A sysctl is one of the pod's own, with the value that the rules need.
+type sysctl struct{ name, value string }
+
+// sysctls are those of both families, or of IPv4 alone. Who accepts a connection takes the mark
+// of its first packet, and who is no socket that of what it answers. And sockets are looked up
+// last: a client may use one port for two ports of the pod, and conntrack then gives the
+// second connection another one; what would be looked up before (early demux, also of IPv6)
+// would find the first.
+func sysctls(six bool) []sysctl {
+	all := []sysctl{{"net/ipv4/tcp_fwmark_accept", "1"}, {"net/ipv4/fwmark_reflect", "1"}, {"net/ipv4/tcp_early_demux", "0"}}
 	if six {
-		all = append(all, "net/ipv6/fwmark_reflect")
+		all = append(all, sysctl{"net/ipv6/fwmark_reflect", "1"})
 	}
 	return all
 }
 
 func (k *Kernel) setSysctls(ns *netns.NS) error {
 	m := k.remembered(ns)
-	return eachSysctl(ns, func(name string) error {
-		old, err := ns.SetSysctl(name, "1")
-		if _, ok := m.sysctls[name]; !ok && err == nil {
-			m.sysctls[name] = old
+	return eachSysctl(ns, func(s sysctl) error {
+		old, err := ns.SetSysctl(s.name, s.value)
+		if _, ok := m.sysctls[s.name]; !ok && err == nil {
+			m.sysctls[s.name] = old
 		}
 		return err
 	})
@@ -245,22 +251,22 @@ func (k *Kernel) restoreSysctls(ns *netns.NS) error {
 }
 
 func checkSysctls(ns *netns.NS) error {
-	return eachSysctl(ns, func(name string) error {
-		value, err := ns.Sysctl(name)
-		if err == nil && value != "1" {
-			err = fmt.Errorf("namespace %d, sysctl %s is %s: %w", ns.Inode(), name, value, ErrRules)
+	return eachSysctl(ns, func(s sysctl) error {
+		value, err := ns.Sysctl(s.name)
+		if err == nil && value != s.value {
+			err = fmt.Errorf("namespace %d, sysctl %s is %s: %w", ns.Inode(), s.name, value, ErrRules)
 		}
 		return err
 	})
 }
 
-func eachSysctl(ns *netns.NS, f func(name string) error) error {
+func eachSysctl(ns *netns.NS, f func(sysctl) error) error {
 	six, err := ns.HasIPv6()
 	if err != nil {
 		return err
 	}
-	for _, name := range sysctls(six) {
-		if err := f(name); err != nil {
+	for _, s := range sysctls(six) {
+		if err := f(s); err != nil {
 			return err
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"testing"
 	"time"
 
@@ -245,11 +246,17 @@ func (w *world) dialFrom(ns *netns.NS, port int, to netip.AddrPort) *net.TCPConn
 	w.do(ns, func() (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
-		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
+		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}, Control: reusable}
 		c, err = d.DialContext(ctx, "tcp", to.String())
 		return err
 	})
 	return w.keep(c)
+}
+
+// reusable lets sockets share a port.
+func reusable(_, _ string, raw syscall.RawConn) (err error) {
+	raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 1) })
+	return err
 }
 
 func (w *world) accept(l *net.TCPListener) *net.TCPConn {
