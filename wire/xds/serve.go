@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -21,6 +22,9 @@ type ServeConfig struct {
 	TLS *tls.Config
 	// Services are the Register methods of Server and of csr.Server.
 	Services []func(grpc.ServiceRegistrar)
+	// Idle bounds how long a connection may have no stream. Whoever has no token gets none,
+	// and would else keep the connection for ever. Default 10 s.
+	Idle time.Duration
 }
 
 // Serve serves nodes until ctx is done, then ends every stream and returns nil.
@@ -31,7 +35,7 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	}
 	conf := cfg.TLS.Clone()
 	conf.MinVersion = tls.VersionTLS13
-	g := grpc.NewServer(append(serverOptions(), grpc.Creds(credentials.NewTLS(conf)))...)
+	g := grpc.NewServer(append(serverOptions(cmp.Or(cfg.Idle, 10*time.Second)), grpc.Creds(credentials.NewTLS(conf)))...)
 	for _, register := range cfg.Services {
 		register(g)
 	}
@@ -44,9 +48,9 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 }
 
 // serverOptions bound what one node can take.
-func serverOptions() []grpc.ServerOption {
+func serverOptions(idle time.Duration) []grpc.ServerOption {
 	return []grpc.ServerOption{
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 4 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 5 * time.Second, Timeout: 4 * time.Second, MaxConnectionIdle: idle}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingEvery / 2, PermitWithoutStream: true}),
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.MaxConcurrentStreams(64),
