@@ -18,11 +18,10 @@ func TestConnectionsWithoutAStreamEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	cfg := ServeConfig{Listener: lis, TLS: newPKI(t).conf, Idle: 50 * time.Millisecond}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() {
-		done <- Serve(ctx, ServeConfig{Listener: lis, TLS: newPKI(t).conf, Idle: 50 * time.Millisecond})
-	}()
+	go func() { done <- Serve(ctx, cfg) }()
 	defer func() {
 		cancel()
 		if err := <-done; err != nil {
