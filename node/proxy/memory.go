@@ -130,9 +130,10 @@ func (q *queues) look() {
 	q.scratch = q.list(q.scratch[:0])
 	sum := int64(0)
 	for _, c := range q.scratch {
+		before := c.bytes
 		c.bytes = c.memory()
 		sum += c.bytes
-		if c.isBroken() {
+		if c.isBroken(before) {
 			c.reset(&refusal{reasonReset, flagDownstreamReset, errBroken})
 		}
 	}
@@ -171,10 +172,10 @@ func (c *queued) reset(why *refusal) {
 	}
 }
 
-// isBroken reports whether one end has been reset for brokenLooks, while bytes waited: what was said
-// last had the time to be passed on.
-func (c *queued) isBroken() bool {
-	if c.bytes == 0 || !hasFailed(c.near) && !hasFailed(c.far.Load()) {
+// isBroken reports whether one end has been reset for brokenLooks, while the same bytes waited: what
+// was said before the reset is still passed on for as long as somebody takes it.
+func (c *queued) isBroken(before int64) bool {
+	if c.bytes == 0 || c.bytes != before || !hasFailed(c.near) && !hasFailed(c.far.Load()) {
 		c.broken = 0
 		return false
 	}
