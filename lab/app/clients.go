@@ -58,7 +58,7 @@ type dialer struct {
 // dialOnly HOST:PORT: connects from a source port of choice, sends what it is told,
 // and prints what comes and how it ends. With --within the first byte has to come
 // so soon at least once in five times: a busy machine is slow now and then, a rule
-// always.
+// always. With --lasts it must not end before, and prints how long it took.
 func dialOnly(ctx context.Context, words []string, out io.Writer) error {
 	var d dialer
 	flags := flag.NewFlagSet("dial", flag.ContinueOnError)
@@ -66,12 +66,20 @@ func dialOnly(ctx context.Context, words []string, out io.Writer) error {
 	flags.StringVar(&d.send, "send", "", "what to send; \\n is a line's end")
 	flags.DurationVar(&d.patience, "for", 5*time.Second, "how long to listen")
 	within := flags.Duration("within", 0, "when the first byte has to be there")
+	lasts := flags.Duration("lasts", 0, "how long it has to last")
 	if err := flags.Parse(words); err != nil {
 		return err
 	}
 	d.address = flags.Arg(0)
 	if *within == 0 {
+		began := time.Now()
 		said, _ := d.once(ctx, func(io.Reader) error { return nil })
+		if took := time.Since(began); *lasts > 0 {
+			said += ", after " + took.Round(time.Second).String()
+			if took < *lasts {
+				return errors.New(said)
+			}
+		}
 		fmt.Fprintln(out, said)
 		return nil
 	}
@@ -223,7 +231,8 @@ func once(address string, timeout time.Duration) error {
 
 // keep holds one connection and speaks on it ten times a second.
 func (t *tally) keep(ctx context.Context, address string, timeout time.Duration) {
-	c, err := net.DialTimeout("tcp", address, timeout)
+	d := net.Dialer{Timeout: timeout, KeepAlive: -1}
+	c, err := d.DialContext(ctx, "tcp", address)
 	for err == nil && ctx.Err() == nil {
 		if err = c.SetDeadline(time.Now().Add(timeout)); err != nil {
 			break
@@ -252,7 +261,8 @@ func many(ctx context.Context, words []string, out io.Writer) error {
 	}
 	var open []net.Conn
 	for range *count {
-		c, err := net.DialTimeout("tcp", flags.Arg(0), stallAfter)
+		d := net.Dialer{Timeout: stallAfter, KeepAlive: -1}
+		c, err := d.DialContext(ctx, "tcp", flags.Arg(0))
 		if err != nil {
 			return fmt.Errorf("after %d connections: %w", len(open), err)
 		}

@@ -10,6 +10,10 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
+
+	"tacit.dev/pause"
 )
 
 // behaviour is what a server does with one connection, which it need not close.
@@ -26,13 +30,16 @@ type server struct {
 	name string
 }
 
-// serve BEHAVIOUR:PORT...: listens on all addresses of both families. After
+// serve BEHAVIOUR:PORT...: listens on all addresses of both families. With --accept-after
+// it is a server that is overloaded until then: few connections wait, and the SYNs of
+// others are dropped. After
 // SIGTERM (the end of ctx) it goes on for --drain as a good citizen does whose
 // endpoint is still known to some, then closes its listeners and lets the open
 // connections finish for a while.
 func serve(ctx context.Context, words []string, _ io.Writer) error {
 	flags := flag.NewFlagSet("serve", flag.ContinueOnError)
 	drain := flags.Duration("drain", 0, "go on accepting for so long after SIGTERM")
+	after := flags.Duration("accept-after", 0, "have a backlog of one connection, and accept none so long")
 	finish := flags.Duration("finish", 2*time.Second, "let open connections finish for so long at most")
 	name := flags.String("name", "", "what the behaviour name answers")
 	if err := flags.Parse(words); err != nil {
@@ -46,6 +53,14 @@ func serve(ctx context.Context, words []string, _ io.Writer) error {
 	listeners, err := listenAll(specs)
 	if err != nil {
 		return err
+	}
+	if *after > 0 {
+		for _, l := range listeners {
+			if err := l.shorten(); err != nil {
+				return err
+			}
+		}
+		pause.For(ctx, *after)
 	}
 	var accepting, open sync.WaitGroup
 	for _, l := range listeners {
@@ -84,7 +99,8 @@ func listenAll(specs []string) ([]listener, error) {
 		if do == nil {
 			return nil, fmt.Errorf("serve %s: no behaviour %q", spec, name)
 		}
-		l, err := net.Listen("tcp", ":"+port)
+		silent := net.ListenConfig{KeepAlive: -1} // as most programs: what is quiet is not ended
+		l, err := silent.Listen(context.Background(), "tcp", ":"+port)
 		if err != nil {
 			return nil, err
 		}
@@ -94,6 +110,16 @@ func listenAll(specs []string) ([]listener, error) {
 		return nil, errors.New("serve: want BEHAVIOUR:PORT, at least one")
 	}
 	return out, nil
+}
+
+// shorten has only one connection wait for accept.
+func (l listener) shorten() error {
+	c, err := l.SyscallConn()
+	if err != nil {
+		return err
+	}
+	err2 := c.Control(func(fd uintptr) { err = unix.Listen(int(fd), 0) })
+	return errors.Join(err, err2)
 }
 
 func (l listener) accept(s *server, open *sync.WaitGroup) {

@@ -218,7 +218,7 @@ func TestTelemetryIsBounded(t *testing.T) {
 // Services that come and go by the thousand leave no label set, and take no room from
 // those that are there, which keep theirs.
 func TestTelemetryForgetsWhatIsGone(t *testing.T) {
-	const batch, all = 50, 12000
+	const batch, all = 50, 6000
 	reg := prometheus.NewRegistry()
 	var world *mesh.World
 	tel := newTelemetry(reg, nil, func() *mesh.World { return world })
@@ -242,7 +242,7 @@ func TestTelemetryForgetsWhatIsGone(t *testing.T) {
 		t.Errorf("%d label sets, want %d at most", n, maxSeries)
 	}
 	got := gathered(t, reg)
-	for _, want := range []string{"tacit_metric_series_refused_total 0\n", `destination_service_name="s-11999"`} {
+	for _, want := range []string{"tacit_metric_series_refused_total 0\n", `destination_service_name="s-5999"`} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s", want)
 		}
@@ -261,7 +261,7 @@ func TestTelemetryForgetsWhatIsGone(t *testing.T) {
 	}
 	stays.Closed = stays.Opened
 	tel.Closed(stays, opened)
-	if got := gathered(t, reg); strings.Count(got, "istio_tcp_connections_opened_total{") != 1 || strings.Contains(got, "s-11999") {
+	if got := gathered(t, reg); strings.Count(got, "istio_tcp_connections_opened_total{") != 1 || strings.Contains(got, "s-5999") {
 		t.Errorf("left:\n%.2000s", got)
 	}
 }
