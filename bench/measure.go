@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"tacit.dev/bench/process"
 	"tacit.dev/pause"
 )
 
@@ -126,11 +127,11 @@ func mostHeld() (int, error) {
 func measureMemory(res *result, modes []mode, when string) error {
 	for _, m := range modes {
 		for _, p := range m.proxies {
-			bytes, err := p.rss()
+			bytes, err := p.RSS()
 			if err != nil {
 				return err
 			}
-			res.memory(p.name, when, bytes)
+			res.memory(p.Name, when, bytes)
 		}
 	}
 	return nil
@@ -143,7 +144,7 @@ func throughput(connections int) func(context.Context, *rig, mode, int) (sample,
 		if err != nil {
 			return nil, err
 		}
-		before, err := cpuOf(m.proxies)
+		before, err := process.CPU(m.proxies)
 		if err != nil {
 			return nil, err
 		}
@@ -152,7 +153,7 @@ func throughput(connections int) func(context.Context, *rig, mode, int) (sample,
 		if err != nil {
 			return nil, err
 		}
-		after, err := cpuOf(m.proxies)
+		after, err := process.CPU(m.proxies)
 		if err != nil {
 			return nil, err
 		}
@@ -193,7 +194,7 @@ func roundTrips(connections int) func(context.Context, *rig, mode, int) (sample,
 
 // newConnections is a connection for each request, 16 at a time.
 func newConnections(ctx context.Context, r *rig, m mode, seconds int) (sample, error) {
-	before, err := cpuOf(m.proxies)
+	before, err := process.CPU(m.proxies)
 	if err != nil {
 		return nil, err
 	}
@@ -201,7 +202,7 @@ func newConnections(ctx context.Context, r *rig, m mode, seconds int) (sample, e
 	if err != nil {
 		return nil, err
 	}
-	after, err := cpuOf(m.proxies)
+	after, err := process.CPU(m.proxies)
 	return sample{
 		"new_connections":                 w.rate,
 		"cpu_milliseconds_per_connection": 1000 * (after - before) / (w.rate * float64(seconds)),

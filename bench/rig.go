@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"tacit.dev/bench/process"
 	"tacit.dev/lab"
 	"tacit.dev/pause"
 )
@@ -41,7 +42,7 @@ type mode struct {
 	// bulk: it is there to be compared in throughput only.
 	bulk bool
 	// proxies are the processes that carry the bytes.
-	proxies []process
+	proxies []process.Process
 }
 
 // rig is a running lab with four pods, the same two servers on either side:
@@ -250,7 +251,7 @@ func (r *rig) awaitServers(ctx context.Context) error {
 
 // findProcesses finds the proxies of either kind by their command lines.
 func (r *rig) findProcesses() error {
-	all, err := descendants(r.lab.Process.Pid)
+	all, err := process.Descendants(r.lab.Process.Pid)
 	if err != nil {
 		return err
 	}
@@ -269,17 +270,17 @@ func (r *rig) findProcesses() error {
 			if strings.HasPrefix(first, "127.") {
 				side = "client"
 			}
-			*into = append(*into, process{pid, what + " " + side})
+			*into = append(*into, process.Process{PID: pid, Name: what + " " + side})
 		case "tacit-node":
-			*tacit = append(*tacit, process{pid, words[1] + " " + after(words, "--node")})
+			*tacit = append(*tacit, process.Process{PID: pid, Name: words[1] + " " + after(words, "--node")})
 		case "tacit-control":
-			*tacit = append(*tacit, process{pid, "control"})
+			*tacit = append(*tacit, process.Process{PID: pid, Name: "control"})
 		}
 	}
 	if len(*splice) != 2 || len(*tacit) != 5 || len(*copying) != 2 {
 		return fmt.Errorf("found as splicing proxies %v, as Tacit %v, as copying proxies %v; want 2, 5 and 2", *splice, *tacit, *copying)
 	}
-	byName := func(a, b process) int { return strings.Compare(a.name, b.name) }
+	byName := func(a, b process.Process) int { return strings.Compare(a.Name, b.Name) }
 	slices.SortFunc(*splice, byName)
 	slices.SortFunc(*tacit, byName)
 	return nil

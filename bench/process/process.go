@@ -1,4 +1,6 @@
-package main
+// Package process reads of processes what a bench compares: CPU time and memory, as
+// the kernel counts them. It starts and ends none.
+package process
 
 import (
 	"bytes"
@@ -15,42 +17,47 @@ import (
 // that Go runs on.
 const ticks = 100
 
-// process is one that is measured.
-type process struct {
-	pid  int
-	name string // proxy n1, splice client
+// Process is one that is measured.
+type Process struct {
+	PID  int
+	Name string // proxy n1, splice client
 }
 
-// cpu returns the seconds that the process has used, in user mode and in the
+// CPU returns the seconds that the process has used, in user mode and in the
 // kernel.
-func (p process) cpu() (float64, error) {
-	stat, err := readStat(p.pid)
+func (p Process) CPU() (float64, error) {
+	stat, err := readStat(p.PID)
 	if err != nil {
-		return 0, fmt.Errorf("CPU time of %s: %w", p.name, err)
+		return 0, fmt.Errorf("CPU time of %s: %w", p.Name, err)
 	}
 	return float64(stat.ticks) / ticks, nil
 }
 
-// rss returns the resident bytes.
-func (p process) rss() (float64, error) {
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.pid))
+// RSS returns the resident bytes.
+func (p Process) RSS() (float64, error) { return p.memory("VmRSS:") }
+
+// Peak returns the most resident bytes that it had so far.
+func (p Process) Peak() (float64, error) { return p.memory("VmHWM:") }
+
+func (p Process) memory(which string) (float64, error) {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.PID))
 	if err != nil {
-		return 0, fmt.Errorf("memory of %s: %w", p.name, err)
+		return 0, fmt.Errorf("memory of %s: %w", p.Name, err)
 	}
 	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmRSS:" {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == which {
 			kib, err := strconv.Atoi(f[1])
 			return float64(kib) * 1024, err
 		}
 	}
-	return 0, fmt.Errorf("memory of %s: no VmRSS in its status", p.name)
+	return 0, fmt.Errorf("memory of %s: no %s in its status", p.Name, which)
 }
 
-// cpuOf sums the seconds of several processes.
-func cpuOf(ps []process) (float64, error) {
+// CPU sums the seconds of several processes.
+func CPU(ps []Process) (float64, error) {
 	sum := 0.0
 	for _, p := range ps {
-		s, err := p.cpu()
+		s, err := p.CPU()
 		if err != nil {
 			return 0, err
 		}
@@ -59,8 +66,8 @@ func cpuOf(ps []process) (float64, error) {
 	return sum, nil
 }
 
-// descendants returns all processes below root, with their command lines.
-func descendants(root int) (map[int][]string, error) {
+// Descendants returns all processes below root, with their command lines.
+func Descendants(root int) (map[int][]string, error) {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil, err
