@@ -15,7 +15,7 @@ export CGO_ENABLED = 0
 export GOFLAGS := $(filter-out $(STATIC),$(GOFLAGS)) $(STATIC)
 # Stories (lab/) are tests too, but take minutes; everything else is quick. What is vetted
 # once is not vetted by each go test again, which compiles nothing but takes as long.
-QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench)
+QUICK     = $(shell $(GO) list ./... | grep -v -e /lab$$ -e /bench$$)
 
 .DEFAULT_GOAL := help
 
@@ -81,6 +81,10 @@ image: ## the images of tacit-node and tacit-control, as OCI tars in bin/
 bench: build packages ## compare Tacit with no proxy and with two splicing proxies
 	$(GO) run ./bench
 
+scale: build ## what 100,000 pods on 1,000 nodes cost, as root; takes most of an hour (see docs/scale.md)
+	@$(GO) build -o bin/scale ./bench/scale
+	bin/scale $(SCALE)
+
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	.ci/fuzz $(or $(FUZZTIME),10s)
 
@@ -91,6 +95,6 @@ packages: ## Debian packages that the stories use; installed if root, else named
 	@lab/packages.sh
 
 clean: ## what the jobs made
-	rm -rf bin bench/result.json
+	rm -rf bin bench/result.json bench/scale/result.json
 
-.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench fuzz generate packages clean
+.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench scale fuzz generate packages clean

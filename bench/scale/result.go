@@ -1,0 +1,272 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"slices"
+	"strings"
+)
+
+// sample is what was measured of one size, by name. What could not be measured is not there.
+type sample map[string]float64
+
+// get is NaN of what was not measured.
+func (s sample) get(name string) float64 {
+	if v, ok := s[name]; ok {
+		return v
+	}
+	return math.NaN()
+}
+
+// result is what one run has measured.
+type result struct {
+	cfg   config
+	sizes map[int]sample
+	notes []string
+}
+
+func newResult(cfg config) *result { return &result{cfg: cfg, sizes: make(map[int]sample)} }
+
+func (r *result) sample(pods int) sample {
+	if r.sizes[pods] == nil {
+		r.sizes[pods] = sample{}
+	}
+	return r.sizes[pods]
+}
+
+// note says what was not as it should be.
+func (r *result) note(pods int, format string, args ...any) {
+	text := fmt.Sprintf("%d pods: ", pods) + fmt.Sprintf(format, args...)
+	r.notes = append(r.notes, text)
+	fmt.Fprintln(os.Stderr, "scale:", text)
+}
+
+// bound is one line of the table of bounds.
+type bound struct {
+	name  string
+	value float64
+	limit float64
+	least bool // limit is the least value, not the most
+}
+
+// met is false of what was not measured.
+func (b bound) met() bool {
+	if b.least {
+		return b.value >= b.limit
+	}
+	return b.value <= b.limit
+}
+
+// bounds compares the last size with the first, and what the last one took with what it may.
+func (r *result) bounds() (list []bound) {
+	first, last := r.sample(r.cfg.sizes[0]), r.sample(r.cfg.sizes[len(r.cfg.sizes)-1])
+	fastest := slices.Max(r.cfg.rates)
+	for _, rate := range r.cfg.rates {
+		name := fmt.Sprintf("churn_%g_cpu_ms", rate)
+		list = append(list, bound{name: fmt.Sprintf("CPU of control per change at %g/s, last size / first", rate), value: last.get(name) / first.get(name), limit: 1.5})
+	}
+	list = append(list,
+		bound{name: fmt.Sprintf("change to last node at %g/s, p99, ms", fastest), value: last.get(fmt.Sprintf("churn_%g_p99_ms", fastest)), limit: 2000},
+		bound{name: "memory of control, peak, MB", value: last.get("control_peak_mb"), limit: 1500},
+		bound{name: "memory of control per stream, kB", value: last.get("stream_kb"), limit: 50},
+		bound{name: "first sync of a node, s", value: last.get("first_sync_s"), limit: 3},
+		bound{name: "start of a pod waits, p99, ms", value: last.get("start_p99_ms"), limit: 1000},
+		bound{name: fmt.Sprintf("start of a pod waits, %d nodes frozen, p99, ms", r.cfg.frozen), value: last.get("start_frozen_p99_ms"), limit: 1000},
+		bound{name: "fail-over: every node served, s", value: last.get("failover_s"), limit: 20},
+		bound{name: "fail-over: peak memory, new leader / old", value: last.get("failover_memory"), limit: 1.3},
+		bound{name: "fail-over: pods withdrawn or marked away", value: last.get("failover_harmed"), limit: 0},
+		bound{name: "fail-over: certificates refused", value: last.get("failover_refused"), limit: 0},
+		bound{name: "nodes that held something else than there is", value: last.get("differing"), limit: 0},
+		bound{name: "storm: every node served, s", value: last.get("storm_s"), limit: 20},
+		bound{name: "storm: pods withdrawn or marked away", value: last.get("storm_harmed"), limit: 0},
+	)
+	if r.cfg.bin != "" {
+		list = append(list,
+			bound{name: "memory of the real proxy, MB", value: last.get("proxy_rss_mb"), limit: 70},
+			bound{name: fmt.Sprintf("CPU of the real proxy per change at %g/s, ms", fastest), value: last.get(fmt.Sprintf("churn_%g_proxy_cpu_ms", fastest)), limit: 1})
+	}
+	if n := r.cfg.captured; n > 0 {
+		list = append(list, bound{name: fmt.Sprintf("pods captured and known of %d, nine tenths of which are enrolled", n), value: r.sample(n).get("captured_pods"), limit: math.Floor(0.9 * float64(n)), least: true})
+	}
+	return list
+}
+
+// line is one line of the table of measurements.
+type line struct{ name, key string }
+
+func (r *result) lines() []line {
+	list := []line{
+		{"all nodes served for the first time, s", "joined_s"},
+		{"all pods captured and known after, s", "captured_s"},
+		{"pods captured and known", "captured_pods"},
+		{"resources of a node", "resources"},
+		{"nodes that held something else than there is", "differing"},
+		{"memory of control, live, MB", "control_live_mb"},
+		{"memory of control, resident, MB", "control_rss_mb"},
+		{"memory of control, peak, MB", "control_peak_mb"},
+		{"memory of control per stream, kB", "stream_kb"},
+		{"memory of control per node, kB", "node_kb"},
+		{"memory of the real proxy, resident, MB", "proxy_rss_mb"},
+		{"memory of the real proxy, peak, MB", "proxy_peak_mb"},
+		{"memory of the real agent, resident, MB", "agent_rss_mb"},
+		{"memory of all simulated nodes, MB", "fleet_rss_mb"},
+		{"CPU of control at rest, % of a core", "idle_cpu_percent"},
+		{"first sync of a simulated node, s", "first_sync_s"},
+		{"first sync of a node, MB", "first_sync_mb"},
+		{"restart of the real proxy until ready, s", "proxy_restart_s"},
+		{"CPU of the real proxy for that, s", "proxy_sync_cpu_s"},
+	}
+	for _, rate := range r.cfg.rates {
+		list = append(list, changeLines(fmt.Sprintf("%g changes/s: ", rate), fmt.Sprintf("churn_%g_", rate))...)
+	}
+	list = append(list, timeLines("start of a pod waits: ", "start_")...)
+	list = append(list, timeLines("the first with frozen nodes: ", "start_frozen_first_")...)
+	list = append(list, timeLines("the others with frozen nodes: ", "start_frozen_")...)
+	list = append(list, changeLines("enrollment of a tenth: ", "enroll_")...)
+	list = append(list, line{"enrollment of a tenth: all known, s", "enroll_known_s"})
+	list = append(list, changeLines("rollout of a hundredth: ", "rollout_")...)
+	return append(list,
+		line{"storm: every node served, s", "storm_s"},
+		line{"storm: sent to nodes, MB", "storm_mb"},
+		line{"storm: peak memory of control, MB", "storm_peak_mb"},
+		line{"fail-over: another one leads, s", "failover_leads_s"},
+		line{"fail-over: every node served, s", "failover_s"},
+		line{"fail-over: every node has a certificate, s", "failover_renewed_s"},
+		line{"fail-over: sent to nodes, MB", "failover_mb"},
+		line{"fail-over: peak memory of the new leader, MB", "failover_peak_mb"},
+	)
+}
+
+func changeLines(what, key string) []line {
+	return []line{
+		{what + "changes", key + "changes"},
+		{what + "to the last node, p50, ms", key + "p50_ms"},
+		{what + "to the last node, p99, ms", key + "p99_ms"},
+		{what + "to the last node, max, ms", key + "max_ms"},
+		{what + "CPU of control each, ms", key + "cpu_ms"},
+		{what + "CPU of control meanwhile, % of a core", key + "cpu_percent"},
+		{what + "CPU of a simulated node each, ms", key + "node_cpu_ms"},
+		{what + "CPU of the real proxy each, ms", key + "proxy_cpu_ms"},
+		{what + "bytes to a node each", key + "bytes"},
+		{what + "responses to a node each", key + "responses"},
+	}
+}
+
+func timeLines(what, key string) []line {
+	return []line{
+		{what + "p50, ms", key + "p50_ms"},
+		{what + "p99, ms", key + "p99_ms"},
+		{what + "max, ms", key + "max_ms"},
+		{what + "pods not known in time", key + "late"},
+	}
+}
+
+// print shows all, and reports whether every bound is met.
+func (r *result) print(w io.Writer) bool {
+	var names []string
+	for _, pods := range r.cfg.sizes {
+		names = append(names, fmt.Sprintf("%d pods", pods))
+	}
+	row(w, fmt.Sprintf("%d nodes", r.cfg.nodes), append(names, "last/first")...)
+	first, last := r.sample(r.cfg.sizes[0]), r.sample(r.cfg.sizes[len(r.cfg.sizes)-1])
+	for _, l := range r.lines() {
+		var cells []string
+		for _, pods := range r.cfg.sizes {
+			cells = append(cells, number(r.sample(pods).get(l.key)))
+		}
+		row(w, l.name, append(cells, number(last.get(l.key)/first.get(l.key)))...)
+	}
+	for _, n := range r.notes {
+		fmt.Fprintln(w, "note:", strings.ReplaceAll(n, "\n", "\n  "))
+	}
+	return r.printBounds(w)
+}
+
+func (r *result) printBounds(w io.Writer) bool {
+	fmt.Fprintln(w)
+	row(w, "bounds", "measured", "limit")
+	met := true
+	for _, b := range r.bounds() {
+		verdict, sign := "met", "at most"
+		if b.least {
+			sign = "at least"
+		}
+		if !b.met() {
+			verdict, met = "NOT MET", false
+		}
+		row(w, b.name, number(b.value), fmt.Sprintf("%s %g", sign, b.limit), verdict)
+	}
+	return met
+}
+
+func row(w io.Writer, name string, cells ...string) {
+	fmt.Fprintf(w, "%-66s", name)
+	for _, c := range cells {
+		fmt.Fprintf(w, " %14s", c)
+	}
+	fmt.Fprintln(w)
+}
+
+// number has three digits that say something.
+func number(v float64) string {
+	switch {
+	case math.IsNaN(v) || math.IsInf(v, 0):
+		return "-"
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	}
+	return fmt.Sprintf("%.2f", v)
+}
+
+// file is what result.json holds.
+type file struct {
+	Seed   uint64            `json:"seed"`
+	Nodes  int               `json:"nodes"`
+	Sizes  map[string]sample `json:"sizes"`
+	Notes  []string          `json:"notes"`
+	Bounds []fileBound       `json:"bounds"`
+}
+
+type fileBound struct {
+	Name  string   `json:"name"`
+	Value *float64 `json:"value"` // null if it was not measured
+	Limit float64  `json:"limit"`
+	Least bool     `json:"least,omitempty"`
+	Met   bool     `json:"met"`
+}
+
+func (r *result) file() file {
+	f := file{Seed: r.cfg.seed, Nodes: r.cfg.nodes, Sizes: make(map[string]sample), Notes: r.notes}
+	for pods, s := range r.sizes {
+		finite := sample{}
+		for name, v := range s {
+			if isFinite(v) {
+				finite[name] = v
+			}
+		}
+		f.Sizes[fmt.Sprint(pods)] = finite
+	}
+	for _, b := range r.bounds() {
+		one := fileBound{Name: b.name, Limit: b.limit, Least: b.least, Met: b.met()}
+		if isFinite(b.value) {
+			one.Value = &b.value
+		}
+		f.Bounds = append(f.Bounds, one)
+	}
+	return f
+}
+
+func isFinite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
+
+func (r *result) write(path string) error {
+	text, err := json.MarshalIndent(r.file(), "", "  ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(path, append(text, '\n'), 0o644)
+}
