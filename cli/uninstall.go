@@ -251,9 +251,8 @@ func (u *removal) removeRest(ctx context.Context, c *cluster, p *progress, ds *a
 			errs = append(errs, err)
 		}
 	}
-	for _, name := range []string{"tacit-captured", "tacit-bundle"} {
-		gone(core.ConfigMaps(namespace).Delete(ctx, name, metav1.DeleteOptions{}))
-	}
+	gone(core.ConfigMaps(namespace).Delete(ctx, kube.BundleMap, metav1.DeleteOptions{}))
+	gone(core.ConfigMaps(namespace).DeleteCollection(ctx, metav1.DeleteOptions{}, metav1.ListOptions{LabelSelector: kube.LabelCaptured}))
 	gone(c.client.CoordinationV1().Leases(namespace).Delete(ctx, controlName, metav1.DeleteOptions{}))
 	if !u.keepCA {
 		gone(core.Secrets(namespace).Delete(ctx, "tacit-ca", metav1.DeleteOptions{}))

@@ -550,7 +550,7 @@ func TestNewRefuses(t *testing.T) {
 func TestBrokenMemoryIsNotForgotten(t *testing.T) {
 	for _, content := range []string{"", "{", `[{"uid":"a","state":"enrolling"}]`, `[{"uid":"a","state":"else"}]`} {
 		storage := folder(t)
-		if err := storage.Save([]byte(content)); err != nil {
+		if err := storage.Save(3, []byte(content)); err != nil {
 			t.Fatal(err)
 		}
 		if list, err := (&store{storage: storage}).load(); err == nil {

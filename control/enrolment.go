@@ -152,6 +152,8 @@ type enrolment struct {
 	withdrawn uint64
 	// told are its addresses by its agent, nil if that has not said.
 	told []netip.Addr
+	// unkept says that its state is not remembered yet, so that nobody is told of it.
+	unkept bool
 	// markedPorts is mesh.Workload's, by its agent; news says that it has changed and no
 	// node has been told.
 	markedPorts, news bool
@@ -211,10 +213,13 @@ func (e *enrolment) hear(r xds.Report) {
 	}
 }
 
+// direct tells whether the others are told to dial it by direct.
+func (e *enrolment) direct() bool { return e.state.direct() && !e.unkept }
+
 // announced notes which publication announces the pod where it is now.
 func (e *enrolment) announced(version uint64) {
 	switch {
-	case e.state != Announced || e.pod.Workload == nil:
+	case !e.direct() || e.pod.Workload == nil:
 		e.at, e.spreading = nil, 0
 	case !slices.Equal(e.at, e.pod.Workload.Addresses):
 		e.at, e.spreading = e.pod.Workload.Addresses, version

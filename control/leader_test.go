@@ -78,31 +78,31 @@ type board struct {
 	bundle func([]byte) error
 
 	mu      sync.Mutex // guards what follows
-	content []byte
-	version int
+	content [kube.Shards][]byte
+	version [kube.Shards]int
 }
 
 // sheet is one process's view of a board.
 type sheet struct {
 	*board
-	known int
+	known [kube.Shards]int
 }
 
-func (s *sheet) Load() ([]byte, error) {
+func (s *sheet) Load() ([kube.Shards][]byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.known = s.version
 	return s.content, nil
 }
 
-func (s *sheet) Save(b []byte) error {
+func (s *sheet) Save(shard int, b []byte) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.known != s.version {
-		return fmt.Errorf("version %d, not %d: %w", s.version, s.known, fs.ErrExist)
+	if s.known[shard] != s.version[shard] {
+		return fmt.Errorf("version %d, not %d: %w", s.version[shard], s.known[shard], fs.ErrExist)
 	}
-	s.version++
-	s.known, s.content = s.version, b
+	s.version[shard]++
+	s.known[shard], s.content[shard] = s.version[shard], b
 	return nil
 }
 
@@ -215,7 +215,7 @@ func TestNewLeaderWithdrawsNobody(t *testing.T) {
 // Somebody else has saved: what we would publish may contradict it.
 func TestDeposedLeaderPublishesNothing(t *testing.T) {
 	for name, depose := range map[string]func(m *model){
-		"by what is saved": func(m *model) { m.r.store = &brokenSaver{fmt.Errorf("changed: %w", fs.ErrExist)} },
+		"by what is saved": func(m *model) { m.r.store = &brokenSaver{saver: m, err: fmt.Errorf("changed: %w", fs.ErrExist)} },
 		"by its lease":     func(m *model) { m.r.leads = func() bool { return false } },
 	} {
 		m := newModel(t, false)

@@ -31,7 +31,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "tacit_control_signing_requests_total", Help: "Signing requests by result: signed, denied, bad_request, failed.",
 		}, []string{"result"}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "tacit_control_publish_failures_total", Help: "Publications put off because the state could not be written.",
+			Name: "tacit_control_publish_failures_total", Help: "Times that something that must be remembered could not be written. What it is about is not announced.",
 		}),
 		reconcile: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "tacit_control_reconcile_seconds", Help: "Time from something new to its publication.",

@@ -128,10 +128,17 @@ func (m *model) restart() {
 	m.reconcile()
 }
 
-func (m *model) save(list []memory) error {
-	m.saved = list
-	return nil
+func (m *model) put(what memory) {
+	m.drop(what.UID)
+	m.saved = append(m.saved, what)
 }
+
+func (m *model) drop(uid string) {
+	m.saved = slices.DeleteFunc(slices.Clone(m.saved), func(had memory) bool { return had.UID == uid })
+}
+
+func (m *model) save() error           { return nil }
+func (m *model) keeps(uid string) bool { return true }
 
 func (m *model) reconcile() { m.r.reconcile(m.now) }
 

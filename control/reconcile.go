@@ -39,7 +39,12 @@ type publisher interface {
 type viewer interface{ put(kube.View) }
 
 // saver is what the reconciler needs of store.
-type saver interface{ save([]memory) error }
+type saver interface {
+	put(memory)
+	drop(uid string)
+	save() error
+	keeps(uid string) bool
+}
 
 // reconciler brings objects, reports and acknowledgements together, and publishes
 // what follows. One goroutine runs it and owns it, except for what others load.
@@ -64,6 +69,8 @@ type reconciler struct {
 	dirty bool
 	// deposed: somebody else may lead. Nothing is saved or published any more.
 	deposed bool
+	// unsaved is why not everything is remembered, nil if it is.
+	unsaved error
 	// problems are those told by their topics; untold is how many are not.
 	problems map[string]bool
 	untold   int
@@ -106,27 +113,37 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 	r.roster.away.see(r.roster.pods, r.outlook(now))
 	for r.roster.advance(r.outlook(now)) || r.dirty {
 		r.dirty = true
-		if err := r.save(); err != nil {
-			r.metrics.failures.Inc()
-			r.log.Error("nothing published, will try again", "error", err, "after", retryAfter)
+		if r.save(); r.deposed {
 			return retryAfter
 		}
 		r.publish()
 	}
 	r.observe(now)
+	if r.unsaved != nil {
+		r.dirty = true
+		return min(retryAfter, r.wait(now))
+	}
 	return r.wait(now)
 }
 
 // save keeps what must not be forgotten. Who has become the leader meanwhile has
-// saved before it publishes, and so this fails before anything is published here.
-func (r *reconciler) save() error {
+// saved before it publishes, and so this fails before anything is published here. A pod of
+// which something cannot be saved is not announced, and holds up no other.
+func (r *reconciler) save() {
 	if r.leads != nil && !r.leads() {
 		r.deposed = true
-		return errDeposed
+		return
 	}
-	err := r.store.save(r.roster.remember())
-	r.deposed = errors.Is(err, fs.ErrExist)
-	return err
+	r.roster.remember(r.store)
+	before := r.unsaved
+	if r.unsaved = r.store.save(); r.unsaved != nil {
+		r.metrics.failures.Inc()
+		r.deposed = errors.Is(r.unsaved, fs.ErrExist)
+		if before == nil || before.Error() != r.unsaved.Error() {
+			r.log.Error("not everything is remembered, will try again", "error", r.unsaved, "every", retryAfter)
+		}
+	}
+	r.roster.kept(r.store)
 }
 
 func (r *reconciler) takeInbox(now time.Time) {
@@ -270,6 +287,6 @@ func (r *reconciler) observe(now time.Time) {
 	r.status.Store(&s)
 	r.metrics.observe(s)
 	if r.presenter != nil {
-		r.presenter.put(r.roster.view(r.outlook(now), r.server.Nodes(), r.build.TrustDomain))
+		r.presenter.put(r.roster.view(r.outlook(now), r.server.Nodes(), r.build.TrustDomain, r.unsaved))
 	}
 }

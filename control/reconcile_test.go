@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -21,9 +22,13 @@ import (
 )
 
 // brokenSaver is a full disk.
-type brokenSaver struct{ err error }
+type brokenSaver struct {
+	saver
+	err error
+}
 
-func (s *brokenSaver) save([]memory) error { return s.err }
+func (s *brokenSaver) save() error       { return s.err }
+func (s *brokenSaver) keeps(string) bool { return s.err == nil }
 
 // What is not remembered is not published: a restart would take it back, in clear.
 func TestNothingIsPublishedThatIsNotRemembered(t *testing.T) {
@@ -31,12 +36,11 @@ func TestNothingIsPublishedThatIsNotRemembered(t *testing.T) {
 	m.labels["p1-1"] = true
 	m.objects()
 	m.reconcile()
-	disk := &brokenSaver{errors.New("disk full")}
+	disk := &brokenSaver{m, errors.New("disk full")}
 	m.r.store = disk
-	version := m.server.version
 	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Captured})
-	if wait := m.r.reconcile(m.now); wait != retryAfter || m.server.version != version {
-		t.Errorf("published %d after %d, next look in %v: want nothing new, and another try in %v", m.server.version, version, wait, retryAfter)
+	if wait := m.r.reconcile(m.now); wait > retryAfter || m.server.latest.Workloads[0].Direct {
+		t.Errorf("direct %v, next look in %v: want not announced, and another try in %v", m.server.latest.Workloads[0].Direct, wait, retryAfter)
 	}
 	disk.err = nil
 	m.reconcile()
@@ -187,13 +191,61 @@ func TestStatusIsJSON(t *testing.T) {
 
 func TestStoreRemembers(t *testing.T) {
 	storage := folder(t)
-	want := []memory{{UID: "u", Namespace: "n", Name: "p", Node: "n1", State: Withdrawing}}
-	if err := (&store{storage: storage}).save(want); err != nil {
+	want := memory{UID: "u", Namespace: "n", Name: "p", Node: "n1", State: Withdrawing}
+	first := loaded(t, storage)
+	first.put(want)
+	first.put(memory{UID: "v", State: Announced})
+	first.drop("v")
+	if err := first.save(); err != nil {
 		t.Fatal(err)
 	}
 	got, err := (&store{storage: storage}).load()
-	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+	if diff := cmp.Diff([]memory{want}, got); err != nil || diff != "" {
 		t.Errorf("%v (-want +got)\n%s", err, diff)
+	}
+}
+
+func loaded(t *testing.T, storage Storage) *store {
+	t.Helper()
+	s := &store{storage: storage}
+	if _, err := s.load(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// brokenShard takes everything but one shard.
+type brokenShard struct {
+	*StorageFolder
+	broken int
+	saved  []int
+	mu     sync.Mutex // guards saved
+}
+
+func (s *brokenShard) Save(shard int, b []byte) error {
+	if shard == s.broken {
+		return errors.New("too large")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.saved = append(s.saved, shard)
+	return s.StorageFolder.Save(shard, b)
+}
+
+// A shard that cannot be written is tried again, and holds up its own pods only; what does not
+// differ is not written.
+func TestStoreSavesWhatDiffers(t *testing.T) {
+	storage := &brokenShard{StorageFolder: folder(t), broken: shardOf("a")}
+	s := loaded(t, storage)
+	s.put(memory{UID: "a", State: Announced})
+	s.put(memory{UID: "b", State: Announced})
+	if err := s.save(); err == nil || s.keeps("a") || !s.keeps("b") || !slices.Equal(storage.saved, []int{shardOf("b")}) {
+		t.Errorf("error %v, keeps %v %v, saved %v: want b alone, and to hear of the other", err, s.keeps("a"), s.keeps("b"), storage.saved)
+	}
+	storage.broken, storage.saved = -1, nil
+	s.put(memory{UID: "b", State: Announced})
+	if err := s.save(); err != nil || !s.keeps("a") || !slices.Equal(storage.saved, []int{shardOf("a")}) {
+		t.Errorf("error %v, keeps a %v, saved %v: want a alone", err, s.keeps("a"), storage.saved)
 	}
 }
 

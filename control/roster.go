@@ -1,7 +1,6 @@
 package control
 
 import (
-	"cmp"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -25,6 +24,8 @@ type roster struct {
 	heard map[string]map[string]xds.Report
 	// away is since when agents are not connected.
 	away away
+	// gone are pods that are to be forgotten, by UID.
+	gone map[string]bool
 	// past is what an earlier process remembered, by UID, until its object is here.
 	past map[string]memory
 }
@@ -35,6 +36,7 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 		pods:  make(map[string]*enrolment),
 		heard: make(map[string]map[string]xds.Report),
 		away:  make(away),
+		gone:  make(map[string]bool),
 		past:  make(map[string]memory, len(past)),
 	}
 	for _, m := range past {
@@ -64,10 +66,16 @@ func (r *roster) objects(result kube.Result, now time.Time) {
 		if r.pods[uid] == nil {
 			// Should its object come back, its agent has to speak again.
 			delete(r.heard[e.pod.Node], uid)
+			r.gone[uid] = true
 			r.log.Info("pod gone", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", uid, "node", e.pod.Node, "state", e.state)
 		}
 	}
 	// The first objects are all objects: what is not among them is gone.
+	for uid := range r.past {
+		if r.pods[uid] == nil {
+			r.gone[uid] = true
+		}
+	}
 	clear(r.past)
 }
 
@@ -171,7 +179,7 @@ func (r *roster) snapshot() xds.Snapshot {
 	for i, w := range s.Workloads {
 		if e, is := enrolled[w]; is {
 			told := *w
-			told.Enrolled, told.Direct, told.MarkedPorts = true, e.state.direct(), e.markedPorts
+			told.Enrolled, told.Direct, told.MarkedPorts = true, e.direct(), e.markedPorts
 			s.Workloads[i] = &told
 		}
 	}
@@ -195,18 +203,28 @@ type allowance struct {
 	id   mesh.ID
 }
 
-// remember is what must outlive the process: who may be dialled by direct, and
+// remember gives s what must outlive the process: who may be dialled by direct, and
 // whose release is under way.
-func (r *roster) remember() []memory {
-	list := []memory{}
+func (r *roster) remember(s saver) {
 	for _, e := range r.pods {
 		switch e.state {
 		case Announced, Withdrawing, Releasing:
-			list = append(list, memory{UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Node: e.pod.Node, State: e.state})
+			s.put(memory{UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Node: e.pod.Node, State: e.state})
+		default:
+			s.drop(e.pod.UID)
 		}
 	}
-	slices.SortFunc(list, func(x, y memory) int { return cmp.Compare(x.UID, y.UID) })
-	return list
+	for uid := range r.gone {
+		s.drop(uid)
+	}
+	clear(r.gone)
+}
+
+// kept notes whose state s has saved.
+func (r *roster) kept(s saver) {
+	for uid, e := range r.pods {
+		e.unkept = !s.keeps(uid)
+	}
 }
 
 // isNode tells whether a node of that name is in the cluster, as far as objects tell of

@@ -92,7 +92,7 @@ func (e *enrolment) status() PodStatus {
 	p := PodStatus{
 		UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Node: e.pod.Node, Identity: e.pod.ID.String(),
 		Addresses: []string{}, Wanted: e.pod.Enrol, Enrolled: e.state.enrol(), Captured: e.word == captured || e.word == stale,
-		Unprotected: e.state.enrol() && e.word == free, Direct: e.state.direct(),
+		Unprotected: e.state.enrol() && e.word == free, Direct: e.direct(),
 		State: e.state, Since: e.since, Reason: e.reason, withdrawn: e.withdrawn,
 	}
 	if e.pod.Workload != nil {

@@ -7,21 +7,23 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/control/ca"
+	"tacit.dev/control/kube"
 )
 
 // Storage keeps what control must not forget, and what nodes have to find. One process
-// writes it at a time; its methods are not called at once, except for
-// PublishBundle.
+// writes it at a time. Save and PublishBundle may be called at once, but not for one
+// shard.
 type Storage interface {
-	// Load returns what was saved last, nil if nothing was.
-	Load() ([]byte, error)
-	// Save keeps b, whole or not at all. The error wraps fs.ErrExist if another
-	// process has saved since Load or the last Save.
-	Save(b []byte) error
+	// Load returns what was saved last, by shard; nil is what was never saved.
+	Load() ([kube.Shards][]byte, error)
+	// Save keeps b as a shard, whole or not at all. The error wraps fs.ErrExist if another
+	// process has saved it since Load or the last Save.
+	Save(shard int, b []byte) error
 	// PublishBundle puts the roots where nodes find them (PEM), and touches
 	// nothing if they are there.
 	PublishBundle(bundle []byte) error
@@ -30,7 +32,7 @@ type Storage interface {
 	String() string
 }
 
-// StorageFolder is a Storage in files: captured.json and bundle.pem, and a folder for
+// StorageFolder is a Storage in files: captured/SHARD.json and bundle.pem, and a folder for
 // the keys of the CA.
 type StorageFolder struct {
 	dir  string
@@ -61,17 +63,27 @@ func (s *StorageFolder) path(name string) string { return filepath.Join(s.dir, n
 // Keys is where the CA may keep its keys, in files with mode 0600.
 func (s *StorageFolder) Keys() ca.Store { return ca.Folder(s.path("ca")) }
 
-// Load reads captured.json.
-func (s *StorageFolder) Load() ([]byte, error) {
-	b, err := os.ReadFile(s.path("captured.json"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	return b, err
+func (s *StorageFolder) captured(shard int) string {
+	return s.path(filepath.Join("captured", strconv.Itoa(shard)+".json"))
 }
 
-// Save writes captured.json.
-func (s *StorageFolder) Save(b []byte) error { return ca.WriteFile(s.path("captured.json"), b, 0o600) }
+// Load reads the files in captured.
+func (s *StorageFolder) Load() (shards [kube.Shards][]byte, err error) {
+	for i := range shards {
+		if shards[i], err = os.ReadFile(s.captured(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return shards, err
+		}
+	}
+	return shards, nil
+}
+
+// Save writes one of them.
+func (s *StorageFolder) Save(shard int, b []byte) error {
+	if err := os.MkdirAll(s.path("captured"), 0o700); err != nil {
+		return err
+	}
+	return ca.WriteFile(s.captured(shard), b, 0o600)
+}
 
 // PublishBundle writes bundle.pem.
 func (s *StorageFolder) PublishBundle(b []byte) error {

@@ -84,9 +84,9 @@ func (p *presenter) run(ctx context.Context) error {
 }
 
 // view is what people should see that they do not.
-func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string) kube.View {
+func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string, unsaved error) kube.View {
 	v := kube.View{NoMesh: !r.result.Mesh.Found}
-	summary := kube.Summary{Facts: r.result.Mesh, TrustDomain: trustDomain, Exceptions: r.result.Exceptions}
+	summary := kube.Summary{Facts: r.result.Mesh, TrustDomain: trustDomain, Exceptions: r.result.Exceptions, Unsaved: unsaved}
 	for _, p := range r.result.Pods {
 		e := r.pods[p.UID]
 		want := e.condition(o.now, r.away.long(e.pod.Node, o.now))
@@ -132,6 +132,8 @@ func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
 		return kube.Condition{Status: "False", Reason: kube.Leaving, Message: "it is being released: its connections go on in plaintext"}
 	case e.word == free && e.reason != "":
 		return kube.Condition{Status: "False", Reason: kube.NotCaptured, Message: e.reason}
+	case e.state == Announced && e.unkept:
+		return kube.Condition{Status: "False", Reason: kube.Enrolling, Message: "it is captured, and not announced: control cannot save what it must remember of it"}
 	case e.pod.Contested:
 		return kube.Condition{Status: "False", Reason: kube.Contested, Message: "other objects claim its address: connections to it are refused"}
 	case e.over():

@@ -100,7 +100,7 @@ func TestViewOfMesh(t *testing.T) {
 	r.result.Mesh = kube.MeshFacts{Found: true, Generation: 4}
 	r.result.Nodes = tainted(t, "n1", "n2")
 	r.result.Exceptions = []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}
-	v := r.view(outlook{now: now, connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab")
+	v := r.view(outlook{now: now, connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab", nil)
 	if want := (kube.PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1, Leaving: 1, Exceptions: 1}); v.Mesh.Pods != want || v.Mesh.ObservedGeneration != 4 {
 		t.Errorf("pods %+v of generation %d, want %+v of 4", v.Mesh.Pods, v.Mesh.ObservedGeneration, want)
 	}
@@ -115,7 +115,7 @@ func TestViewOfMesh(t *testing.T) {
 	}
 	// What is shown already is not written again.
 	r.result.Mesh.Shown = *v.Mesh
-	if v := r.view(outlook{now: now.Add(time.Minute), connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab"); v.Mesh != nil {
+	if v := r.view(outlook{now: now.Add(time.Minute), connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab", nil); v.Mesh != nil {
 		t.Errorf("status is written again: %+v", v.Mesh)
 	}
 }

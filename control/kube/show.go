@@ -264,6 +264,8 @@ type Summary struct {
 	Pods        PodCounts
 	Nodes       NodeCounts
 	Exceptions  []Exception
+	// Unsaved is why not everything is saved that must be remembered, nil if it is.
+	Unsaved error
 	// Unprotected are ordered by name.
 	Unprotected []UnprotectedPod
 }
@@ -288,7 +290,9 @@ func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
 
 func (s Summary) ready() metav1.Condition {
 	c := metav1.Condition{Type: MeshReady, Status: metav1.ConditionTrue, Reason: "Serving", Message: "control serves nodes"}
-	if len(s.Facts.Faults) > 0 {
+	if s.Unsaved != nil {
+		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NotSaved", fmt.Sprintf("pods that are captured are not announced: %.4000s", s.Unsaved)
+	} else if len(s.Facts.Faults) > 0 {
 		c.Status, c.Reason, c.Message = metav1.ConditionFalse, "NotUnderstood", fmt.Sprintf("%.4000s", fmt.Sprint(s.Facts.Faults))
 	}
 	return c

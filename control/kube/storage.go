@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -18,57 +19,80 @@ import (
 const (
 	// BundleMap holds the roots of the mesh under the key bundle.pem: nodes mount it.
 	BundleMap = "tacit-bundle"
-	// capturedMap holds what control remembers of captured pods, compressed: a
-	// ConfigMap takes 1 MiB.
+	// capturedMap begins the names of those that hold what control remembers of captured
+	// pods, compressed: a ConfigMap takes 1 MiB, so there are Shards of them.
 	capturedMap = "tacit-captured"
 	capturedKey = "captured.json.gz"
-	// maxCaptured bounds what is unpacked, in bytes.
-	maxCaptured = 64 << 20
+	// maxCaptured bounds what is unpacked of one, in bytes.
+	maxCaptured = 8 << 20
+
+	// LabelCaptured is a label of all ConfigMaps of captured pods.
+	LabelCaptured = "tacit.dev/captured"
+	// Shards is how many parts there are of what control remembers of captured pods. Another
+	// number would be another place for what is kept.
+	Shards = 64
+	// loaders is how many are read at once.
+	loaders = 8
 )
 
+// CapturedMap is the name of the ConfigMap that holds a shard.
+func CapturedMap(shard int) string { return fmt.Sprintf("%s-%d", capturedMap, shard) }
+
 // Storage keeps in ConfigMaps what control must not forget. One process may write it
-// at a time; its methods are not called at once, except for PublishBundle.
+// at a time. Save and PublishBundle may be called at once, but not for one shard.
 type Storage struct {
 	client    kubernetes.Interface
 	namespace string
-	// version of the ConfigMap with captured pods when it was last read or
+	// versions of the ConfigMaps with captured pods when they were last read or
 	// written: who has become the writer meanwhile is not overwritten.
-	version string
+	versions [Shards]string
 }
 
 // NewStorage reads nothing. It needs create of configmaps in the namespace, and get
-// and update of tacit-bundle and tacit-captured.
+// and update of tacit-bundle and of each CapturedMap.
 func NewStorage(c kubernetes.Interface, namespace string) *Storage {
 	return &Storage{client: c, namespace: namespace}
 }
 
-func (s *Storage) String() string { return "ConfigMap " + s.namespace + "/" + capturedMap }
+func (s *Storage) String() string { return "ConfigMaps " + s.namespace + "/" + capturedMap + "-*" }
 
-// Load returns what was saved last, nil if nothing was.
-func (s *Storage) Load() ([]byte, error) {
-	m, err := s.get(capturedMap)
+// Load returns what was saved last, by shard; what was never saved is nil.
+func (s *Storage) Load() (shards [Shards][]byte, err error) {
+	var g errgroup.Group
+	g.SetLimit(loaders)
+	for i := range shards {
+		g.Go(func() (err error) {
+			shards[i], err = s.load(i)
+			return err
+		})
+	}
+	return shards, g.Wait()
+}
+
+func (s *Storage) load(shard int) ([]byte, error) {
+	m, err := s.get(CapturedMap(shard))
 	if m == nil || err != nil {
-		s.version = ""
+		s.versions[shard] = ""
 		return nil, err
 	}
 	r, err := gzip.NewReader(bytes.NewReader(m.BinaryData[capturedKey]))
 	if err != nil {
-		return nil, fmt.Errorf("read %v: %w", s, err)
+		return nil, fmt.Errorf("read ConfigMap %s/%s: %w", s.namespace, m.Name, err)
 	}
 	b, err := io.ReadAll(io.LimitReader(r, maxCaptured+1))
 	if err == nil && len(b) > maxCaptured {
 		err = fmt.Errorf("more than %d bytes", maxCaptured)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read %v: %w", s, err)
+		return nil, fmt.Errorf("read ConfigMap %s/%s: %w", s.namespace, m.Name, err)
 	}
-	s.version = m.ResourceVersion
+	s.versions[shard] = m.ResourceVersion
 	return b, nil
 }
 
-// Save keeps b. The error wraps fs.ErrExist if another process has saved since
+// Save keeps b as a shard. The error wraps fs.ErrExist if another process has saved it since
 // Load or the last Save.
-func (s *Storage) Save(b []byte) error {
+func (s *Storage) Save(shard int, b []byte) error {
 	var packed bytes.Buffer
 	w := gzip.NewWriter(&packed)
 	if _, err := w.Write(b); err != nil {
@@ -77,14 +101,15 @@ func (s *Storage) Save(b []byte) error {
 	if err := w.Close(); err != nil {
 		return err
 	}
-	m := s.configMap(capturedMap)
-	m.ResourceVersion = s.version
+	m := s.configMap(CapturedMap(shard))
+	m.Labels[LabelCaptured] = "shard"
+	m.ResourceVersion = s.versions[shard]
 	m.BinaryData = map[string][]byte{capturedKey: packed.Bytes()}
 	m, err := s.put(m)
 	if err != nil {
 		return err
 	}
-	s.version = m.ResourceVersion
+	s.versions[shard] = m.ResourceVersion
 	return nil
 }
 
