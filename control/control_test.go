@@ -222,17 +222,17 @@ func isKnown(list []mesh.Pod, pod, ip string) bool {
 // awaitDirect waits for a World in which the address is direct, or is not.
 func (n *testNode) awaitDirect(ip string, want bool) {
 	n.t.Helper()
-	n.awaitWorkload(ip, fmt.Sprintf("direct: %v", want), func(w *mesh.Workload) bool { return w.Direct == want })
+	n.awaitWorkload(ip, fmt.Sprintf("direct: %v", want), func(w *mesh.Peer) bool { return w.Direct == want })
 }
 
 // awaitBetween waits for a World in which the address is enrolled, and not direct.
 func (n *testNode) awaitBetween(ip string) {
 	n.t.Helper()
-	n.awaitWorkload(ip, "enrolled and not direct", func(w *mesh.Workload) bool { return w.Enrolled && !w.Direct })
+	n.awaitWorkload(ip, "enrolled and not direct", func(w *mesh.Peer) bool { return w.Enrolled && !w.Direct })
 }
 
 // awaitWorkload waits for a World in which the workload at the address is so.
-func (n *testNode) awaitWorkload(ip, what string, is func(*mesh.Workload) bool) {
+func (n *testNode) awaitWorkload(ip, what string, is func(*mesh.Peer) bool) {
 	n.t.Helper()
 	for limit := time.After(patience); ; {
 		select {
@@ -323,7 +323,7 @@ func TestEnrolAndRelease(t *testing.T) {
 	close(held)
 	n1.awaitEnrol("server", false)
 	n1.report("server", xds.Released)
-	n2.awaitWorkload("10.30.1.2", "outside", func(w *mesh.Workload) bool { return !w.Enrolled })
+	n2.awaitWorkload("10.30.1.2", "outside", func(w *mesh.Peer) bool { return !w.Enrolled })
 
 	b.namespace("on")
 	n1.awaitEnrol("server", true)

@@ -1,5 +1,10 @@
 package mesh
 
+import (
+	"cmp"
+	"slices"
+)
+
 // Changes is what differs in the mesh: what is new or other than before, and the names of
 // what is gone. No name is in it twice. The order within it is of no account.
 type Changes struct {
@@ -8,4 +13,17 @@ type Changes struct {
 	Places    []*Place
 	// Gone are UIDs of workloads, Keys of services and Names of places.
 	Gone []string
+}
+
+// All returns everything that w knows, ordered by name, as what leads to it from nothing.
+func (w *World) All() (all Changes) {
+	for p := range w.Workloads() {
+		all.Workloads = append(all.Workloads, p.Workload())
+	}
+	all.Services = slices.Collect(w.Services())
+	all.Places = slices.Collect(values(&w.places))
+	slices.SortFunc(all.Workloads, func(a, b *Workload) int { return cmp.Compare(a.UID, b.UID) })
+	slices.SortFunc(all.Services, byKey)
+	slices.SortFunc(all.Places, byName)
+	return all
 }

@@ -1,5 +1,5 @@
 // Package mesh holds the nouns of Tacit: who a pod is (ID), what runs where
-// (Workload, Service, World), what a node is told to enrol (Pod), and what
+// (Workload, Peer, Service, World), what a node is told to enrol (Pod), and what
 // happened on one connection (Flow). Every other package speaks in these
 // words, and in no others for the same thing:
 //
@@ -9,6 +9,7 @@
 //	pod          a network namespace with an identity, on one node
 //	workload     a pod as the others see it: addresses, identity, services
 //	service      a name and virtual addresses for a set of workloads
+//	peer         a workload as a World keeps it, small
 //	endpoint     one workload and port behind a port of a service
 //	place        addresses that are a node's, contested, or in the cluster's ranges
 //	inlet        an address or a node's port that leads to a service, besides its own

@@ -29,8 +29,8 @@ const (
 type Flow struct {
 	Reporter Reporter
 	// Source and Destination are nil where the World knows nobody.
-	Source      *Workload
-	Destination *Workload
+	Source      *Peer
+	Destination *Peer
 	// Service is what the application dialled, nil if it dialled an address.
 	Service    *Service
 	SourceAddr netip.AddrPort

@@ -127,7 +127,7 @@ func (s *Service) Key() string { return s.Namespace + "/" + s.Hostname }
 
 // Endpoint is one workload, and the port on which it serves a port of a service.
 type Endpoint struct {
-	Workload *Workload
+	Workload *Peer
 	Port     uint16
 }
 

@@ -1,9 +1,7 @@
 package mesh
 
 import (
-	"cmp"
 	"iter"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,43 +11,64 @@ import (
 const formerFor = 2 * time.Minute
 
 // World is what a node knows of the mesh at one moment. It is immutable:
-// readers load it through one atomic pointer, a writer builds another one and
-// swaps it in. The zero World is empty and usable.
+// readers load it through one atomic pointer, a writer makes another one of it (With) and
+// swaps that in. The two share all but what has changed. The zero World is empty and usable.
 //
 // Of an address it knows one of three things: whose it is (Workload, Service, Inlet,
 // HostPort, IsNode); that it is not the cluster's; or that it is the cluster's and not
 // known (Former, Contested, IsOurs).
 type World struct {
-	// known is everything, by its name: a *Workload, *Service or *Place.
-	known     map[string]any
-	workloads map[netip.Addr]*Workload
-	services  map[netip.Addr]*Service
-	named     map[string]*Service
-	endpoints map[endpointKey][]Endpoint
-	// pods are those that a Listed workload names, by UID.
-	pods map[string]*Workload
-	// external has who shares an external address, nodePorts what a port of every node
-	// leads to.
-	external  map[netip.Addr][]*Service
-	nodePorts map[uint16]Inlet
-	hostPorts map[hostPortKey][]*Workload
-	// portRange is that of nodePorts, and healthPorts are those of it that are kube-proxy's own.
-	portRange   NodePorts
-	healthPorts map[uint16]bool
-	nodes       map[netip.Addr]*Place
-	contested   map[netip.Addr]bool
-	ranges      ranges
-	// former has what led to pods and services and leads nowhere now, with the time since
-	// when. Port 0 is the whole address, the zero Addr is every node's.
-	former map[netip.AddrPort]time.Time
+	era era
+
+	// What there is, by name.
+	peers    trie[string, *Peer]
+	services trie[string, *Service]
+	places   trie[string, *Place]
+
+	// What leads to it.
+	pods      claims[address, *Peer]
+	virtual   claims[address, *Service]
+	inlets    claims[destination, *Service]
+	nodes     claims[address, *Place]
+	contested claims[address, *Place]
+	hostPorts trie[hostPort, []*Peer] // by UID
+	endpoints trie[servicePort, []Endpoint]
+	ranges    ranges
+	former    former
+	// portRange has who says out of which ports services get ports of nodes, and healthPorts
+	// counts those that are kube-proxy's own.
+	portRange   claims[struct{}, *Place]
+	healthPorts trie[uint16, int]
+
+	// What many Peers share.
+	kinds shared[Kind]
+	spots shared[Spot]
 }
 
-type endpointKey struct {
+// address is a netip.Addr without a pointer.
+type address [16]byte
+
+// addressOf has no address for what leads nowhere, or somewhere else on each node.
+func addressOf(a netip.Addr) (address, bool) {
+	if !a.IsValid() || a.IsUnspecified() || a.Zone() != "" {
+		return address{}, false
+	}
+	return a.As16(), true
+}
+
+// destination is what leads to something: a port of an address, or of each node where that
+// is zero; port 0 is the whole address.
+type destination struct {
+	at   address
+	port uint16
+}
+
+type servicePort struct {
 	service string
 	port    uint16
 }
 
-type hostPortKey struct {
+type hostPort struct {
 	node string
 	port uint16
 }
@@ -62,252 +81,79 @@ type Inlet struct {
 	Node string
 }
 
-// NewWorld indexes workloads, services and places. It keeps the pointers: none of them
-// may be changed afterwards. Of two workloads with one address the later one
-// counts, unless only the earlier one is ready: a finished pod's address may
-// already be another's.
+// NewWorld is the World in which these are all there is.
 func NewWorld(workloads []*Workload, services []*Service, places ...*Place) *World {
-	w := &World{
-		known:     make(map[string]any, len(workloads)+len(services)+len(places)),
-		workloads: make(map[netip.Addr]*Workload, len(workloads)),
-		services:  make(map[netip.Addr]*Service, len(services)),
-		named:     make(map[string]*Service, len(services)),
-		endpoints: make(map[endpointKey][]Endpoint),
-		pods:      make(map[string]*Workload),
-		external:  make(map[netip.Addr][]*Service),
-		nodePorts: make(map[uint16]Inlet),
-		hostPorts: make(map[hostPortKey][]*Workload),
-		nodes:     make(map[netip.Addr]*Place),
-		contested: make(map[netip.Addr]bool),
-
-		healthPorts: make(map[uint16]bool),
-	}
-	for _, s := range services {
-		w.addService(s)
-	}
-	for _, wl := range workloads {
-		if wl.Of != "" {
-			w.pods[wl.Of] = nil
-		}
-	}
-	for _, wl := range workloads {
-		w.addWorkload(wl)
-	}
-	for _, p := range places {
-		w.addPlace(p)
-	}
-	return w
+	return new(World).With(Changes{Workloads: workloads, Services: services, Places: places}, time.Time{})
 }
 
-func (w *World) addService(s *Service) {
-	w.known[s.Key()] = s
-	w.named[s.Key()] = s
-	for _, a := range s.Addresses {
-		w.services[a.Unmap()] = s
+// leads reports whether something leads to a pod or service.
+func (w *World) leads(to destination) bool {
+	if to.port != 0 {
+		_, is := w.inlets.owner.get(to)
+		return is
 	}
-	for _, a := range s.External {
-		w.external[a.Unmap()] = append(w.external[a.Unmap()], s)
+	if _, is := w.pods.owner.get(to.at); is {
+		return true
 	}
-	for _, p := range s.NodePorts {
-		w.nodePorts[p.Node] = Inlet{Service: s, Port: p.Service}
-	}
-	if s.HealthPort != 0 {
-		w.healthPorts[s.HealthPort] = true
-	}
-}
-
-func (w *World) addPlace(p *Place) {
-	w.known[p.Name] = p
-	for _, a := range p.Addresses {
-		if p.Contested {
-			w.contested[a.Unmap()] = true
-		} else if p.Node != "" {
-			w.nodes[a.Unmap()] = p
-		}
-	}
-	for _, r := range p.Ranges {
-		w.ranges.add(r)
-	}
-	if p.NodePorts != (NodePorts{}) {
-		w.portRange = p.NodePorts
-	}
-}
-
-func (w *World) addWorkload(wl *Workload) {
-	w.known[wl.UID] = wl
-	if _, named := w.pods[wl.UID]; named {
-		w.pods[wl.UID] = wl
-	}
-	for _, p := range wl.HostPorts {
-		k := hostPortKey{wl.Node, p.Port}
-		w.hostPorts[k] = append(w.hostPorts[k], wl)
-	}
-	if !wl.HostNetwork && !wl.Listed {
-		for _, a := range wl.Addresses {
-			if had := w.workloads[a.Unmap()]; had == nil || !had.Ready || wl.Ready {
-				w.workloads[a.Unmap()] = wl
-			}
-		}
-	}
-	if !wl.Ready {
-		return
-	}
-	for key, ports := range wl.Services {
-		for _, p := range ports {
-			k := endpointKey{key, p.Service}
-			w.endpoints[k] = append(w.endpoints[k], Endpoint{wl, p.Target})
-		}
-	}
-}
-
-// With returns the World that follows on w when c has happened. It knows also what led to
-// pods and services a while before now and leads nowhere any more. w is not changed; it
-// keeps the pointers, as NewWorld does.
-func (w *World) With(c Changes, now time.Time) *World {
-	known := maps.Clone(w.known)
-	if known == nil {
-		known = make(map[string]any)
-	}
-	for _, name := range c.Gone {
-		delete(known, name)
-	}
-	for _, x := range c.Workloads {
-		known[x.UID] = x
-	}
-	for _, x := range c.Services {
-		known[x.Key()] = x
-	}
-	for _, x := range c.Places {
-		known[x.Name] = x
-	}
-	all := inOrder(known)
-	return NewWorld(all.Workloads, all.Services, all.Places...).After(w, now)
-}
-
-// All returns everything that w knows, ordered by name, as what leads to it from nothing.
-func (w *World) All() Changes { return inOrder(w.known) }
-
-func inOrder(known map[string]any) (all Changes) {
-	for _, x := range known {
-		switch x := x.(type) {
-		case *Workload:
-			all.Workloads = append(all.Workloads, x)
-		case *Service:
-			all.Services = append(all.Services, x)
-		case *Place:
-			all.Places = append(all.Places, x)
-		}
-	}
-	slices.SortFunc(all.Workloads, func(a, b *Workload) int { return cmp.Compare(a.UID, b.UID) })
-	slices.SortFunc(all.Services, func(a, b *Service) int { return cmp.Compare(a.Key(), b.Key()) })
-	slices.SortFunc(all.Places, func(a, b *Place) int { return cmp.Compare(a.Name, b.Name) })
-	return all
-}
-
-// After returns the World w as one that follows on before: it knows also what led to pods
-// and services a while ago and leads nowhere now. Neither is changed.
-func (w *World) After(before *World, now time.Time) *World {
-	former := make(map[netip.AddrPort]time.Time)
-	for at, since := range before.former {
-		if !w.leads(at) && now.Sub(since) < formerFor {
-			former[at] = since
-		}
-	}
-	note := func(at netip.AddrPort) {
-		if !w.leads(at) {
-			former[at] = now
-		}
-	}
-	for a := range before.workloads {
-		note(netip.AddrPortFrom(a, 0))
-	}
-	for a := range before.services {
-		note(netip.AddrPortFrom(a, 0))
-	}
-	for key, s := range before.named {
-		if w.named[key] == s {
-			continue
-		}
-		for _, a := range s.External {
-			for _, p := range s.Ports {
-				note(netip.AddrPortFrom(a.Unmap(), p.Service))
-			}
-		}
-		for _, p := range s.NodePorts {
-			note(netip.AddrPortFrom(netip.Addr{}, p.Node))
-		}
-	}
-	if len(former) == 0 {
-		return w
-	}
-	next := *w
-	next.former = former
-	return &next
-}
-
-// leads reports whether an entry of former is somebody's again.
-func (w *World) leads(at netip.AddrPort) bool {
-	if at.Port() == 0 {
-		return w.workloads[at.Addr()] != nil || w.services[at.Addr()] != nil
-	}
-	_, is := w.nodePorts[at.Port()]
-	return is && !at.Addr().IsValid() || w.externalAt(at) != nil
-}
-
-// externalAt returns the service that has the external address and port.
-func (w *World) externalAt(at netip.AddrPort) *Service {
-	for _, s := range w.external[at.Addr()] {
-		if slices.ContainsFunc(s.Ports, func(p Port) bool { return p.Service == at.Port() }) {
-			return s
-		}
-	}
-	return nil
+	_, is := w.virtual.owner.get(to.at)
+	return is
 }
 
 // Former reports whether the destination is nobody's now, but led to a pod or service some
 // time before now. The next one that gets it may be there already, and not known yet; or
 // kube-proxy still knows the one before.
 func (w *World) Former(to netip.AddrPort, now time.Time) bool {
-	is := func(at netip.AddrPort) bool {
-		since, ok := w.former[at]
-		return ok && now.Sub(since) < formerFor
+	a, ok := addressOf(to.Addr())
+	if !ok {
+		return false
 	}
-	a := to.Addr().Unmap()
-	whole := netip.AddrPortFrom(a, 0)
-	if w.IsNode(a) {
-		whole = netip.AddrPortFrom(netip.Addr{}, to.Port())
+	whole := destination{at: a}
+	if w.IsNode(to.Addr()) {
+		whole = destination{port: to.Port()}
 	}
-	return is(whole) || is(netip.AddrPortFrom(a, to.Port()))
+	return w.former.has(whole, now) || w.former.has(destination{a, to.Port()}, now)
 }
 
 // Inlet returns the service that an address outside of the cluster, or a port of a node,
 // leads to.
 func (w *World) Inlet(to netip.AddrPort) (Inlet, bool) {
-	a := to.Addr().Unmap()
-	if s := w.externalAt(netip.AddrPortFrom(a, to.Port())); s != nil {
-		return Inlet{Service: s, Port: to.Port()}, true
-	}
-	node := w.nodes[a]
-	if node == nil {
+	a, ok := addressOf(to.Addr())
+	if !ok || to.Port() == 0 {
 		return Inlet{}, false
 	}
-	in, ok := w.nodePorts[to.Port()]
-	if ok && in.Service.NodeLocal {
+	if s, ok := w.inlets.owner.get(destination{a, to.Port()}); ok {
+		return Inlet{Service: s, Port: to.Port()}, true
+	}
+	node, ok := w.nodes.owner.get(a)
+	if !ok {
+		return Inlet{}, false
+	}
+	s, ok := w.inlets.owner.get(destination{port: to.Port()})
+	if !ok {
+		return Inlet{}, false
+	}
+	i := slices.IndexFunc(s.NodePorts, func(p NodePort) bool { return p.Node == to.Port() })
+	in := Inlet{Service: s, Port: s.NodePorts[i].Service}
+	if s.NodeLocal {
 		in.Node = node.Node
 	}
-	return in, ok
+	return in, true
 }
 
 // HostPort returns the pod that a port of a node leads to, and its own port there.
-func (w *World) HostPort(to netip.AddrPort) (pod *Workload, target uint16) {
-	a := to.Addr().Unmap()
-	node := w.nodes[a]
-	if node == nil {
+func (w *World) HostPort(to netip.AddrPort) (pod *Peer, target uint16) {
+	a, ok := addressOf(to.Addr())
+	if !ok {
 		return nil, 0
 	}
-	for _, wl := range w.hostPorts[hostPortKey{node.Node, to.Port()}] {
+	node, ok := w.nodes.owner.get(a)
+	if !ok {
+		return nil, 0
+	}
+	all, _ := w.hostPorts.get(hostPort{node.Node, to.Port()})
+	for _, wl := range all {
 		for _, p := range wl.HostPorts {
-			fits := !wl.HostNetwork && p.Port == to.Port() && (!p.Address.IsValid() || p.Address.Unmap() == a)
+			fits := !wl.HostNetwork && p.Port == to.Port() && (!p.Address.IsValid() || p.Address.Unmap() == to.Addr().Unmap())
 			if fits && (pod == nil || !pod.Ready || wl.Ready) {
 				pod, target = wl, p.Target
 			}
@@ -319,16 +165,20 @@ func (w *World) HostPort(to netip.AddrPort) (pod *Workload, target uint16) {
 // isListener reports whether a pod of the node's own network, or kube-proxy, is known to
 // listen at that port of a node.
 func (w *World) isListener(node string, port uint16) bool {
-	return w.healthPorts[port] || slices.ContainsFunc(w.hostPorts[hostPortKey{node, port}], func(wl *Workload) bool { return wl.HostNetwork })
+	if _, is := w.healthPorts.get(port); is {
+		return true
+	}
+	all, _ := w.hostPorts.get(hostPort{node, port})
+	return slices.ContainsFunc(all, func(wl *Peer) bool { return wl.HostNetwork })
 }
 
 // IsNode reports whether the address is a node's.
-func (w *World) IsNode(a netip.Addr) bool { return w.nodes[a.Unmap()] != nil }
+func (w *World) IsNode(a netip.Addr) bool { return owner(&w.nodes, a) != nil }
 
 // HasNodeIn reports whether a node has an address in the prefix.
 func (w *World) HasNodeIn(p netip.Prefix) bool {
-	for a := range w.nodes {
-		if p.Contains(a) {
+	for a := range w.nodes.owner.all() {
+		if p.Contains(netip.AddrFrom16(a).Unmap()) {
 			return true
 		}
 	}
@@ -336,48 +186,67 @@ func (w *World) HasNodeIn(p netip.Prefix) bool {
 }
 
 // Contested reports whether several objects claim the address, so that it is nobody's.
-func (w *World) Contested(a netip.Addr) bool { return w.contested[a.Unmap()] }
+func (w *World) Contested(a netip.Addr) bool { return owner(&w.contested, a) != nil }
 
 // IsOurs reports whether the destination is in one of the cluster's ranges. At a node that
 // is a port out of which services get theirs, and at which nobody else is known to listen.
 func (w *World) IsOurs(to netip.AddrPort) bool {
-	a := to.Addr().Unmap()
-	if node := w.nodes[a]; node != nil {
-		return w.portRange.Has(to.Port()) && !w.isListener(node.Node, to.Port())
+	if node := owner(&w.nodes, to.Addr()); node != nil {
+		by, ok := w.portRange.owner.get(struct{}{})
+		return ok && by.NodePorts.Has(to.Port()) && !w.isListener(node.Node, to.Port())
 	}
-	return w.ranges.has(a)
+	return w.ranges.has(to.Addr().Unmap())
 }
 
 // Pod returns the pod that a Listed workload is said to be of, or nil.
-func (w *World) Pod(listed *Workload) *Workload { return w.pods[listed.Of] }
+func (w *World) Pod(listed *Peer) *Peer {
+	if listed.Of == "" {
+		return nil
+	}
+	p, _ := w.peers.get(listed.Of)
+	return p
+}
 
-// Workload returns the pod that has the address, or nil: unknown, or a node.
-func (w *World) Workload(a netip.Addr) *Workload { return w.workloads[a.Unmap()] }
+// Workload returns the pod that has the address, or nil: unknown, or a node. Of several it
+// is one that is ready: a finished pod's address may already be another's.
+func (w *World) Workload(a netip.Addr) *Peer { return owner(&w.pods, a) }
 
-// Workloads are the pods to which an address leads; one may come twice.
-func (w *World) Workloads() iter.Seq[*Workload] {
-	return func(yield func(*Workload) bool) {
-		for _, all := range []iter.Seq[*Workload]{maps.Values(w.workloads), maps.Values(w.pods)} {
-			for wl := range all {
-				if wl != nil && !yield(wl) {
-					return
-				}
+// Workloads are all workloads.
+func (w *World) Workloads() iter.Seq[*Peer] { return values(&w.peers) }
+
+// Services are all services.
+func (w *World) Services() iter.Seq[*Service] { return values(&w.services) }
+
+// Service returns the service that has the virtual address, or nil.
+func (w *World) Service(a netip.Addr) *Service { return owner(&w.virtual, a) }
+
+// ServiceNamed returns the service with that Key, or nil.
+func (w *World) ServiceNamed(key string) *Service {
+	s, _ := w.services.get(key)
+	return s
+}
+
+// Endpoints returns the ready endpoints of a port of a service, ordered by UID. The slice is
+// the World's own: read only.
+func (w *World) Endpoints(s *Service, port uint16) []Endpoint {
+	all, _ := w.endpoints.get(servicePort{s.Key(), port})
+	return all
+}
+
+// owner returns whose the address is, or nil.
+func owner[V comparable](c *claims[address, V], a netip.Addr) (v V) {
+	if k, ok := addressOf(a); ok {
+		v, _ = c.owner.get(k)
+	}
+	return v
+}
+
+func values[K comparable, V any](t *trie[K, V]) iter.Seq[V] {
+	return func(yield func(V) bool) {
+		for _, v := range t.all() {
+			if !yield(v) {
+				return
 			}
 		}
 	}
-}
-
-// Services are all services.
-func (w *World) Services() iter.Seq[*Service] { return maps.Values(w.named) }
-
-// Service returns the service that has the virtual address, or nil.
-func (w *World) Service(a netip.Addr) *Service { return w.services[a.Unmap()] }
-
-// ServiceNamed returns the service with that Key, or nil.
-func (w *World) ServiceNamed(key string) *Service { return w.named[key] }
-
-// Endpoints returns the ready endpoints of a port of a service. The slice is
-// the World's own: read only.
-func (w *World) Endpoints(s *Service, port uint16) []Endpoint {
-	return w.endpoints[endpointKey{s.Key(), port}]
 }

@@ -13,8 +13,8 @@ func TestWorldFindsByAddress(t *testing.T) {
 	a := &Workload{UID: "a", Addresses: []netip.Addr{addr("10.0.0.1"), addr("fd00::1")}, Ready: true}
 	s := &Service{Namespace: "d", Hostname: "s", Addresses: []netip.Addr{addr("10.1.0.1")}}
 	w := NewWorld([]*Workload{a}, []*Service{s})
-	for _, got := range []*Workload{w.Workload(addr("10.0.0.1")), w.Workload(addr("::ffff:10.0.0.1")), w.Workload(addr("fd00::1"))} {
-		if got != a {
+	for _, got := range []*Peer{w.Workload(addr("10.0.0.1")), w.Workload(addr("::ffff:10.0.0.1")), w.Workload(addr("fd00::1"))} {
+		if got == nil || got.UID != a.UID {
 			t.Errorf("got %v, want a", got)
 		}
 	}
@@ -36,7 +36,7 @@ func TestEndpointsAreReadyOnes(t *testing.T) {
 	up := &Workload{UID: "up", Services: serve, Ready: true}
 	down := &Workload{UID: "down", Services: serve}
 	got := NewWorld([]*Workload{up, down}, []*Service{s}).Endpoints(s, 90)
-	if len(got) != 1 || got[0] != (Endpoint{up, 9090}) {
+	if len(got) != 1 || got[0].Workload.UID != up.UID || got[0].Port != 9090 {
 		t.Errorf("got %v, want up:9090 alone", got)
 	}
 }
@@ -59,7 +59,7 @@ func TestReusedAddressBelongsToTheReadyPod(t *testing.T) {
 	done := &Workload{UID: "done", Addresses: []netip.Addr{addr("10.0.0.1")}}
 	live := &Workload{UID: "live", Addresses: []netip.Addr{addr("10.0.0.1")}, Ready: true}
 	for _, order := range [][]*Workload{{done, live}, {live, done}} {
-		if got := NewWorld(order, nil).Workload(addr("10.0.0.1")); got != live {
+		if got := NewWorld(order, nil).Workload(addr("10.0.0.1")); got.UID != live.UID {
 			t.Errorf("got %v, want live", got)
 		}
 	}
@@ -67,13 +67,13 @@ func TestReusedAddressBelongsToTheReadyPod(t *testing.T) {
 
 func TestAddressesOfPodsThatAreGoneAreFormer(t *testing.T) {
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
-	world := func(addrs ...netip.Addr) *World { return NewWorld([]*Workload{{Addresses: addrs}}, nil) }
 	then := time.Now()
 	later := func(d time.Duration) time.Time { return then.Add(d) }
-	both := world(a, b)
-	one := world(a).After(both, then)
-	none := world().After(one, later(time.Minute))
-	again := world(b).After(none, later(time.Minute))
+	at := func(a netip.Addr) *Workload { return &Workload{UID: a.String(), Addresses: []netip.Addr{a}} }
+	both := NewWorld([]*Workload{at(a), at(b)}, nil)
+	one := both.With(Changes{Gone: []string{b.String()}}, then)
+	none := one.With(Changes{Gone: []string{a.String()}}, later(time.Minute))
+	again := none.With(Changes{Workloads: []*Workload{at(b)}}, later(time.Minute))
 	for _, row := range []struct {
 		name string
 		w    *World
@@ -91,10 +91,14 @@ func TestAddressesOfPodsThatAreGoneAreFormer(t *testing.T) {
 			t.Errorf("%s: %v, %v: want %v, %v", row.name, gotA, gotB, row.a, row.b)
 		}
 	}
-	if w := world(a, b); w.After(one, then) != w {
-		t.Error("nobody is gone, and the World was copied")
+	long := again
+	for i := range 3 {
+		long = long.With(Changes{}, later(time.Duration(i+2)*formerFor))
 	}
-	if forgot := world(a).After(none, later(formerFor)); len(forgot.former) != 0 {
-		t.Errorf("kept for ever: %v", forgot.former)
+	for range long.former.recent.all() {
+		t.Error("kept for ever")
+	}
+	for range long.former.earlier.all() {
+		t.Error("kept for ever")
 	}
 }

@@ -60,7 +60,7 @@ const (
 // between it is enrolled and not yet, or no longer, a mesh pod, and speaks TLS, always from a
 // marked port (awaitsTLS). So may one that only our World does not know to be
 // enrolled. Without the look its ClientHello would reach the application.
-func expect(source *mesh.Workload, port uint16, self standing, excluded bool) expectation {
+func expect(source *mesh.Peer, port uint16, self standing, excluded bool) expectation {
 	marked := mesh.IsDirectPort(port)
 	switch {
 	case !isMesh(source) && isEnrolled(source) && marked:
@@ -77,14 +77,14 @@ func expect(source *mesh.Workload, port uint16, self standing, excluded bool) ex
 	return expectDirect
 }
 
-func isMesh(w *mesh.Workload) bool { return w != nil && w.Direct }
+func isMesh(w *mesh.Peer) bool { return w != nil && w.Direct }
 
-func isEnrolled(w *mesh.Workload) bool { return w != nil && w.Enrolled }
+func isEnrolled(w *mesh.Peer) bool { return w != nil && w.Enrolled }
 
 // mayExclude reports whether an exclusion of the source may have led to the port of self
 // that was dialled: the source's rules see what the application dials, which may be a
 // service, or a port of a node.
-func mayExclude(w *mesh.World, source, self *mesh.Workload, dialled netip.AddrPort) bool {
+func mayExclude(w *mesh.World, source, self *mesh.Peer, dialled netip.AddrPort) bool {
 	if source == nil || len(source.ExcludeOutbound) == 0 {
 		return false
 	}
@@ -94,13 +94,11 @@ func mayExclude(w *mesh.World, source, self *mesh.Workload, dialled netip.AddrPo
 	if excludes(dialled) || self == nil {
 		return excludes(dialled)
 	}
-	for key, ports := range self.Services {
-		for _, p := range ports {
-			s := w.ServiceNamed(key)
-			if s != nil && p.Target == dialled.Port() && (slices.ContainsFunc(fronts(s, p.Service), excludes) ||
-				slices.ContainsFunc(s.NodePorts, func(n mesh.NodePort) bool { return n.Service == p.Service && excludesNode(w, source, n.Node) })) {
-				return true
-			}
+	for _, p := range self.Services {
+		s := w.ServiceNamed(p.Service)
+		if s != nil && p.Target == dialled.Port() && (slices.ContainsFunc(fronts(s, p.Port.Service), excludes) ||
+			slices.ContainsFunc(s.NodePorts, func(n mesh.NodePort) bool { return n.Service == p.Port.Service && excludesNode(w, source, n.Node) })) {
+			return true
 		}
 	}
 	return slices.ContainsFunc(self.HostPorts, func(p mesh.HostPort) bool {
@@ -109,7 +107,7 @@ func mayExclude(w *mesh.World, source, self *mesh.Workload, dialled netip.AddrPo
 }
 
 // excludesNode reports whether the source may reach a port of a node in plaintext.
-func excludesNode(w *mesh.World, source *mesh.Workload, port uint16) bool {
+func excludesNode(w *mesh.World, source *mesh.Peer, port uint16) bool {
 	return slices.ContainsFunc(source.ExcludeOutbound, func(e mesh.Exclusion) bool {
 		return (e.Port == 0 || e.Port == port) && (!e.Prefix.IsValid() || w.HasNodeIn(e.Prefix))
 	})
@@ -132,7 +130,7 @@ func (d *pod) expect(j *journey, w *mesh.World) expectation {
 // standing tells what others may know of this pod, self in the World. One that has not
 // heard that it is announced dials in plaintext, and a NAT on its way may have given it a
 // marked port.
-func (d *pod) standing(self *mesh.Workload) standing {
+func (d *pod) standing(self *mesh.Peer) standing {
 	if !isMesh(self) {
 		d.announced.Store(0)
 		return unannounced

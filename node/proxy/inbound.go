@@ -31,9 +31,9 @@ func (d *pod) inbound(ctx context.Context, j *journey) (relay.Conn, error) {
 	case err != nil:
 		return nil, err
 	case kind == direct.KindDirect:
-		return d.admitDirect(ctx, j, w)
+		return d.admitDirect(ctx, j)
 	case kind == direct.KindQuiet && e == expectEither:
-		return d.admitFirstWord(ctx, j, w)
+		return d.admitFirstWord(ctx, j)
 	}
 	return d.admitPlaintext(ctx, j)
 }
@@ -118,7 +118,7 @@ func (d *pod) peek(ctx context.Context, j *journey, limit time.Duration) (direct
 // the client in plaintext, then plaintext it is. A ClientHello that was late, as on
 // an overloaded node, still meets TLS, and never the application. There is no limit of time:
 // an idle connection of a pool costs as little here as when it is joined.
-func (d *pod) admitFirstWord(ctx context.Context, j *journey, w *mesh.World) (relay.Conn, error) {
+func (d *pod) admitFirstWord(ctx context.Context, j *journey) (relay.Conn, error) {
 	app, err := d.admitPlaintext(ctx, j)
 	if err != nil {
 		return nil, err
@@ -141,7 +141,7 @@ func (d *pod) admitFirstWord(ctx context.Context, j *journey, w *mesh.World) (re
 		return nil, err
 	case kind == direct.KindDirect:
 		app.Abort()
-		return d.admitDirect(ctx, j, w)
+		return d.admitDirect(ctx, j)
 	}
 	return app, nil
 }
@@ -156,21 +156,21 @@ func (d *pod) admitPlaintext(ctx context.Context, j *journey) (relay.Conn, error
 }
 
 // admitDirect proves who the peer is, dials the application, and tells the peer.
-func (d *pod) admitDirect(ctx context.Context, j *journey, w *mesh.World) (relay.Conn, error) {
+func (d *pod) admitDirect(ctx context.Context, j *journey) (relay.Conn, error) {
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
 	pc, hello, err := d.answer(ctx, j)
 	if err != nil {
 		return nil, err
 	}
-	return d.admit(ctx, j, w, pc, hello)
+	return d.admit(ctx, j, pc, hello)
 }
 
 // admit dials the application for what came over pc, and tells the peer.
-func (d *pod) admit(ctx context.Context, j *journey, w *mesh.World, pc *peerConn, hello direct.Hello) (relay.Conn, error) {
+func (d *pod) admit(ctx context.Context, j *journey, pc *peerConn, hello direct.Hello) (relay.Conn, error) {
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
 	j.near, j.flow.Resumed = pc, pc.Peer().Resumed
 	j.flow.SourceID, j.flow.DestinationID = pc.Peer().ID, d.id
-	app, err := d.admitPeer(ctx, j, w, pc.Peer().ID, hello)
+	app, err := d.admitPeer(ctx, j, pc.Peer().ID, hello)
 	pc.SetWriteDeadline(time.Now().Add(d.p.cfg.HandshakeTimeout)) // relay lifts it
 	if err != nil {
 		if pc.Reply(replyOf(refusalOf(err))) == nil && pc.Conn.CloseWrite() == nil {
@@ -186,11 +186,11 @@ func (d *pod) admit(ctx context.Context, j *journey, w *mesh.World, pc *peerConn
 }
 
 // admitPeer dials the application for a peer whose identity is proved.
-func (d *pod) admitPeer(ctx context.Context, j *journey, w *mesh.World, id mesh.ID, hello direct.Hello) (relay.Conn, error) {
+func (d *pod) admitPeer(ctx context.Context, j *journey, id mesh.ID, hello direct.Hello) (relay.Conn, error) {
 	if err := j.identify(id); err != nil {
 		return nil, err
 	}
-	j.flow.Service = serviceNamed(w, j.flow.Destination, hello.Service)
+	j.flow.Service = serviceNamed(d.p.know.world(), j.flow.Destination, hello.Service)
 	return d.dialApplication(ctx, j, j.sourcePort(hello))
 }
 
@@ -243,7 +243,7 @@ func (d *pod) awaitAnswer(ctx context.Context, tn *turn, j *journey) error {
 // domain will do: package identity has checked it.
 func (j *journey) identify(id mesh.ID) error {
 	if j.flow.Source == nil {
-		j.flow.Source = &mesh.Workload{Namespace: id.Namespace, ID: id}
+		j.flow.Source = (&mesh.Workload{Namespace: id.Namespace, ID: id}).Peer()
 		return nil
 	}
 	if id != j.flow.Source.ID {
@@ -286,12 +286,12 @@ func (j *journey) noteSource(g *dialling, c *net.TCPConn) {
 
 // serviceNamed returns the service that the peer says was dialled, if it is one
 // that the destination serves: what a peer says must not grow the metrics.
-func serviceNamed(w *mesh.World, destination *mesh.Workload, name string) *mesh.Service {
+func serviceNamed(w *mesh.World, destination *mesh.Peer, name string) *mesh.Service {
 	key, _, _ := cutLast(name, ":")
 	if key == "" || destination == nil {
 		return nil
 	}
-	if _, serves := destination.Services[key]; !serves {
+	if !destination.Serves(key) {
 		return nil
 	}
 	return w.ServiceNamed(key)

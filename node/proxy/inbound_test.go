@@ -378,11 +378,12 @@ func TestReceiverDecides(t *testing.T) {
 }
 
 func TestExpect(t *testing.T) {
-	in, between, out := &mesh.Workload{Direct: true, Enrolled: true}, &mesh.Workload{Enrolled: true}, &mesh.Workload{}
-	wide := &mesh.Workload{Direct: true, Enrolled: true, MarkedPorts: true}
+	peer := func(w mesh.Workload) *mesh.Peer { return w.Peer() }
+	in, between, out := peer(mesh.Workload{Direct: true, Enrolled: true}), peer(mesh.Workload{Enrolled: true}), peer(mesh.Workload{})
+	wide := peer(mesh.Workload{Direct: true, Enrolled: true, MarkedPorts: true})
 	const marked, plain = 61000, 60999
 	for _, row := range []struct {
-		source   *mesh.Workload
+		source   *mesh.Peer
 		port     uint16
 		self     standing
 		excluded bool
@@ -424,7 +425,7 @@ func TestMayExclude(t *testing.T) {
 		{"10.1.0.2:8080", mesh.Exclusion{Prefix: prefix("192.0.2.0/24")}, false},
 	} {
 		source := &mesh.Workload{ExcludeOutbound: []mesh.Exclusion{row.exclude}}
-		if got := mayExclude(w, source, self, netip.MustParseAddrPort(row.dialled)); got != row.want {
+		if got := mayExclude(w, source.Peer(), self.Peer(), netip.MustParseAddrPort(row.dialled)); got != row.want {
 			t.Errorf("%+v and %s: %v", row.exclude, row.dialled, got)
 		}
 	}

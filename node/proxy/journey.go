@@ -109,7 +109,7 @@ func (j *journey) line() line {
 
 // self is what the metrics call the pod itself: as the World knows it, or as the
 // agent told of it while control has not.
-func (d *pod) self(w *mesh.World) *mesh.Workload {
+func (d *pod) self(w *mesh.World) *mesh.Peer {
 	f := d.facts.Load()
 	for _, a := range f.caller.addresses {
 		if wl := w.Workload(a); wl != nil {

@@ -461,7 +461,7 @@ func (d *pod) carryNext(ctx context.Context, j *journey, pc *peerConn, hello dir
 	w := d.p.know.world()
 	j.flow.Source, j.flow.Destination = w.Workload(j.flow.SourceAddr.Addr()), d.self(w)
 	j.place = d.lines.join(j.line())
-	far, err := d.admit(ctx, j, w, pc, hello)
+	far, err := d.admit(ctx, j, pc, hello)
 	j.place.leave()
 	if err != nil {
 		j.refuse(j.refusalOf(err))

@@ -19,10 +19,18 @@ import (
 //
 // An acknowledgement of a World means that nothing is still being dialled as an
 // older one said. Only then may control release a pod.
+//
+// A lease is of an epoch, which has no World: a dial that takes long keeps none alive.
+// Whoever has one asks for the World of now each time. That is the epoch's or a newer
+// one, and not settled before the lease ends.
 type knowledge struct {
-	current atomic.Pointer[epoch]
+	current atomic.Pointer[reign]
 	// known is closed when the first World is there.
 	known chan struct{}
+
+	// making is held while the next World is made of the current one. It is not mu, for
+	// which the end of a dial may have to wait.
+	making sync.Mutex
 
 	// mu guards older and what hangs on it.
 	mu sync.Mutex
@@ -30,10 +38,15 @@ type knowledge struct {
 	older []*epoch
 }
 
+// reign is a World that decides, and the epoch for which it does.
+type reign struct {
+	world *mesh.World
+	*epoch
+}
+
 // epoch is the time during which one World decides.
 type epoch struct {
-	world *mesh.World
-	// leases counts the dials decided under world, plus one while it is current.
+	// leases counts the dials decided in it, plus one while it is current.
 	leases atomic.Int64
 	// settled is closed when no older epoch has a lease.
 	settled chan struct{}
@@ -43,14 +56,14 @@ type epoch struct {
 
 func newKnowledge() *knowledge {
 	k := &knowledge{known: make(chan struct{})}
-	first := newEpoch(&mesh.World{})
+	first := newEpoch()
 	k.older = []*epoch{first}
-	k.current.Store(first)
+	k.current.Store(&reign{&mesh.World{}, first})
 	return k
 }
 
-func newEpoch(w *mesh.World) *epoch {
-	e := &epoch{world: w, settled: make(chan struct{}), over: make(chan struct{})}
+func newEpoch() *epoch {
+	e := &epoch{settled: make(chan struct{}), over: make(chan struct{})}
 	e.leases.Store(1)
 	return e
 }
@@ -58,17 +71,19 @@ func newEpoch(w *mesh.World) *epoch {
 // apply lets the World with c decide from now on. The channel is closed when no dial
 // decided under an older World is under way any more.
 func (k *knowledge) apply(c mesh.Changes) <-chan struct{} {
+	k.making.Lock()
+	defer k.making.Unlock()
+	had, e := k.current.Load(), newEpoch()
+	next := &reign{had.world.With(c, time.Now()), e}
 	k.mu.Lock()
-	had := k.current.Load()
-	e := newEpoch(had.world.With(c, time.Now()))
 	k.older = append(k.older, e)
-	k.current.Store(e)
+	k.current.Store(next)
 	if !k.isKnown() {
 		close(k.known)
 	}
 	k.mu.Unlock()
 	close(had.over)
-	k.release(had)
+	k.release(had.epoch)
 	return e.settled
 }
 
@@ -95,25 +110,25 @@ func (k *knowledge) await(ctx context.Context) error {
 // awaitWorld blocks until what is known satisfies f, and reports false if ctx ended first.
 func (k *knowledge) awaitWorld(ctx context.Context, f func(*mesh.World) bool) bool {
 	for {
-		e := k.current.Load()
-		if f(e.world) {
+		now := k.current.Load()
+		if f(now.world) {
 			return true
 		}
 		select {
-		case <-e.over:
+		case <-now.over:
 		case <-ctx.Done():
 			return false
 		}
 	}
 }
 
-// world returns what is known now, for decisions that no acknowledgement waits for.
+// world returns what is known now.
 func (k *knowledge) world() *mesh.World { return k.current.Load().world }
 
 // lease returns the current epoch and keeps it unsettled until release.
 func (k *knowledge) lease() *epoch {
 	for {
-		e := k.current.Load()
+		e := k.current.Load().epoch
 		for n := e.leases.Load(); n > 0; n = e.leases.Load() {
 			if e.leases.CompareAndSwap(n, n+1) {
 				return e

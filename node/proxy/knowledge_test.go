@@ -2,8 +2,10 @@ package proxy
 
 import (
 	"math/rand/v2"
+	"runtime"
 	"sync"
 	"testing"
+	"weak"
 
 	"tacit.dev/mesh"
 )
@@ -37,9 +39,31 @@ func TestWorldIsSettledWhenNoOlderDialIsLeft(t *testing.T) {
 	if !isClosed(second) || !isClosed(third) {
 		t.Error("not settled without any dial")
 	}
-	if fresh := k.lease(); fresh.world != k.world() {
+	if fresh := k.lease(); fresh != k.current.Load().epoch {
 		t.Error("a lease is not of the current World")
 	}
+}
+
+// A dial that takes long holds up the acknowledgement of Worlds, and keeps none alive.
+func TestALeaseKeepsNoWorldAlive(t *testing.T) {
+	k := newKnowledge()
+	k.apply(mesh.Changes{})
+	lease := k.lease()
+	worlds := []weak.Pointer[mesh.World]{weak.Make(k.world())}
+	for range 3 {
+		k.apply(mesh.Changes{})
+		worlds = append(worlds, weak.Make(k.world()))
+	}
+	runtime.GC()
+	for i, w := range worlds[:3] {
+		if w.Value() != nil {
+			t.Errorf("World %d is over, and still there", i)
+		}
+	}
+	if worlds[3].Value() != k.world() {
+		t.Error("the World of now is another one")
+	}
+	k.release(lease)
 }
 
 // Whatever the order, a settled World has no older lease, and in the end all are settled.
@@ -49,7 +73,7 @@ func TestWorldsSettleUnderLoad(t *testing.T) {
 		e   *epoch
 		seq int
 	}
-	order := map[*mesh.World]int{k.world(): 0}
+	order := map[*epoch]int{k.current.Load().epoch: 0}
 	var mu sync.Mutex // guards order and open
 	open := map[int]int{}
 	var wg sync.WaitGroup
@@ -68,7 +92,7 @@ func TestWorldsSettleUnderLoad(t *testing.T) {
 				}
 				mu.Lock()
 				e := k.lease()
-				h := held{e, order[e.world]}
+				h := held{e, order[e]}
 				open[h.seq]++
 				mu.Unlock()
 				mine = append(mine, h)
@@ -85,7 +109,7 @@ func TestWorldsSettleUnderLoad(t *testing.T) {
 	for i := 1; i <= 200; i++ {
 		mu.Lock()
 		settled = append(settled, k.apply(mesh.Changes{}))
-		order[k.world()] = i
+		order[k.current.Load().epoch] = i
 		for j, s := range settled {
 			for older := range j + 1 {
 				if isClosed(s) && open[older] > 0 {

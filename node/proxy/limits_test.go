@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"weak"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -388,7 +390,14 @@ func TestWaitingHoldsNoWorld(t *testing.T) {
 		t.Errorf("%d leases: want that of the World itself, and that of the handshake", leases)
 	}
 	server.wl.Direct = false
+	before := weak.Make(n.proxy.know.world())
 	settled := n.proxy.Apply(c.told())
+	for i := 0; i < 100 && before.Value() != nil; i++ {
+		runtime.GC()
+	}
+	if before.Value() != nil {
+		t.Error("the World before is kept")
+	}
 	close(stalls)
 	say(t, waits, "in the clear, as it has to be now")
 	if err := firstRead(stuck, nil); !isRST(err) {

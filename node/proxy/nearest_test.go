@@ -15,7 +15,7 @@ func endpointsOf(words ...string) (list []mesh.Endpoint) {
 	for _, w := range words { // NAME@NODE/ZONE
 		name, place, _ := strings.Cut(w, "@")
 		node, zone, _ := strings.Cut(place, "/")
-		list = append(list, mesh.Endpoint{Workload: &mesh.Workload{UID: name, Node: node, Zone: zone}, Port: 80})
+		list = append(list, mesh.Endpoint{Workload: (&mesh.Workload{UID: name, Node: node, Zone: zone}).Peer(), Port: 80})
 	}
 	return list
 }

@@ -51,9 +51,9 @@ var errOutdated = errors.New("another pod is there meanwhile")
 func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64, err error) {
 	j.lease = d.p.know.lease()
 	defer func() { d.p.know.release(j.lease) }()
-	f := d.facts.Load()
-	j.flow.Source = d.self(j.lease.world)
-	r, err := f.caller.find(j.lease.world, j.flow.Dialled)
+	f, w := d.facts.Load(), d.p.know.world()
+	j.flow.Source = d.self(w)
+	r, err := f.caller.find(w, j.flow.Dialled)
 	j.flow.Service = r.service
 	if err != nil {
 		return nil, 0, err
@@ -120,7 +120,7 @@ func (d *pod) try(ctx context.Context, within bounds, t target, j *journey, firs
 		far, err = d.tryPlain(ctx, within.reach, t, j)
 		return far, time.Since(began), err
 	}
-	if !d.isThere(t, j.lease.world) { // the target before took its time
+	if !d.isThere(t, d.p.know.world()) { // the target before took its time
 		return nil, 0, errOutdated
 	}
 	far, err = d.tryKept(ctx, within, t, j, first)
@@ -152,7 +152,7 @@ func (d *pod) awaitTurn(ctx context.Context, within bounds, tn *turn, t target, 
 		var err error
 		d.unleased(j, func() { pc, err = tn.await(ctx, gone, kept) })
 		forget()
-		if err == nil && !d.isThere(t, j.lease.world) {
+		if err == nil && !d.isThere(t, d.p.know.world()) {
 			err = errOutdated
 		}
 		own, noLeaf := d.leaf()
@@ -212,7 +212,7 @@ func (d *pod) tryPlain(ctx context.Context, within time.Duration, t target, j *j
 	}
 	// Every node knows a pod before its application begins: if that answers and was not
 	// known when it was dialled, it is known by now.
-	if d.isDirect(t.addr, j.lease.world) {
+	if d.isDirect(t.addr, d.p.know.world()) {
 		c.Close()
 		return nil, errOutdated
 	}
@@ -344,7 +344,7 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
 	}
 	ports := markedPorts
-	if d.awaitsTLS(t, j.lease.world) {
+	if d.awaitsTLS(t, d.p.know.world()) {
 		ports = directPorts
 	}
 	connect := func(ctx context.Context) (c *net.TCPConn, err error) {
@@ -354,7 +354,7 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 				return d.dial(ctx, &dialling{from: own, to: t.addr, ports: ports})
 			})
 		})
-		if err == nil && !d.isThere(t, j.lease.world) {
+		if err == nil && !d.isThere(t, d.p.know.world()) {
 			c.Close()
 			return nil, errOutdated
 		}

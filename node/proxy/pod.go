@@ -98,7 +98,7 @@ type facts struct {
 	pod    string
 	caller caller
 	// workload stands for the pod while the World does not know it.
-	workload *mesh.Workload
+	workload *mesh.Peer
 }
 
 // listener is one of the pod's listening sockets. The agent has it too.
@@ -166,7 +166,7 @@ func (d *pod) factsOf(i *handle.PodInfo) *facts {
 	return &facts{
 		namespace: i.Namespace, name: i.Name, pod: i.Namespace + "/" + i.Name,
 		caller:   caller{addresses: slices.Clone(i.Addresses), node: d.p.cfg.Node, pick: rand.IntN, affinity: d.affinity},
-		workload: &mesh.Workload{Namespace: i.Namespace, Name: i.Name, Addresses: slices.Clone(i.Addresses), ID: d.id},
+		workload: (&mesh.Workload{Namespace: i.Namespace, Name: i.Name, Addresses: slices.Clone(i.Addresses), ID: d.id}).Peer(),
 	}
 }
 

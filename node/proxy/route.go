@@ -15,7 +15,7 @@ const maxTargets = 4
 type target struct {
 	addr netip.AddrPort
 	// workload is who the World knows there, nil if nobody.
-	workload *mesh.Workload
+	workload *mesh.Peer
 	// within means that it is the pod itself.
 	within bool
 	// direct means mutual TLS with workload, and nothing else: if that fails
@@ -114,7 +114,7 @@ func (c *caller) behind(w *mesh.World, in mesh.Inlet, at netip.AddrPort) []mesh.
 }
 
 // findHostPort goes straight to the pod behind a port of its node.
-func (c *caller) findHostPort(wl *mesh.Workload, to netip.AddrPort, port uint16) (route, error) {
+func (c *caller) findHostPort(wl *mesh.Peer, to netip.AddrPort, port uint16) (route, error) {
 	a, ok := addressLike(wl, to.Addr())
 	if !ok {
 		return route{inside: true}, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s/%s has no address of that family", to, wl.Namespace, wl.Name)
@@ -123,7 +123,7 @@ func (c *caller) findHostPort(wl *mesh.Workload, to netip.AddrPort, port uint16)
 }
 
 // target says how to reach workload wl, which may be nil, at addr.
-func (c *caller) target(addr netip.AddrPort, wl *mesh.Workload) target {
+func (c *caller) target(addr netip.AddrPort, wl *mesh.Peer) target {
 	t := target{addr: addr, workload: wl, within: c.isSelf(addr.Addr())}
 	t.direct = !t.within && wl != nil && wl.Direct && !slices.Contains(wl.ExcludeInbound, addr.Port())
 	return t
@@ -231,7 +231,7 @@ func ofFamily(endpoints []mesh.Endpoint, a netip.Addr) []mesh.Endpoint {
 }
 
 // addressLike returns the address of wl of the same family as a.
-func addressLike(wl *mesh.Workload, a netip.Addr) (netip.Addr, bool) {
+func addressLike(wl *mesh.Peer, a netip.Addr) (netip.Addr, bool) {
 	for _, b := range wl.Addresses {
 		if b.Unmap().Is4() == a.Is4() {
 			return b.Unmap(), true

@@ -26,13 +26,13 @@ func TestFind(t *testing.T) {
 	serves := func(s *mesh.Service) map[string][]mesh.Port {
 		return map[string][]mesh.Port{s.Key(): {{Service: 80, Target: 8080}}}
 	}
-	self := &mesh.Workload{Name: "self", Direct: true, Ready: true, Addresses: addrs("10.1.0.1", "fd01::1"), Services: serves(svc)}
-	peer := &mesh.Workload{Name: "peer", Direct: true, ExcludeInbound: []uint16{9100}, Ready: true, Addresses: addrs("10.1.0.2"), Services: serves(four)}
-	plain := &mesh.Workload{Name: "plain", Ready: true, Addresses: addrs("10.1.0.3", "fd01::3")}
-	gone := &mesh.Workload{Name: "gone", Direct: true, Addresses: addrs("10.1.0.4"), Services: serves(four)}
-	former := &mesh.Workload{Name: "former", Addresses: addrs("10.1.0.5")}
+	self := &mesh.Workload{UID: "self", Name: "self", Direct: true, Ready: true, Addresses: addrs("10.1.0.1", "fd01::1"), Services: serves(svc)}
+	peer := &mesh.Workload{UID: "peer", Name: "peer", Direct: true, ExcludeInbound: []uint16{9100}, Ready: true, Addresses: addrs("10.1.0.2"), Services: serves(four)}
+	plain := &mesh.Workload{UID: "plain", Name: "plain", Ready: true, Addresses: addrs("10.1.0.3", "fd01::3")}
+	gone := &mesh.Workload{UID: "gone", Name: "gone", Direct: true, Addresses: addrs("10.1.0.4"), Services: serves(four)}
+	former := &mesh.Workload{UID: "former", Name: "former", Addresses: addrs("10.1.0.5")}
 	before := mesh.NewWorld([]*mesh.Workload{former, peer}, nil)
-	w := mesh.NewWorld([]*mesh.Workload{self, peer, plain, gone}, []*mesh.Service{svc, empty, four}).After(before, time.Now())
+	w := before.With(mesh.Changes{Workloads: []*mesh.Workload{self, plain, gone}, Services: []*mesh.Service{svc, empty, four}, Gone: []string{former.UID}}, time.Now())
 	c := caller{addresses: self.Addresses, pick: rand.IntN}
 	for _, row := range []struct {
 		to     string
@@ -122,8 +122,10 @@ func TestFindKnowsThreeThings(t *testing.T) {
 		{Name: "cluster", Ranges: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("10.1.9.0/24")}, NodePorts: mesh.NodePorts{First: 30000, Last: 32767}},
 		{Name: "contested", Contested: true, Addresses: addrs("10.1.1.66")},
 	}
-	w := mesh.NewWorld(append(onward, a, b, ofPod, otherAddress, outsider, exporter), slices.AppendSeq([]*mesh.Service{lb, local, listed, second, away, healthy}, maps.Values(virtual)), places...)
-	w = w.After(mesh.NewWorld(nil, []*mesh.Service{gone}), time.Now())
+	w := mesh.NewWorld(nil, []*mesh.Service{gone}).With(mesh.Changes{
+		Workloads: append(onward, a, b, ofPod, otherAddress, outsider, exporter), Places: places, Gone: []string{gone.Key()},
+		Services: slices.AppendSeq([]*mesh.Service{lb, local, listed, second, away, healthy}, maps.Values(virtual)),
+	}, time.Now())
 	for _, row := range []struct {
 		to     string
 		node   string // of the caller

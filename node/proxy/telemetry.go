@@ -142,7 +142,7 @@ func keyOf(f *mesh.Flow) seriesKey {
 }
 
 // partyOf is w with the identity that was proved.
-func partyOf(w *mesh.Workload, proved mesh.ID) party {
+func partyOf(w *mesh.Peer, proved mesh.ID) party {
 	p := party{principal: proved}
 	if w == nil {
 		return p
@@ -225,7 +225,7 @@ func appendPorts(attrs []slog.Attr, f *mesh.Flow) []slog.Attr {
 
 // appendParty says who was proved, which pod the World has at the address, and where; keys
 // name the three.
-func appendParty(attrs []slog.Attr, keys [3]string, proved mesh.ID, w *mesh.Workload, addr netip.AddrPort) []slog.Attr {
+func appendParty(attrs []slog.Attr, keys [3]string, proved mesh.ID, w *mesh.Peer, addr netip.AddrPort) []slog.Attr {
 	if !proved.IsZero() {
 		attrs = append(attrs, slog.String(keys[0], proved.String()))
 	}

@@ -24,16 +24,16 @@ func telemetryFlow() *mesh.Flow {
 	opened := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	return &mesh.Flow{
 		Reporter: mesh.BySource,
-		Source: &mesh.Workload{
-			Namespace: "default", Name: "client-1", OwnerName: "client", CanonicalName: "client",
+		Source: (&mesh.Workload{
+			UID: "client-1", Namespace: "default", Name: "client-1", OwnerName: "client", CanonicalName: "client",
 			CanonicalRevision: "latest", Cluster: "Kubernetes",
 			ID: mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "client"},
-		},
-		Destination: &mesh.Workload{
-			Namespace: "shop", Name: "web-1", OwnerName: "web", CanonicalName: "web",
+		}).Peer(),
+		Destination: (&mesh.Workload{
+			UID: "web-1", Namespace: "shop", Name: "web-1", OwnerName: "web", CanonicalName: "web",
 			CanonicalRevision: "v2", Cluster: "Kubernetes",
 			ID: mesh.ID{TrustDomain: "lab", Namespace: "shop", ServiceAccount: "web"},
-		},
+		}).Peer(),
 		Service:         &mesh.Service{Namespace: "shop", Name: "web", Hostname: "web.shop.svc.cluster.local"},
 		SourceAddr:      netip.MustParseAddrPort("10.30.1.2:40000"),
 		Dialled:         netip.MustParseAddrPort("10.31.0.9:80"),
@@ -167,13 +167,13 @@ func TestTelemetryPlaintextHasNoPrincipal(t *testing.T) {
 func shop(first, last int) (*mesh.World, []*mesh.Flow) {
 	source := telemetryFlow().Source
 	source.Addresses = []netip.Addr{netip.MustParseAddr("10.30.1.2")}
-	workloads, services, flows := []*mesh.Workload{source}, []*mesh.Service{}, []*mesh.Flow{}
+	workloads, services, flows := []*mesh.Workload{source.Workload()}, []*mesh.Service{}, []*mesh.Flow{}
 	for i := first; i <= last; i++ {
 		f := telemetryFlow()
 		name := fmt.Sprint("s-", i)
-		f.Destination.OwnerName, f.Destination.Addresses = name, []netip.Addr{netip.AddrFrom4([4]byte{10, 40, byte(i >> 8), byte(i)})}
+		f.Destination.UID, f.Destination.OwnerName, f.Destination.Addresses = name, name, []netip.Addr{netip.AddrFrom4([4]byte{10, 40, byte(i >> 8), byte(i)})}
 		f.Service.Name, f.Service.Hostname = name, name+".shop"
-		workloads, services, flows = append(workloads, f.Destination), append(services, f.Service), append(flows, f)
+		workloads, services, flows = append(workloads, f.Destination.Workload()), append(services, f.Service), append(flows, f)
 	}
 	return mesh.NewWorld(workloads, services), flows
 }

@@ -1,0 +1,148 @@
+package mesh
+
+import (
+	"cmp"
+	"hash/maphash"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Peer is a Workload as a World keeps it: 100,000 pods have to fit into a proxy that is
+// small. What the pods of one kind or one node have in common they share. It is never
+// changed; Workload.Peer makes one, and nothing else, so that Kind and Spot are never nil.
+type Peer struct {
+	// UID and the others are Workload's.
+	UID, Name               string
+	Addresses               []netip.Addr
+	Direct, Enrolled, Ready bool
+	*Spot
+	*Kind
+}
+
+// Spot is where a Peer runs.
+type Spot struct{ Node, Zone string }
+
+// Kind is what the pods of, say, one Deployment have in common; see Workload.
+type Kind struct {
+	Traits
+	ExcludeInbound  []uint16
+	ExcludeOutbound []Exclusion
+	HostPorts       []HostPort
+	// Services are the ports that it serves, by the key of their service.
+	Services []Serving
+}
+
+// Traits are those of a Kind that are no lists.
+type Traits struct {
+	Namespace                        string
+	ID                               ID
+	MarkedPorts, Listed, HostNetwork bool
+	Of                               string
+
+	OwnerName, OwnerKind, CanonicalName, CanonicalRevision, Cluster string
+}
+
+// Serving is one port of one service.
+type Serving struct {
+	Service string // its Key
+	Port
+}
+
+// Peer returns the workload as a World keeps it. It shares nothing with other Peers yet.
+func (w *Workload) Peer() *Peer {
+	p := &Peer{
+		UID: w.UID, Name: w.Name, Addresses: w.Addresses, Direct: w.Direct, Enrolled: w.Enrolled, Ready: w.Ready,
+		Spot: &Spot{Node: w.Node, Zone: w.Zone},
+		Kind: &Kind{
+			Traits: Traits{
+				Namespace: w.Namespace, ID: w.ID, MarkedPorts: w.MarkedPorts, Listed: w.Listed, HostNetwork: w.HostNetwork, Of: w.Of,
+				OwnerName: w.OwnerName, OwnerKind: w.OwnerKind, CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision, Cluster: w.Cluster,
+			},
+			ExcludeInbound: w.ExcludeInbound, ExcludeOutbound: w.ExcludeOutbound, HostPorts: w.HostPorts, Services: servings(w.Services),
+		},
+	}
+	if strings.HasSuffix(w.UID, w.Name) {
+		p.Name = w.UID[len(w.UID)-len(w.Name):]
+	}
+	return p
+}
+
+// servings orders by service, and keeps the order of each one's ports.
+func servings(services map[string][]Port) []Serving {
+	n := 0
+	for _, ports := range services {
+		n += len(ports)
+	}
+	if n == 0 {
+		return nil
+	}
+	all := make([]Serving, 0, n)
+	for key, ports := range services {
+		for _, p := range ports {
+			all = append(all, Serving{key, p})
+		}
+	}
+	slices.SortStableFunc(all, func(a, b Serving) int { return cmp.Compare(a.Service, b.Service) })
+	return all
+}
+
+// Workload returns what the Peer was made of.
+func (p *Peer) Workload() *Workload {
+	w := &Workload{
+		UID: p.UID, Namespace: p.Namespace, Name: p.Name, Node: p.Node, Zone: p.Zone, Addresses: p.Addresses, ID: p.ID,
+		Direct: p.Direct, Enrolled: p.Enrolled, ExcludeInbound: p.ExcludeInbound, ExcludeOutbound: p.ExcludeOutbound,
+		MarkedPorts: p.MarkedPorts, HostPorts: p.HostPorts, Listed: p.Listed, Of: p.Of, HostNetwork: p.HostNetwork, Ready: p.Ready,
+		OwnerName: p.OwnerName, OwnerKind: p.OwnerKind, CanonicalName: p.CanonicalName, CanonicalRevision: p.CanonicalRevision, Cluster: p.Cluster,
+	}
+	for _, s := range p.Services {
+		if w.Services == nil {
+			w.Services = make(map[string][]Port)
+		}
+		w.Services[s.Service] = append(w.Services[s.Service], s.Port)
+	}
+	return w
+}
+
+// Serves reports whether it serves a port of the service with that key.
+func (k *Kind) Serves(service string) bool {
+	return slices.ContainsFunc(k.Services, func(s Serving) bool { return s.Service == service })
+}
+
+func (k *Kind) same(as *Kind) bool {
+	return k.Traits == as.Traits && slices.Equal(k.ExcludeInbound, as.ExcludeInbound) && slices.Equal(k.ExcludeOutbound, as.ExcludeOutbound) &&
+		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services)
+}
+
+func (k *Kind) hash() uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	maphash.WriteComparable(&h, k.Traits)
+	for _, s := range k.Services {
+		maphash.WriteComparable(&h, s)
+	}
+	// The rest is rare: that it is there at all tells most of those apart that differ in it.
+	maphash.WriteComparable(&h, [3]int{len(k.ExcludeInbound), len(k.ExcludeOutbound), len(k.HostPorts)})
+	for _, p := range k.ExcludeInbound {
+		maphash.WriteComparable(&h, p)
+	}
+	return h.Sum64()
+}
+
+func (s *Spot) same(as *Spot) bool { return *s == *as }
+
+func (s *Spot) hash() uint64 { return maphash.Comparable(seed, *s) }
+
+// intern lets the strings of a Kind and Spot that are made anew be the same in memory as
+// those that came before.
+func (p *Peer) intern(one func(string) string) {
+	for _, s := range []*string{
+		&p.Node, &p.Zone, &p.Namespace, &p.ID.TrustDomain, &p.ID.Namespace, &p.ID.ServiceAccount, &p.Of,
+		&p.OwnerName, &p.OwnerKind, &p.CanonicalName, &p.CanonicalRevision, &p.Cluster,
+	} {
+		*s = one(*s)
+	}
+	for i := range p.Services {
+		p.Services[i].Service = one(p.Services[i].Service)
+	}
+}
