@@ -75,20 +75,20 @@ func (w what) compare(v what) int {
 	return cmp.Or(cmp.Compare(w.kind, v.kind), cmp.Compare(w.text, v.text))
 }
 
-func (s *problems) add(kind, namespace, name, text string) {
+func (s *problems) add(f finding) {
 	if s.of == nil {
 		s.of = make(map[string]map[what]*Problem)
 	}
 	s.count++
-	known := s.of[namespace]
+	known := s.of[f.namespace]
 	if known == nil {
 		known = make(map[what]*Problem)
-		s.of[namespace] = known
+		s.of[f.namespace] = known
 	}
-	object := kind + " " + namespace + "/" + name
-	p := known[what{kind, text}]
+	object := f.kind + " " + f.namespace + "/" + f.name
+	p := known[what{f.kind, f.text}]
 	if p == nil {
-		known[what{kind, text}] = &Problem{Object: object, Text: text}
+		known[what{f.kind, f.text}] = &Problem{Object: object, Text: f.text}
 		if len(known) > 2*maxProblemsOfOne {
 			cut(known)
 		}

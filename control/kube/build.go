@@ -8,6 +8,7 @@ package kube
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -119,81 +120,217 @@ type Result struct {
 }
 
 // Build reads the objects. It is pure; its result is sorted, shares nothing with
-// the objects, and is the same for the same objects in any order.
+// the objects, and is the same for the same objects in any order. It is the slow and
+// obvious truth about what Builder keeps up to date.
 func Build(o Objects, cfg BuildConfig) Result {
-	b := builder{
-		cfg:        cfg.withDefaults(),
+	b := build{
+		reader:     reader{cfg: cfg.withDefaults()},
+		objects:    o,
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
-		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
-		pods:       make(map[string]*corev1.Pod, len(o.Pods)),
 		zones:      make(map[string]string, len(o.Nodes)),
-		told:       o.Told,
-		vouched:    o.Vouched,
-		toldOnly:   make(map[netip.Addr]bool),
+		pods:       make(map[string]*corev1.Pod, len(o.Pods)),
+		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
+		disputes:   make(map[netip.Addr]dispute),
 	}
+	b.around, b.out = &b, &b
 	for _, n := range o.Namespaces {
 		b.namespaces[n.Name] = n.Labels
 	}
-	b.result.Mesh = b.mesh(o.Meshes)
-	b.nodes(o.Nodes)
-	b.places(o)
-	b.claims(o)
-	for _, p := range o.Pods {
-		b.pod(p)
+	for _, n := range o.Nodes {
+		b.zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
+		b.result.Nodes = append(b.result.Nodes, nodeOf(n))
 	}
-	b.services(o.Services, o.EndpointSlices)
-	b.result.Namespaces, b.result.Disputed = b.enrolling(o), b.contested
+	b.result.Mesh = b.mesh(o.Meshes)
+	b.policy = b.result.Mesh.Policy
+	b.places()
+	b.claims()
+	b.readPods()
+	b.readServices()
+	b.enrolling()
 	return b.sorted()
 }
 
-// builder holds what Build has found so far.
-type builder struct {
-	cfg        BuildConfig
+// build is what Build has found so far. It is around every object that is read.
+type build struct {
+	reader
+	objects    Objects
 	namespaces map[string]map[string]string // labels by name
-	workloads  map[string]*mesh.Workload    // by UID
-	pods       map[string]*corev1.Pod       // by NAMESPACE/NAME
 	zones      map[string]string            // by node
-	told       map[string][]netip.Addr      // Objects.Told
-	toldOnly   map[netip.Addr]bool          // addresses that no object has
+	pods       map[string]*corev1.Pod       // by NAMESPACE/NAME
+	workloads  map[string]*mesh.Workload    // by UID
+	disputes   map[netip.Addr]dispute
+	byAddress  map[netip.Addr]*mesh.Workload
+	ranges     []netip.Prefix
 	problems   problems
-	vouched    map[string]bool            // Objects.Vouched
-	holder     map[netip.Addr]*corev1.Pod // of an address that several objects claim; nil for no pod
-	contested  map[netip.Addr]bool        // of the same addresses
-	ranges     []netip.Prefix             // the cluster's
 	result     Result
 }
 
-func (b *builder) problem(kind, namespace, name, text string) {
-	b.problems.add(kind, namespace, name, text)
+func (b *build) labels(namespace string) map[string]string { return b.namespaces[namespace] }
+func (b *build) zone(node string) string                   { return b.zones[node] }
+func (b *build) told(uid string) []netip.Addr              { return b.objects.Told[uid] }
+func (b *build) vouched(uid string) bool                   { return b.objects.Vouched[uid] }
+func (b *build) at(a netip.Addr) *mesh.Workload            { return b.byAddress[a] }
+
+func (b *build) disputed(a netip.Addr) (dispute, bool) {
+	d, is := b.disputes[a]
+	return d, is
 }
 
-func (b *builder) sorted() Result {
+func (b *build) pod(name string) (*corev1.Pod, *mesh.Workload) {
+	p := b.pods[name]
+	if p == nil {
+		return nil, nil
+	}
+	return p, b.workloads[b.podUID(p)]
+}
+
+func (b *build) isOurs(a netip.Addr) bool {
+	return slices.ContainsFunc(b.ranges, func(r netip.Prefix) bool { return r.Contains(a) })
+}
+
+func (b *build) problem(f finding)  { b.problems.add(f) }
+func (b *build) except(e Exception) { b.result.Exceptions = append(b.result.Exceptions, e) }
+
+// places takes in which addresses are nodes', and out of which ranges pods and services get
+// theirs.
+func (b *build) places() {
+	places := []*mesh.Place{b.cluster(b.objects.ServiceCIDRs)}
+	for _, n := range b.objects.Nodes {
+		places = append(places, b.place(n))
+	}
+	for _, p := range places {
+		if p != nil {
+			b.result.Places = append(b.result.Places, p)
+			b.ranges = append(b.ranges, p.Ranges...)
+		}
+	}
+}
+
+// claims decides about addresses that several objects claim.
+func (b *build) claims() {
+	claimed := make(map[netip.Addr][]*corev1.Pod, len(b.objects.Pods))
+	for _, p := range b.objects.Pods {
+		b.pods[p.Namespace+"/"+p.Name] = p
+		for _, a := range b.claimed(p) {
+			claimed[a] = append(claimed[a], p)
+		}
+	}
+	others := make(map[netip.Addr]claim, len(b.objects.Services)+len(b.objects.Nodes))
+	add := func(a netip.Addr, c claim) {
+		if had, is := others[a]; !is || c.before(had) {
+			others[a] = c
+		}
+	}
+	for _, n := range b.objects.Nodes {
+		for _, a := range nodeAddresses(n) {
+			add(a, claimOfNode(n.Name))
+		}
+	}
+	for _, s := range b.objects.Services {
+		for _, a := range clusterIPs(s) {
+			add(a, claimOfService(s.Namespace+"/"+s.Name))
+		}
+	}
+	b.result.Disputed = make(map[netip.Addr]bool)
+	for a, pods := range claimed {
+		if other, is := others[a]; is || len(pods) > 1 {
+			d := b.decide(a, pods, other)
+			if b.disputes[a] = d; d.contested {
+				b.result.Places = append(b.result.Places, b.contestedPlace(a))
+			}
+			b.result.Disputed[a] = d.contested
+		}
+	}
+}
+
+func (b *build) readPods() {
+	b.byAddress = make(map[netip.Addr]*mesh.Workload, len(b.objects.Pods))
+	for _, p := range b.objects.Pods {
+		w, known := b.readPod(p)
+		if known != nil {
+			b.result.Pods = append(b.result.Pods, *known)
+		}
+		if w == nil {
+			continue
+		}
+		b.workloads[w.UID] = w
+		for _, a := range w.Addresses {
+			if !w.HostNetwork && slices.Contains(podAddresses(p), a) {
+				b.byAddress[a] = w // nobody else is there: see claims
+			}
+		}
+	}
+}
+
+// readServices takes in all services, and connects them with the workloads that serve them.
+func (b *build) readServices() {
+	slicesOf := make(map[string][]*discoveryv1.EndpointSlice)
+	for _, s := range b.objects.EndpointSlices {
+		slicesOf[serviceOf(s)] = append(slicesOf[serviceOf(s)], s)
+	}
+	for _, s := range b.objects.Services {
+		if !isKnown(s) {
+			continue
+		}
+		m := b.service(s)
+		b.result.Services = append(b.result.Services, m)
+		served := b.serve(s, slicesOf[s.Namespace+"/"+s.Name])
+		for uid, ports := range served.ports {
+			serveBy(b.workloads[uid], m.Key(), ports)
+		}
+		for _, w := range served.listed {
+			b.workloads[w.UID] = w
+		}
+	}
+}
+
+// enrolling names the namespaces in which a pod may have to be enrolled: their own
+// labels want it, or those of a pod that is there now.
+func (b *build) enrolling() {
+	names := make(map[string]bool)
+	for _, n := range b.objects.Namespaces {
+		if b.enrolsIn(n.Name) {
+			names[n.Name] = true
+		}
+	}
+	for _, p := range b.objects.Pods {
+		if b.enrols(p) {
+			names[p.Namespace] = true
+		}
+	}
+	b.result.Namespaces = slices.Sorted(maps.Keys(names))
+}
+
+func (b *build) sorted() Result {
 	r := b.result
 	for _, w := range b.workloads {
 		r.Workloads = append(r.Workloads, w)
 	}
+	r.Pods = b.unique(r.Pods)
+	r.Problems, r.Untold = b.problems.told()
+	r.sort()
+	return r
+}
+
+func (r *Result) sort() {
 	slices.SortFunc(r.Workloads, func(x, y *mesh.Workload) int { return cmp.Compare(x.UID, y.UID) })
 	slices.SortFunc(r.Services, func(x, y *mesh.Service) int { return cmp.Compare(x.Key(), y.Key()) })
 	slices.SortFunc(r.Places, func(x, y *mesh.Place) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(r.Nodes, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
-	slices.SortFunc(r.Exceptions, func(x, y Exception) int {
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name), cmp.Compare(x.Reason, y.Reason))
-	})
-	r.Pods = b.unique(r.Pods)
-	r.Problems, r.Untold = b.problems.told()
-	return r
+	slices.SortFunc(r.Pods, func(x, y Pod) int { return cmp.Compare(x.UID, y.UID) })
+	slices.SortFunc(r.Exceptions, Exception.compare)
 }
 
-// unique sorts pods by UID. Of two with one UID, which only a hand-written file
-// can bring about, the first by name counts.
-func (b *builder) unique(pods []Pod) []Pod {
-	slices.SortFunc(pods, func(x, y Pod) int {
-		return cmp.Or(cmp.Compare(x.UID, y.UID), cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
-	})
-	return slices.CompactFunc(pods, func(p, had Pod) bool {
-		if had.UID == p.UID {
-			b.problem("Pod", p.Namespace, p.Name, "not enrolled: UID "+p.UID+" is also that of "+had.Namespace+"/"+had.Name)
+// unique leaves pods each with a UID of its own. Of two with one UID, which only a
+// hand-written file can bring about, the first by name counts.
+func (b *build) unique(pods []Pod) (unique []Pod) {
+	slices.SortFunc(pods, Pod.compare)
+	for i, p := range pods {
+		if i > 0 && pods[i-1].UID == p.UID {
+			b.notUnique(p, pods[i-1])
+		} else {
+			unique = append(unique, p)
 		}
-		return had.UID == p.UID
-	})
+	}
+	return unique
 }

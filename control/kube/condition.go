@@ -68,9 +68,4 @@ func (n Node) Tainted() bool { return slices.ContainsFunc(n.Taints, isNotReady) 
 
 func isNotReady(t corev1.Taint) bool { return t.Key == TaintNotReady }
 
-func (b *builder) nodes(list []*corev1.Node) {
-	for _, n := range list {
-		b.result.Nodes = append(b.result.Nodes, Node{Name: n.Name, Taints: slices.Clone(n.Spec.Taints)})
-		b.zones[n.Name] = n.Labels[corev1.LabelTopologyZone]
-	}
-}
+func nodeOf(n *corev1.Node) Node { return Node{Name: n.Name, Taints: slices.Clone(n.Spec.Taints)} }

@@ -2,9 +2,7 @@ package kube
 
 import (
 	"fmt"
-	"maps"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -34,49 +32,38 @@ const maxExclusions = 64
 
 // wanted tells whether a pod should be enrolled. A label that says something
 // else counts as if it were not there.
-func (b *builder) wanted(p *corev1.Pod) bool {
-	if b.system(p.Namespace) {
-		b.except(p.Namespace, p.Name, SystemNamespace)
+func (r *reader) wanted(p *corev1.Pod) bool {
+	if r.system(p.Namespace) {
+		r.except(p.Namespace, p.Name, SystemNamespace)
 		return false
 	}
-	usual, said := b.label(b.namespaces[p.Namespace], "Namespace", "", p.Namespace)
+	usual, said := r.label(r.around.labels(p.Namespace), "Namespace", "", p.Namespace)
 	if !said {
-		usual = b.result.Mesh.Policy.wants(p.Namespace)
+		usual = r.policy.wants(p.Namespace)
 	}
-	on, said := b.label(p.Labels, "Pod", p.Namespace, p.Name)
+	on, said := r.label(p.Labels, "Pod", p.Namespace, p.Name)
 	switch {
-	case b.result.Mesh.Policy.Enrolment == None:
+	case r.policy.Enrolment == None:
 		return false
 	case !said:
 		return usual
 	case !on && usual:
-		b.except(p.Namespace, p.Name, OptedOut)
+		r.except(p.Namespace, p.Name, OptedOut)
 	}
 	return on
 }
 
-// enrolling names the namespaces in which a pod may have to be enrolled: their own
-// labels want it, or those of a pod that is there now.
-func (b *builder) enrolling(o Objects) []string {
-	names := make(map[string]bool)
-	quiet := &builder{cfg: b.cfg, namespaces: b.namespaces} // problems are told already
-	quiet.result.Mesh = b.result.Mesh
-	for _, n := range o.Namespaces {
-		var unlabelled corev1.Pod
-		unlabelled.Namespace = n.Name
-		if quiet.wanted(&unlabelled) {
-			names[n.Name] = true
-		}
-	}
-	for _, p := range o.Pods {
-		if !p.Spec.HostNetwork && quiet.wanted(p) {
-			names[p.Namespace] = true
-		}
-	}
-	return slices.Sorted(maps.Keys(names))
+// enrols tells whether the pod may have to be enrolled.
+func (r *reader) enrols(p *corev1.Pod) bool { return !p.Spec.HostNetwork && r.quiet().wanted(p) }
+
+// enrolsIn tells whether a pod without a label would have to be enrolled in a namespace.
+func (r *reader) enrolsIn(namespace string) bool {
+	var unlabelled corev1.Pod
+	unlabelled.Namespace = namespace
+	return r.quiet().wanted(&unlabelled)
 }
 
-func (b *builder) label(labels map[string]string, kind, namespace, name string) (on, said bool) {
+func (r *reader) label(labels map[string]string, kind, namespace, name string) (on, said bool) {
 	for _, l := range []struct{ key, on, off string }{{LabelMesh, "on", "off"}, {LabelIstio, "ambient", "none"}} {
 		switch v, ok := labels[l.key]; {
 		case !ok:
@@ -85,7 +72,7 @@ func (b *builder) label(labels map[string]string, kind, namespace, name string) 
 		case v == l.off:
 			return false, true
 		default:
-			b.problem(kind, namespace, name, fmt.Sprintf("label %s: %.80q: want %q or %q", l.key, v, l.on, l.off))
+			r.problem(kind, namespace, name, fmt.Sprintf("label %s: %.80q: want %q or %q", l.key, v, l.on, l.off))
 		}
 	}
 	return false, false

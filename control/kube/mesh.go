@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"regexp"
 	"slices"
 	"strings"
@@ -124,28 +125,28 @@ type MeshFacts struct {
 var namespaceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
 
 // mesh reads the Mesh. Whatever in it cannot be understood changes nothing.
-func (b *builder) mesh(list []*Mesh) MeshFacts {
+func (r *reader) mesh(list []*Mesh) MeshFacts {
 	f := MeshFacts{}
 	for _, m := range list {
 		if m.Name != MeshName {
-			b.problem("Mesh", "", m.Name, "not heeded: only the one named "+MeshName+" is")
+			r.problem("Mesh", "", m.Name, "not heeded: only the one named "+MeshName+" is")
 			continue
 		}
 		f.Found, f.Generation, f.Shown = true, m.Generation, m.Status
-		f.Policy, f.Faults = b.policy(m.Spec)
+		f.Policy, f.Faults = r.understand(m.Spec)
 	}
 	for _, fault := range f.Faults {
-		b.problem("Mesh", "", MeshName, fault)
+		r.problem("Mesh", "", MeshName, fault)
 	}
 	return f
 }
 
-func (b *builder) policy(s MeshSpec) (p Policy, told []string) {
+func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
 	var f faults
 	p = Policy{Enrolment: s.Enrolment, Namespaces: make(map[string]bool)}
 	if !slices.Contains([]string{"", Labelled, All, None}, s.Enrolment) {
 		f.add("enrolment %.80q: want %s, %s or %s; what held before holds", s.Enrolment, Labelled, All, None)
-		p = b.cfg.Before
+		p = r.cfg.Before
 	}
 	if len(s.Namespaces) > 0 && (s.Enrolment == All || s.Enrolment == None) {
 		f.add("namespaces: say nothing with enrolment %s", s.Enrolment)
@@ -154,22 +155,22 @@ func (b *builder) policy(s MeshSpec) (p Policy, told []string) {
 		switch {
 		case !namespaceName.MatchString(n):
 			f.add("namespace %.80q: is no name of one", n)
-		case b.system(n):
+		case r.system(n):
 			f.add("namespace %s: is never enrolled", n)
 		case p.Enrolment == s.Enrolment:
 			p.Namespaces[n] = true
 		}
 	}
-	if s.TrustDomain != "" && s.TrustDomain != b.cfg.TrustDomain {
-		f.add("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, b.cfg.TrustDomain)
+	if s.TrustDomain != "" && s.TrustDomain != r.cfg.TrustDomain {
+		f.add("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, r.cfg.TrustDomain)
 	}
 	return p, f.told()
 }
 
 // system tells whether a namespace is never enrolled: what starts the cluster, and
 // what starts the mesh, must not wait for the mesh.
-func (b *builder) system(namespace string) bool {
-	return namespace == metav1.NamespaceSystem || namespace == b.cfg.Namespace
+func (r *reader) system(namespace string) bool {
+	return namespace == metav1.NamespaceSystem || namespace == r.cfg.Namespace
 }
 
 // Exception is a pod that is left out, wholly or partly.
@@ -190,8 +191,8 @@ const (
 	PartlyExcluded = "PartlyExcluded"
 )
 
-func (b *builder) except(namespace, name, reason string) {
-	b.result.Exceptions = append(b.result.Exceptions, Exception{namespace, name, reason})
+func (e Exception) compare(f Exception) int {
+	return cmp.Or(cmp.Compare(e.Namespace, f.Namespace), cmp.Compare(e.Name, f.Name), cmp.Compare(e.Reason, f.Reason))
 }
 
 // Count is the exceptions as a status shows them.

@@ -1,11 +1,13 @@
 package kube
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 
 	"tacit.dev/mesh"
 )
@@ -17,49 +19,56 @@ const (
 	widest6 = 16
 )
 
-// places takes in which addresses are nodes', and out of which ranges pods and services get
-// theirs, and ports of nodes.
-func (b *builder) places(o Objects) {
-	cluster := &mesh.Place{Name: b.workloadUID("/Cluster", "ranges", "all"), Ranges: slices.Clone(b.cfg.Ranges), NodePorts: b.cfg.NodePorts}
-	for _, c := range o.ServiceCIDRs {
+// cluster is where pods and services get their addresses, and ports of nodes, as flags and
+// ServiceCIDRs say; nil if nothing does.
+func (r *reader) cluster(list []*networkingv1.ServiceCIDR) *mesh.Place {
+	p := &mesh.Place{Name: r.workloadUID("/Cluster", "ranges", "all"), Ranges: slices.Clone(r.cfg.Ranges), NodePorts: r.cfg.NodePorts}
+	list = slices.SortedFunc(slices.Values(list), func(x, y *networkingv1.ServiceCIDR) int { return cmp.Compare(x.Name, y.Name) })
+	for _, c := range list {
 		for _, text := range c.Spec.CIDRs {
-			b.addRange(cluster, text, "ServiceCIDR", c.Name)
+			r.addRange(p, text, "ServiceCIDR", c.Name)
 		}
 	}
-	slices.SortFunc(cluster.Ranges, netip.Prefix.Compare)
-	cluster.Ranges = slices.Compact(cluster.Ranges)
-	if len(cluster.Ranges) > 0 || cluster.NodePorts != (mesh.NodePorts{}) {
-		b.result.Places = append(b.result.Places, cluster)
+	slices.SortFunc(p.Ranges, netip.Prefix.Compare)
+	p.Ranges = slices.Compact(p.Ranges)
+	if len(p.Ranges) == 0 && p.NodePorts == (mesh.NodePorts{}) {
+		return nil
 	}
-	for _, n := range o.Nodes {
-		p := &mesh.Place{Name: b.workloadUID("/Node", "", n.Name), Node: n.Name, Addresses: nodeAddresses(n)}
-		texts := n.Spec.PodCIDRs
-		if len(texts) == 0 && n.Spec.PodCIDR != "" {
-			texts = []string{n.Spec.PodCIDR}
-		}
-		for _, text := range texts {
-			b.addRange(p, text, "Node", n.Name)
-		}
-		if len(p.Addresses)+len(p.Ranges) > 0 {
-			b.result.Places = append(b.result.Places, p)
-		}
+	return p
+}
+
+// place is a node's: its addresses, and those that its pods get; nil if it has none.
+func (r *reader) place(n *corev1.Node) *mesh.Place {
+	p := &mesh.Place{Name: r.workloadUID("/Node", "", n.Name), Node: n.Name, Addresses: nodeAddresses(n)}
+	texts := n.Spec.PodCIDRs
+	if len(texts) == 0 && n.Spec.PodCIDR != "" {
+		texts = []string{n.Spec.PodCIDR}
 	}
-	for _, p := range b.result.Places {
-		b.ranges = append(b.ranges, p.Ranges...)
+	for _, text := range texts {
+		r.addRange(p, text, "Node", n.Name)
 	}
+	if len(p.Addresses)+len(p.Ranges) == 0 {
+		return nil
+	}
+	return p
+}
+
+// contestedPlace is an address that nobody knows whose it is.
+func (r *reader) contestedPlace(a netip.Addr) *mesh.Place {
+	return &mesh.Place{Name: r.workloadUID("/Address", "contested", a.String()), Contested: true, Addresses: []netip.Addr{a}}
 }
 
 // addRange takes a range that is one, and not half of the internet.
-func (b *builder) addRange(p *mesh.Place, text, kind, name string) {
-	r, err := netip.ParsePrefix(text)
+func (r *reader) addRange(p *mesh.Place, text, kind, name string) {
+	prefix, err := netip.ParsePrefix(text)
 	if err == nil {
-		err = CheckRange(r)
+		err = CheckRange(prefix)
 	}
-	if err != nil || len(p.Ranges) == maxAddresses {
-		b.problem(kind, "", name, fmt.Sprintf("range %.80q: want at most %d prefixes, each of %d bits or more (IPv6: %d)", text, maxAddresses, widest4, widest6))
+	if err != nil || len(p.Ranges) >= len(r.cfg.Ranges)+maxAddresses {
+		r.problem(kind, "", name, fmt.Sprintf("range %.80q: want at most %d prefixes, each of %d bits or more (IPv6: %d)", text, maxAddresses, widest4, widest6))
 		return
 	}
-	p.Ranges = append(p.Ranges, r.Masked())
+	p.Ranges = append(p.Ranges, prefix.Masked())
 }
 
 // CheckRange refuses what cannot be a range of a cluster's addresses.
@@ -72,11 +81,6 @@ func CheckRange(r netip.Prefix) error {
 		return fmt.Errorf("%s: want a prefix of %d bits or more (IPv6: %d)", r, widest4, widest6)
 	}
 	return nil
-}
-
-// isOurs tells whether the address is in a range of the cluster's.
-func (b *builder) isOurs(a netip.Addr) bool {
-	return slices.ContainsFunc(b.ranges, func(r netip.Prefix) bool { return r.Contains(a) })
 }
 
 func nodeAddresses(n *corev1.Node) []netip.Addr {

@@ -14,95 +14,102 @@ import (
 	"tacit.dev/mesh"
 )
 
-// pod takes in one pod. A finished one is left out: its address may already be
+// readPod says how others see a pod, and what its node has to know of it; nil for what there
+// is not. A finished one is left out: its address may already be
 // another's. One without a node is nobody's yet.
-func (b *builder) pod(p *corev1.Pod) {
+func (r *reader) readPod(p *corev1.Pod) (*mesh.Workload, *Pod) {
 	if !isThere(p) {
-		return
+		return nil, nil
 	}
 	id := mesh.ID{
-		TrustDomain:    b.cfg.TrustDomain,
+		TrustDomain:    r.cfg.TrustDomain,
 		Namespace:      p.Namespace,
 		ServiceAccount: cmp.Or(p.Spec.ServiceAccountName, "default"),
 	}
 	if _, err := mesh.ParseID(id.String()); err != nil {
-		b.problem("Pod", p.Namespace, p.Name, "left out: "+err.Error())
-		return
+		r.problem("Pod", p.Namespace, p.Name, "left out: "+err.Error())
+		return nil, nil
 	}
-	w := b.workload(p, id)
-	if w != nil {
-		b.workloads[w.UID] = w
-	}
+	w := r.workload(p, id)
 	if p.Spec.HostNetwork {
-		b.except(p.Namespace, p.Name, HostNetwork)
+		r.except(p.Namespace, p.Name, HostNetwork)
 		if w != nil {
-			w.HostPorts = b.hostPorts(p)
+			w.HostPorts = r.hostPorts(p)
 		}
-		return
+		return w, nil
 	}
-	m := b.enrolment(p, id)
+	m := r.enrolment(p, id)
 	if w != nil {
 		w.ExcludeInbound, w.ExcludeOutbound = m.ExcludeInbound, m.ExcludeOutbound
-		w.HostPorts = b.hostPorts(p)
+		w.HostPorts = r.hostPorts(p)
 	}
-	b.result.Pods = append(b.result.Pods, Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil, Contested: b.isContested(p)})
+	return w, &Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil, Contested: r.isContested(p)}
 }
 
-func (b *builder) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
+func uidOf(p *corev1.Pod) string { return cmp.Or(string(p.UID), p.Namespace+"/"+p.Name) }
+
+// notUnique tells that a pod has the UID of another one.
+func (r *reader) notUnique(p, had Pod) {
+	r.problem("Pod", p.Namespace, p.Name, "not enrolled: UID "+p.UID+" is also that of "+had.Namespace+"/"+had.Name)
+}
+
+// compare orders pods by UID, and then by name.
+func (p Pod) compare(q Pod) int {
+	return cmp.Or(cmp.Compare(p.UID, q.UID), cmp.Compare(p.Namespace, q.Namespace), cmp.Compare(p.Name, q.Name))
+}
+
+func (r *reader) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
 	m := mesh.Pod{
-		UID:       cmp.Or(string(p.UID), p.Namespace+"/"+p.Name),
+		UID:       uidOf(p),
 		Namespace: p.Namespace,
 		Name:      p.Name,
 		ID:        id,
-		Enrol:     b.wanted(p),
+		Enrol:     r.wanted(p),
 	}
 	var bad []string
 	m.ExcludeOutbound, bad = parseOutbound(p.Annotations[AnnotationExcludeOutbound])
 	for _, s := range bad {
-		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeOutbound+": "+s)
+		r.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeOutbound+": "+s)
 	}
 	m.ExcludeInbound, bad = parsePorts(p.Annotations[AnnotationExcludeInbound])
 	for _, s := range bad {
-		b.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeInbound+": "+s)
+		r.problem("Pod", p.Namespace, p.Name, "annotation "+AnnotationExcludeInbound+": "+s)
 	}
 	if m.ProbePorts = probePorts(p); len(m.ProbePorts) > maxProbePorts {
 		m.ProbePorts = m.ProbePorts[:maxProbePorts]
-		b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d ports of probes: the higher ones are captured, so that probes of them fail", maxProbePorts))
+		r.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d ports of probes: the higher ones are captured, so that probes of them fail", maxProbePorts))
 	}
 	if m.Enrol && len(m.ExcludeOutbound)+len(m.ExcludeInbound) > 0 {
-		b.except(p.Namespace, p.Name, PartlyExcluded)
+		r.except(p.Namespace, p.Name, PartlyExcluded)
 	}
 	return m
 }
 
-func (b *builder) workloadUID(kind, namespace, name string) string {
-	return b.cfg.Cluster + "/" + kind + "/" + namespace + "/" + name
+func (r *reader) workloadUID(kind, namespace, name string) string {
+	return r.cfg.Cluster + "/" + kind + "/" + namespace + "/" + name
 }
 
+func (r *reader) podUID(p *corev1.Pod) string { return r.workloadUID("/Pod", p.Namespace, p.Name) }
+
 // workload is the pod as the others see it, nil while it has no address.
-func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
-	addrs := slices.DeleteFunc(b.addresses(p), func(a netip.Addr) bool {
-		holder, disputed := b.holder[a]
-		return disputed && holder != p
+func (r *reader) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
+	addrs := slices.DeleteFunc(r.addresses(p), func(a netip.Addr) bool {
+		d, is := r.around.disputed(a)
+		return is && d.holder != p
 	})
 	if len(addrs) == 0 {
 		return nil
 	}
-	for _, a := range addrs {
-		if !slices.Contains(podAddresses(p), a) {
-			b.toldOnly[a] = true
-		}
-	}
 	if len(p.Status.PodIPs) >= maxAddresses {
-		b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d addresses: the others are not read", maxAddresses))
+		r.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d addresses: the others are not read", maxAddresses))
 	}
 	owner, kind := ownerOf(p)
 	return &mesh.Workload{
-		UID:         b.workloadUID("/Pod", p.Namespace, p.Name),
+		UID:         r.podUID(p),
 		Namespace:   p.Namespace,
 		Name:        p.Name,
 		Node:        p.Spec.NodeName,
-		Zone:        b.zones[p.Spec.NodeName],
+		Zone:        r.around.zone(p.Spec.NodeName),
 		Addresses:   addrs,
 		ID:          id,
 		HostNetwork: p.Spec.HostNetwork,
@@ -113,7 +120,7 @@ func (b *builder) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 			labelOf(p, "app"), owner),
 		CanonicalRevision: cmp.Or(labelOf(p, "service.istio.io/canonical-revision"),
 			labelOf(p, "app.kubernetes.io/version"), labelOf(p, "version"), "latest"),
-		Cluster: b.cfg.Cluster,
+		Cluster: r.cfg.Cluster,
 	}
 }
 
@@ -123,9 +130,9 @@ func isThere(p *corev1.Pod) bool {
 
 // addresses are where the pod is reached: of each family as its agent says, or else its
 // object, which may still have those of an earlier sandbox.
-func (b *builder) addresses(p *corev1.Pod) []netip.Addr {
+func (r *reader) addresses(p *corev1.Pod) []netip.Addr {
 	all := podAddresses(p)
-	told := b.told[string(p.UID)]
+	told := r.around.told(string(p.UID))
 	if len(told) == 0 || p.Spec.HostNetwork {
 		return all
 	}
@@ -156,9 +163,8 @@ func addresses(texts []string) []netip.Addr {
 	return addrs
 }
 
-// hostPorts are ports of the node that the CNI leads to the pod, or at which a pod of the
-// node's own network says that it listens.
-func (b *builder) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
+// hostPorts are ports of the node that the CNI leads to the pod.
+func (r *reader) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		for _, cp := range c.Ports {
 			if p.Spec.HostNetwork { // an API server has filled it in
@@ -167,11 +173,11 @@ func (b *builder) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
 			if !isTCP(cp.Protocol) || !isPort(cp.HostPort) || !isPort(cp.ContainerPort) {
 				continue
 			}
-			if p.Spec.HostNetwork && !b.cfg.NodePorts.Has(uint16(cp.HostPort)) {
+			if p.Spec.HostNetwork && !r.cfg.NodePorts.Has(uint16(cp.HostPort)) {
 				continue // may be anybody's, and is reached like the node's other ports
 			}
 			if len(list) == maxHostPorts {
-				b.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d host ports, the rest are not known", maxHostPorts))
+				r.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d host ports, the rest are not known", maxHostPorts))
 				return list
 			}
 			a, _ := netip.ParseAddr(cp.HostIP)

@@ -10,38 +10,25 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"tacit.dev/mesh"
 )
 
-// services takes in all services and connects them with the workloads that
-// serve them.
-func (b *builder) services(services []*corev1.Service, slicesOf []*discoveryv1.EndpointSlice) {
-	ends := endpoints{b: b, byAddress: b.byAddress(), found: make(map[endpointKey]*endpointSet), count: make(map[string]int)}
-	known := make(map[string]*corev1.Service, len(services))
-	for _, s := range services {
-		if s.Spec.Type == corev1.ServiceTypeExternalName {
-			continue
-		}
-		known[s.Namespace+"/"+s.Name] = s
-		b.result.Services = append(b.result.Services, b.service(s))
-	}
-	// Always in the same order: which endpoints are too many must not change by itself.
-	slicesOf = slices.SortedFunc(slices.Values(slicesOf), func(x, y *discoveryv1.EndpointSlice) int {
-		return cmp.Or(cmp.Compare(x.Namespace, y.Namespace), cmp.Compare(x.Name, y.Name))
-	})
-	for _, slice := range slicesOf {
-		if s := known[slice.Namespace+"/"+slice.Labels[discoveryv1.LabelServiceName]]; s != nil {
-			ends.slice(slice, s, b.hostname(s))
-		}
-	}
-	ends.join()
+// isKnown: a name of another name has no endpoints, and nodes do not know it.
+func isKnown(s *corev1.Service) bool { return s.Spec.Type != corev1.ServiceTypeExternalName }
+
+// serviceOf is NAMESPACE/NAME of the service that the slice is of.
+func serviceOf(s *discoveryv1.EndpointSlice) string {
+	return s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]
 }
 
-func (b *builder) hostname(s *corev1.Service) string {
-	return s.Name + "." + s.Namespace + ".svc." + b.cfg.Domain
+func clusterIPs(s *corev1.Service) []netip.Addr {
+	return addresses(append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...))
+}
+
+func (r *reader) hostname(s *corev1.Service) string {
+	return s.Name + "." + s.Namespace + ".svc." + r.cfg.Domain
 }
 
 // reach is internalTrafficPolicy and trafficDistribution.
@@ -70,19 +57,19 @@ func affinity(s *corev1.Service) time.Duration {
 	return time.Duration(seconds) * time.Second
 }
 
-func (b *builder) service(s *corev1.Service) *mesh.Service {
+func (r *reader) service(s *corev1.Service) *mesh.Service {
 	m := &mesh.Service{
 		Namespace: s.Namespace,
 		Name:      s.Name,
-		Hostname:  b.hostname(s),
-		Addresses: addresses(append([]string{s.Spec.ClusterIP}, s.Spec.ClusterIPs...)),
+		Hostname:  r.hostname(s),
+		Addresses: clusterIPs(s),
 		Reach:     reach(s),
 		Affinity:  affinity(s),
 	}
-	m.External = b.external(s)
+	m.External = r.external(s)
 	m.NodeLocal = s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal
 	if len(s.Spec.Ports) > maxServicePorts {
-		b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d ports: the others are not known", maxServicePorts))
+		r.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d ports: the others are not known", maxServicePorts))
 	}
 	for _, p := range portsOf(s) {
 		if !isTCP(p.Protocol) || !isPort(p.Port) {
@@ -103,7 +90,7 @@ func (b *builder) service(s *corev1.Service) *mesh.Service {
 
 // external are the addresses of load balancers and externalIPs. A load balancer that wants
 // to see the connection itself (ipMode: Proxy) is outside of the cluster.
-func (b *builder) external(s *corev1.Service) []netip.Addr {
+func (r *reader) external(s *corev1.Service) []netip.Addr {
 	texts := slices.Clone(s.Spec.ExternalIPs)
 	for _, in := range s.Status.LoadBalancer.Ingress {
 		if value(in.IPMode) != corev1.LoadBalancerIPModeProxy {
@@ -111,7 +98,7 @@ func (b *builder) external(s *corev1.Service) []netip.Addr {
 		}
 	}
 	if len(texts) > maxExternal {
-		b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("%d external addresses: want at most %d, the rest are not known", len(texts), maxExternal))
+		r.problem("Service", s.Namespace, s.Name, fmt.Sprintf("%d external addresses: want at most %d, the rest are not known", len(texts), maxExternal))
 		texts = texts[:maxExternal]
 	}
 	return addresses(texts)
@@ -131,32 +118,42 @@ func targetPort(p corev1.ServicePort) uint16 {
 func isTCP(p corev1.Protocol) bool { return p == "" || p == corev1.ProtocolTCP }
 func isPort(p int32) bool          { return 0 < p && p <= math.MaxUint16 }
 
-// byAddress finds the pod behind an endpoint that does not name one. Pods of the
-// host's network share an address, which says nothing; and an agent's word alone makes no
-// pod an endpoint.
-func (b *builder) byAddress() map[netip.Addr]*mesh.Workload {
-	found := make(map[netip.Addr]*mesh.Workload, 2*len(b.workloads))
-	for _, w := range b.workloads {
-		for _, a := range w.Addresses {
-			if had := found[a]; !w.HostNetwork && !w.Listed && !b.toldOnly[a] && (had == nil || had.UID > w.UID) {
-				found[a] = w
-			}
-		}
-	}
-	return found
+// served is what the slices of a service say.
+type served struct {
+	// ports are those of the service that pods serve, by UID of their workload, sorted.
+	ports map[string][]mesh.Port
+	// listed are workloads of the service's alone.
+	listed []*mesh.Workload
 }
 
-// endpoints collects who serves which port of which service.
+// serve finds out who serves a service.
+func (r *reader) serve(s *corev1.Service, list []*discoveryv1.EndpointSlice) served {
+	e := endpoints{
+		r: r, service: s, key: s.Namespace + "/" + r.hostname(s),
+		found: make(map[endpointKey]*endpointSet), listed: make(map[string]*mesh.Workload),
+	}
+	// Always in the same order: which endpoints are too many must not change by itself.
+	for _, slice := range slices.SortedFunc(slices.Values(list), func(x, y *discoveryv1.EndpointSlice) int { return cmp.Compare(x.Name, y.Name) }) {
+		if !e.slice(slice) {
+			r.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d endpoints, each port counted: the others are not known", maxEndpoints))
+			break
+		}
+	}
+	return e.join()
+}
+
+// endpoints collects who serves which port of a service.
 type endpoints struct {
-	b         *builder
-	byAddress map[netip.Addr]*mesh.Workload
-	found     map[endpointKey]*endpointSet
-	count     map[string]int // by service: what was looked at
+	r       *reader
+	service *corev1.Service
+	key     string // mesh.Service.Key
+	found   map[endpointKey]*endpointSet
+	listed  map[string]*mesh.Workload // by UID
+	count   int                       // what was looked at
 }
 
 type endpointKey struct {
-	service string // mesh.Service.Key
-	port    uint16
+	port uint16
 	// local: each node has a set of its own, node is whose. A caller there takes
 	// no other, even if all of its own are terminating.
 	local bool
@@ -172,25 +169,26 @@ type endpoint struct {
 	target   uint16
 }
 
-func (e *endpoints) slice(slice *discoveryv1.EndpointSlice, s *corev1.Service, hostname string) {
+// slice takes in a slice, and returns false if there are too many endpoints.
+func (e *endpoints) slice(slice *discoveryv1.EndpointSlice) bool {
 	for _, p := range slice.Ports[:min(len(slice.Ports), maxServicePorts)] {
 		// The slice has resolved a named port; its own name is that of the service's.
-		i := slices.IndexFunc(portsOf(s), func(sp corev1.ServicePort) bool {
+		i := slices.IndexFunc(portsOf(e.service), func(sp corev1.ServicePort) bool {
 			return isTCP(sp.Protocol) && sp.Name == value(p.Name)
 		})
 		if i < 0 || p.Port == nil || !isPort(*p.Port) || p.Protocol != nil && !isTCP(*p.Protocol) {
 			continue
 		}
-		key := endpointKey{service: s.Namespace + "/" + hostname, port: uint16(s.Spec.Ports[i].Port), local: reach(s) == mesh.SameNode}
+		key := endpointKey{port: uint16(e.service.Spec.Ports[i].Port), local: reach(e.service) == mesh.SameNode}
 		for _, end := range slice.Endpoints {
-			if e.count[key.service] == maxEndpoints {
-				e.b.problem("Service", s.Namespace, s.Name, fmt.Sprintf("more than %d endpoints, each port counted: the others are not known", maxEndpoints))
-				return
+			if e.count == maxEndpoints {
+				return false
 			}
-			e.count[key.service]++
+			e.count++
 			e.endpoint(key, slice, end, uint16(*p.Port))
 		}
 	}
+	return true
 }
 
 func (e *endpoints) endpoint(key endpointKey, slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, target uint16) {
@@ -227,24 +225,24 @@ func (e *endpoints) workload(slice *discoveryv1.EndpointSlice, end discoveryv1.E
 	}
 	if r := end.TargetRef; r != nil && r.Kind == "Pod" {
 		namespace := cmp.Or(r.Namespace, slice.Namespace)
-		if p := e.b.pods[namespace+"/"+r.Name]; p != nil {
-			return e.ofPod(slice, end, p, r.UID, addrs)
+		if p, w := e.r.around.pod(namespace + "/" + r.Name); p != nil {
+			return e.ofPod(slice, end, p, w, addrs)
 		}
 		// A pod of another cluster, or one that is gone or not known yet.
-		if e.byAddress[addrs[0]] == nil && e.b.isOurs(addrs[0]) {
+		if e.r.around.at(addrs[0]) == nil && e.r.around.isOurs(addrs[0]) {
 			return nil
 		}
 	}
-	if w := e.byAddress[addrs[0]]; w != nil {
+	if w := e.r.around.at(addrs[0]); w != nil {
 		return w
 	}
-	return e.listed(slice, end, addrs, "")
+	return e.list(slice, end, addrs, "")
 }
 
 // ofPod is an endpoint that names a pod which is there: at an address of the pod's, or at
 // one that its object does not know, as of a second interface.
-func (e *endpoints) ofPod(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, p *corev1.Pod, uid types.UID, addrs []netip.Addr) *mesh.Workload {
-	w := e.b.workloads[e.b.workloadUID("/Pod", p.Namespace, p.Name)]
+func (e *endpoints) ofPod(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, p *corev1.Pod, w *mesh.Workload, addrs []netip.Addr) *mesh.Workload {
+	uid := end.TargetRef.UID
 	// A StatefulSet's next pod has the name of the one that is gone.
 	if w == nil || uid != "" && p.UID != "" && uid != p.UID {
 		return nil
@@ -252,53 +250,64 @@ func (e *endpoints) ofPod(slice *discoveryv1.EndpointSlice, end discoveryv1.Endp
 	if slices.Contains(w.Addresses, addrs[0]) || slices.Contains(podAddresses(p), addrs[0]) {
 		return w
 	}
-	return e.listed(slice, end, addrs, w.UID)
+	return e.list(slice, end, addrs, w.UID)
 }
 
-// listed makes an endpoint that is no pod (the API server's, or one of a hand-made slice) a
+// list makes an endpoint that is no pod (the API server's, or one of a hand-made slice) a
 // workload of the service's alone: no other way leads to it.
-func (e *endpoints) listed(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, addrs []netip.Addr, of string) *mesh.Workload {
-	uid := e.b.workloadUID("discovery.k8s.io/EndpointSlice", slice.Namespace, slice.Name+"/"+addrs[0].String())
-	w := e.b.workloads[uid]
+func (e *endpoints) list(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, addrs []netip.Addr, of string) *mesh.Workload {
+	uid := e.r.workloadUID("discovery.k8s.io/EndpointSlice", slice.Namespace, slice.Name+"/"+addrs[0].String())
+	w := e.listed[uid]
 	if w == nil {
 		w = &mesh.Workload{
 			UID: uid, Namespace: slice.Namespace, Name: slice.Name, Node: value(end.NodeName), Zone: value(end.Zone),
-			Addresses: addrs, Listed: true, Of: of, Cluster: e.b.cfg.Cluster,
+			Addresses: addrs, Listed: true, Of: of, Cluster: e.r.cfg.Cluster,
 		}
-		e.b.workloads[uid] = w
+		e.listed[uid] = w
 	}
 	return w
 }
 
-// join writes the endpoints into their workloads. Terminating endpoints take new
-// connections only if a port has no others (as kube-proxy does, KEP-1669). A
-// workload that serves is ready, whatever its pod says: the slice has the last
-// word, see publishNotReadyAddresses.
-func (e *endpoints) join() {
+// join says which ports each workload serves. Terminating endpoints take new
+// connections only if a port has no others (as kube-proxy does, KEP-1669).
+func (e *endpoints) join() served {
+	all := served{ports: make(map[string][]mesh.Port)}
 	for key, set := range e.found {
 		list := set.ready
 		if len(list) == 0 {
 			list = set.serving
 		}
 		for _, end := range list {
-			end.workload.Ready = true
-			if end.workload.Services == nil {
-				end.workload.Services = make(map[string][]mesh.Port)
-			}
 			p := mesh.Port{Service: key.port, Target: end.target}
 			// A pod is in the slices of both address families.
-			if ports := end.workload.Services[key.service]; !slices.Contains(ports, p) {
-				end.workload.Services[key.service] = append(ports, p)
+			if ports := all.ports[end.workload.UID]; !slices.Contains(ports, p) {
+				all.ports[end.workload.UID] = append(ports, p)
 			}
 		}
 	}
-	for _, w := range e.b.workloads {
-		for _, ports := range w.Services {
-			slices.SortFunc(ports, func(x, y mesh.Port) int {
-				return cmp.Or(cmp.Compare(x.Service, y.Service), cmp.Compare(x.Target, y.Target))
-			})
-		}
+	for _, ports := range all.ports {
+		slices.SortFunc(ports, func(x, y mesh.Port) int {
+			return cmp.Or(cmp.Compare(x.Service, y.Service), cmp.Compare(x.Target, y.Target))
+		})
 	}
+	for uid, w := range e.listed {
+		if ports := all.ports[uid]; len(ports) > 0 {
+			serveBy(w, e.key, ports)
+			delete(all.ports, uid)
+		}
+		all.listed = append(all.listed, w)
+	}
+	return all
+}
+
+// serveBy has a workload serve ports of a service. It is ready then, whatever its pod says:
+// the slice has the last word, see publishNotReadyAddresses.
+func serveBy(w *mesh.Workload, service string, ports []mesh.Port) {
+	w.Ready = true
+	if w.Services == nil {
+		w.Services = make(map[string][]mesh.Port)
+	}
+	w.Services[service] = ports
 }
 
 // value is what p points to, or the zero value.
