@@ -116,7 +116,7 @@ func (s *problems) told() (list []Problem, untold int) {
 			list = append(list, *p)
 		}
 	}
-	slices.SortFunc(list, func(x, y Problem) int { return cmp.Or(cmp.Compare(x.Object, y.Object), cmp.Compare(x.Text, y.Text)) })
+	slices.SortFunc(list, Problem.compare)
 	list = list[:min(len(list), maxProblems)]
 	untold = s.count
 	for _, p := range list {

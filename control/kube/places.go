@@ -83,6 +83,46 @@ func CheckRange(r netip.Prefix) error {
 	return nil
 }
 
+// rangeSet are ranges, each as often as somebody has it. To look for an address costs as many
+// steps as there are lengths of prefixes: most have one of a few.
+type rangeSet struct {
+	count   map[netip.Prefix]int
+	lengths map[int]int // how many ranges have it
+}
+
+// replace takes ranges out and others in, and tells whether that makes another set.
+func (s *rangeSet) replace(had, now []netip.Prefix) (differs bool) {
+	if s.count == nil {
+		s.count, s.lengths = make(map[netip.Prefix]int), make(map[int]int)
+	}
+	for _, r := range now {
+		if s.count[r]++; s.count[r] == 1 {
+			s.lengths[r.Bits()]++
+			differs = true
+		}
+	}
+	for _, r := range had {
+		if s.count[r]--; s.count[r] > 0 {
+			continue
+		}
+		differs = true
+		delete(s.count, r)
+		if s.lengths[r.Bits()]--; s.lengths[r.Bits()] == 0 {
+			delete(s.lengths, r.Bits())
+		}
+	}
+	return differs
+}
+
+func (s *rangeSet) has(a netip.Addr) bool {
+	for bits := range s.lengths {
+		if p, err := a.Prefix(bits); err == nil && s.count[p] > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func nodeAddresses(n *corev1.Node) []netip.Addr {
 	var texts []string
 	for _, a := range n.Status.Addresses {

@@ -1,0 +1,442 @@
+package kube
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"tacit.dev/mesh"
+)
+
+// Whatever happens to the objects of a cluster, in whatever batches, a Builder knows what
+// Build says of the objects as they are; and what it told of that, put together, is the same.
+func TestBuilderIsBuild(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	for run := range uint64(1000) {
+		g := &generator{random: rand.New(rand.NewPCG(seed, run))}
+		b := newBuilderTest()
+		for range 12 {
+			events, said := g.batch(b.objects)
+			if diff := b.apply(events, said); diff != "" {
+				t.Fatalf("run %d (-Build +Builder):\n%s\nlast events: %s\nsaid %+v", run, diff, eventNames(events), said)
+			}
+		}
+	}
+}
+
+// What nothing is left of is forgotten.
+func TestBuilderForgets(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	for run := range uint64(50) {
+		g := &generator{random: rand.New(rand.NewPCG(seed, run))}
+		b := newBuilderTest()
+		for range 10 {
+			events, said := g.batch(b.objects)
+			b.apply(events, said)
+		}
+		for uid := range b.said {
+			b.apply(nil, []Said{{UID: uid}})
+		}
+		for k := range maps.Clone(b.objects) {
+			b.apply([]Event{{Key: k}}, nil)
+		}
+		b.builder.Problems()
+		x := b.builder
+		for what, n := range map[string]int{
+			"said": len(x.said), "pods": len(x.pods), "spaces": len(x.spaces), "nodes": len(x.nodes), "services": len(x.services), "sliced": len(x.sliced),
+			"addresses": len(x.addresses), "uids": len(x.uids), "range asked": len(x.rangeAsked), "disputes": len(x.disputes), "enrolling": len(x.enrolling),
+			"exceptions": len(x.exceptions), "told": len(x.tally.at), "told by namespace": len(x.tally.spaces), "ranges": len(x.ranges.count) + len(x.ranges.lengths),
+		} {
+			if n != 0 {
+				t.Errorf("run %d: %d %s are left of nothing", run, n, what)
+			}
+		}
+	}
+}
+
+// builderTest is a Builder, the objects that it should know, and what somebody knows who
+// heard all that it told.
+type builderTest struct {
+	builder   *Builder
+	objects   Set
+	said      map[string]Said
+	before    Policy
+	workloads map[string]*mesh.Workload
+	services  map[string]*mesh.Service
+	places    map[string]*mesh.Place
+	pods      map[string]*Pod
+	nodes     map[string]Node
+	// copies are the workloads as they were when they were told.
+	copies map[string]mesh.Workload
+}
+
+func newBuilderTest() *builderTest {
+	return &builderTest{
+		builder: NewBuilder(labConfig), objects: make(Set), said: make(map[string]Said), workloads: make(map[string]*mesh.Workload),
+		services: make(map[string]*mesh.Service), places: make(map[string]*mesh.Place), pods: make(map[string]*Pod), nodes: make(map[string]Node),
+		copies: make(map[string]mesh.Workload),
+	}
+}
+
+// apply returns what differs then.
+func (b *builderTest) apply(events []Event, said []Said) string {
+	b.objects.Apply(events)
+	for _, s := range said {
+		if b.said[s.UID] = s; len(s.Told) == 0 && !s.Vouched {
+			delete(b.said, s.UID)
+		}
+	}
+	had := b.builder.Result()
+	d := b.builder.Apply(events, said)
+	o := b.objects.Objects()
+	o.Told, o.Vouched = make(map[string][]netip.Addr), make(map[string]bool)
+	for uid, s := range b.said {
+		o.Told[uid], o.Vouched[uid] = s.Told, s.Vouched
+	}
+	cfg := labConfig
+	cfg.Before = b.before
+	want, got := Build(o, cfg), b.builder.Result()
+	b.before = want.Mesh.Policy
+	if diff := b.diff(want, got); diff != "" {
+		return diff
+	}
+	if diff := b.hear(d); diff != "" {
+		return diff
+	}
+	return b.compare(got) + b.lazy(d, had, got)
+}
+
+func (b *builderTest) diff(want, got Result) string {
+	if reflect.DeepEqual(want, got) {
+		return ""
+	}
+	return cmp.Diff(want, got, cmpopts.EquateComparable(netip.Addr{}, netip.Prefix{})) + "\n(nothing may also be empty and not nil)"
+}
+
+// hear takes in a delta, and tells if something in it is no news.
+func (b *builderTest) hear(d Delta) string {
+	for _, uid := range d.Gone {
+		if b.workloads[uid] == nil && b.services[uid] == nil && b.places[uid] == nil {
+			return "gone, and was not there: " + uid
+		}
+		delete(b.workloads, uid)
+		delete(b.copies, uid)
+		delete(b.services, uid)
+		delete(b.places, uid)
+	}
+	for _, w := range d.Workloads {
+		if reflect.DeepEqual(b.workloads[w.UID], w) {
+			return "told again: " + w.UID
+		}
+		c := *w
+		c.Services = maps.Clone(w.Services)
+		b.workloads[w.UID], b.copies[w.UID] = w, c
+	}
+	for _, s := range d.Services {
+		if reflect.DeepEqual(b.services[s.Key()], s) {
+			return "told again: " + s.Key()
+		}
+		b.services[s.Key()] = s
+	}
+	for _, p := range d.Places {
+		if reflect.DeepEqual(b.places[p.Name], p) {
+			return "told again: " + p.Name
+		}
+		b.places[p.Name] = p
+	}
+	for _, uid := range d.GonePods {
+		delete(b.pods, uid)
+	}
+	for _, p := range d.Pods {
+		if had := b.pods[p.UID]; had != nil && had.Workload == p.Workload && reflect.DeepEqual(had, p) {
+			return "told again: pod " + p.UID
+		}
+		b.pods[p.UID] = p
+	}
+	for _, name := range d.GoneNodes {
+		delete(b.nodes, name)
+	}
+	for _, n := range d.Nodes {
+		b.nodes[n.Name] = n
+	}
+	return ""
+}
+
+// compare tells if somebody who heard everything knows something else. Pointers are the same,
+// and what they point to is as it was told.
+func (b *builderTest) compare(r Result) string {
+	if len(r.Workloads) != len(b.workloads) || len(r.Services) != len(b.services) || len(r.Places) != len(b.places) || len(r.Pods) != len(b.pods) || len(r.Nodes) != len(b.nodes) {
+		return fmt.Sprintf("told of %d workloads, %d services, %d places, %d pods, %d nodes: want %d, %d, %d, %d, %d",
+			len(b.workloads), len(b.services), len(b.places), len(b.pods), len(b.nodes), len(r.Workloads), len(r.Services), len(r.Places), len(r.Pods), len(r.Nodes))
+	}
+	for _, w := range r.Workloads {
+		if b.workloads[w.UID] != w || !reflect.DeepEqual(b.copies[w.UID], *w) {
+			return fmt.Sprintf("told %+v\nwhich was %+v\nis %+v", b.workloads[w.UID], b.copies[w.UID], w)
+		}
+	}
+	for _, s := range r.Services {
+		if b.services[s.Key()] != s {
+			return fmt.Sprintf("told %+v, is %+v", b.services[s.Key()], s)
+		}
+	}
+	for _, p := range r.Places {
+		if b.places[p.Name] != p {
+			return fmt.Sprintf("told %+v, is %+v", b.places[p.Name], p)
+		}
+	}
+	for _, p := range r.Pods {
+		if told := b.pods[p.UID]; told == nil || told.Workload != p.Workload || !reflect.DeepEqual(*told, p) {
+			return fmt.Sprintf("told %+v, is %+v", told, p)
+		}
+	}
+	for _, n := range r.Nodes {
+		if !reflect.DeepEqual(b.nodes[n.Name], n) {
+			return fmt.Sprintf("told %+v, is %+v", b.nodes[n.Name], n)
+		}
+	}
+	return ""
+}
+
+// lazy tells if something differs, and the delta does not say so.
+func (b *builderTest) lazy(d Delta, had, now Result) (wrong string) {
+	for _, row := range []struct {
+		what     string
+		had, now any
+		told     bool
+	}{
+		{"the Mesh", had.Mesh, now.Mesh, d.Mesh},
+		{"namespaces", had.Namespaces, now.Namespaces, d.Namespaces},
+		{"problems", had.Problems, now.Problems, d.Problems},
+		{"untold problems", had.Untold, now.Untold, d.Problems},
+		{"exceptions", had.Exceptions, now.Exceptions, d.Exceptions},
+		{"disputed addresses", had.Disputed, now.Disputed, d.Disputed},
+	} {
+		if !row.told && !reflect.DeepEqual(row.had, row.now) {
+			wrong += fmt.Sprintf("not told that %s differ: %+v, before %+v\n", row.what, row.now, row.had)
+		}
+	}
+	return wrong
+}
+
+// generator makes objects of few names and addresses, so that they meet often.
+type generator struct{ random *rand.Rand }
+
+func (g *generator) batch(known Set) (events []Event, said []Said) {
+	now := make(map[Key]Event)
+	for range 1 + g.random.IntN(1+g.random.IntN(12)) {
+		e := g.event(known)
+		now[e.Key] = e
+	}
+	for g.is(3) {
+		said = append(said, g.said())
+	}
+	slices.SortFunc(said, func(x, y Said) int { return strings.Compare(x.UID, y.UID) })
+	said = slices.CompactFunc(said, func(x, y Said) bool { return x.UID == y.UID })
+	return slices.Collect(maps.Values(now)), said
+}
+
+// is tells, once in n times.
+func (g *generator) is(n int) bool { return g.random.IntN(n) == 0 }
+
+func (g *generator) of(list ...string) string { return list[g.random.IntN(len(list))] }
+
+func (g *generator) namespace() string { return g.of("a", "a", "a", "b", "b", "kube-system") }
+
+func (g *generator) podAddress() string {
+	return fmt.Sprintf("10.1.0.%d", 1+g.random.IntN(5))
+}
+
+func (g *generator) anyAddress() string {
+	return g.of(g.podAddress(), g.podAddress(), g.podAddress(), g.serviceAddress(), g.nodeAddress(), "192.0.2.1", "fd00::1", "nonsense")
+}
+
+func (g *generator) serviceAddress() string { return fmt.Sprintf("10.9.0.%d", 1+g.random.IntN(3)) }
+func (g *generator) nodeAddress() string    { return fmt.Sprintf("10.8.0.%d", 1+g.random.IntN(3)) }
+
+// event changes an object that is there as often as it makes a new one.
+func (g *generator) event(known Set) Event {
+	var o metav1.Object
+	switch n := g.random.IntN(20); {
+	case n < 9:
+		o = g.pod()
+	case n < 11:
+		o = g.space()
+	case n < 13:
+		o = g.node()
+	case n < 15:
+		o = g.service()
+	case n < 18:
+		o = g.slice()
+	case n < 19:
+		o = &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: g.of("x", "y")}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{g.of("10.9.0.0/16", "10.1.0.0/24", "0.0.0.0/0", "?")}}}
+	default:
+		o = &Mesh{ObjectMeta: metav1.ObjectMeta{Name: g.of(MeshName, MeshName, "other"), Generation: g.random.Int64N(3)},
+			Spec: MeshSpec{Enrolment: g.of("", "", Labelled, All, None, "odd"), Namespaces: []string{g.of("a", "b", "kube-system")}}}
+	}
+	k, _ := keyOf(o)
+	if g.is(5) {
+		return Event{Key: k}
+	}
+	if p, is := known[k].(*corev1.Pod); is && g.is(2) {
+		o = g.changed(p)
+	}
+	return Event{k, o}
+}
+
+// changed is the same pod with one thing about it different.
+func (g *generator) changed(p *corev1.Pod) *corev1.Pod {
+	q, like := p.DeepCopy(), g.pod()
+	switch g.random.IntN(9) {
+	case 0:
+		q.Status.Conditions = like.Status.Conditions
+	case 1:
+		q.Labels = like.Labels
+	case 2:
+		q.DeletionTimestamp = like.DeletionTimestamp
+	case 3:
+		q.Status.PodIP = like.Status.PodIP
+	case 4:
+		q.Status.Phase = like.Status.Phase
+	case 5:
+		q.Annotations = like.Annotations
+	case 6:
+		q.UID = like.UID
+	case 7:
+		q.Spec.NodeName = like.Spec.NodeName
+	case 8:
+		q.Spec.HostNetwork = like.Spec.HostNetwork
+	}
+	return q
+}
+
+func (g *generator) labels(more ...string) map[string]string {
+	labels := make(map[string]string)
+	if g.is(2) {
+		labels[LabelMesh] = g.of("on", "on", "off", "odd")
+	}
+	if g.is(5) {
+		labels[LabelIstio] = g.of("ambient", "none", "odd")
+	}
+	for i := 0; i < len(more); i += 2 {
+		labels[more[i]] = more[i+1]
+	}
+	return labels
+}
+
+func (g *generator) pod() *corev1.Pod {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: g.namespace(), Name: g.of("p1", "p2", "p3"), UID: types.UID(g.of("u1", "u2", "u3", "u4", "u5", "u6", "")), Labels: g.labels(),
+		},
+		Spec:   corev1.PodSpec{NodeName: g.of("n1", "n1", "n2", "n3", ""), ServiceAccountName: g.of("", "sa", "sa", "sa", "not/one")},
+		Status: corev1.PodStatus{PodIP: g.anyAddress()},
+	}
+	if g.is(6) {
+		p.Spec.HostNetwork, p.Status.PodIP = true, g.nodeAddress()
+	}
+	if g.is(4) {
+		p.Status.PodIPs = []corev1.PodIP{{IP: p.Status.PodIP}, {IP: "fd00::" + g.of("1", "2")}}
+	}
+	if g.is(6) {
+		p.Status.Phase = corev1.PodSucceeded
+	}
+	if g.is(5) {
+		p.DeletionTimestamp = &metav1.Time{Time: time.Unix(9, 0)}
+	}
+	if g.is(2) {
+		p.Status.StartTime = &metav1.Time{Time: time.Unix(g.random.Int64N(3), 0)}
+	}
+	if g.is(2) {
+		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: corev1.PodReady, Status: corev1.ConditionTrue})
+	}
+	if g.is(4) {
+		p.Status.Conditions = append(p.Status.Conditions, corev1.PodCondition{Type: ConditionProtected, Status: corev1.ConditionTrue})
+	}
+	if g.is(4) {
+		p.Annotations = map[string]string{AnnotationExcludeOutbound: g.of("80", "x", "10.0.0.1:80,y"), AnnotationExcludeInbound: g.of("", "80", "z")}
+	}
+	if g.is(4) {
+		p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}}}
+	}
+	return p
+}
+
+func (g *generator) space() *corev1.Namespace {
+	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: g.namespace(), Labels: g.labels()}}
+}
+
+func (g *generator) node() *corev1.Node {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: g.of("n1", "n2", "n3"), Labels: map[string]string{corev1.LabelTopologyZone: g.of("", "z1", "z2")}}}
+	n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: g.of(g.nodeAddress(), g.nodeAddress(), g.podAddress())}}
+	n.Spec.PodCIDR = g.of("10.1.0.0/24", "10.1.0.0/24", "10.2.0.0/24", "", "0.0.0.0/1")
+	if g.is(3) {
+		n.Spec.Taints = []corev1.Taint{{Key: TaintNotReady}}
+	}
+	return n
+}
+
+func (g *generator) service() *corev1.Service {
+	s := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: g.of("a", "b"), Name: g.of("s1", "s2")}}
+	s.Spec.ClusterIP = g.of(g.serviceAddress(), g.serviceAddress(), g.podAddress(), "None")
+	s.Spec.Ports = []corev1.ServicePort{{Name: "web", Port: 80, TargetPort: intstr.FromInt(8080)}}
+	if g.is(2) {
+		s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "more", Port: 81, NodePort: 30081})
+	}
+	if g.is(8) {
+		s.Spec.Type = corev1.ServiceTypeExternalName
+	}
+	if g.is(4) {
+		local := corev1.ServiceInternalTrafficPolicyLocal
+		s.Spec.InternalTrafficPolicy = &local
+	}
+	if g.is(8) {
+		s.Spec.ExternalIPs = slices.Repeat([]string{"192.0.2.9"}, maxExternal+1)
+	}
+	return s
+}
+
+func (g *generator) slice() *discoveryv1.EndpointSlice {
+	s := &discoveryv1.EndpointSlice{ObjectMeta: metav1.ObjectMeta{
+		Namespace: g.of("a", "b"), Name: g.of("e1", "e2", "e3"), Labels: map[string]string{discoveryv1.LabelServiceName: g.of("s1", "s1", "s2", "s3")},
+	}}
+	for _, name := range []string{"web", g.of("more", "other")} {
+		port := int32(8000 + g.random.IntN(2))
+		s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: &name, Port: &port})
+	}
+	for range g.random.IntN(4) {
+		end := discoveryv1.Endpoint{Addresses: []string{g.anyAddress()}}
+		if g.is(2) {
+			end.TargetRef = &corev1.ObjectReference{Kind: "Pod", Name: g.of("p1", "p2", "p3"), Namespace: g.of("", "a", "b"), UID: types.UID(g.of("", "", "u1", "u2"))}
+		}
+		if g.is(2) {
+			end.Conditions = discoveryv1.EndpointConditions{Ready: new(g.is(2)), Serving: new(g.is(2)), Terminating: new(g.is(2))}
+		}
+		s.Endpoints = append(s.Endpoints, end)
+	}
+	return s
+}
+
+func (g *generator) said() Said {
+	s := Said{UID: g.of("u1", "u2", "u3", "u4", "u5", "u6"), Vouched: g.is(2)}
+	if g.is(2) {
+		s.Told = []netip.Addr{netip.MustParseAddr(g.podAddress())}
+	}
+	return s
+}
