@@ -103,7 +103,7 @@ func TestForwardingPodIsPartlyProtected(t *testing.T) {
 	if r := n.reports.until(t, "a", xds.Captured); r.Reason != "" {
 		t.Errorf("at first: %q", r.Reason)
 	}
-	shell(t, ns, "ip link add up0 type veth peer name up1 && ip addr add 10.50.0.1/24 dev up0 && ip link set up1 up && ip link set up0 up && "+
+	shell(t, ns, "ip link add up0 type veth peer name up1 && ip addr add 10.50.0.1/24 dev up0 && ip link set up1 up && ip link set up0 up && ip neigh add 10.50.0.9 lladdr 02:00:00:00:00:09 dev up0 && "+
 		"ip link add in0 type veth peer name in1 netns "+innerPath+" && ip addr add 10.51.0.1/24 dev in0 && ip link set in0 up && "+
 		"echo 1 >/proc/sys/net/ipv4/ip_forward")
 	shell(t, inner, "ip addr add 10.51.0.2/24 dev in1 && ip link set in1 up && ip route add default via 10.51.0.1")
@@ -114,19 +114,26 @@ func TestForwardingPodIsPartlyProtected(t *testing.T) {
 			t.Fatalf("from within the pod: %v, want refused", err)
 		}
 	}
-	partly := func() bool {
+	// New interfaces are new rules, whose counters begin anew: so it is tried again.
+	var told int
+	n.eventually("the pod is said to be partly protected", func() bool {
+		refused()
+		n.reports.mu.Lock()
+		defer n.reports.mu.Unlock()
+		told = n.reports.count
 		r := n.reports.last["a"]
 		return r.State == xds.Captured && strings.Contains(r.Reason, "forwards")
-	}
-	refused()
-	n.reports.untilIs(t, "the pod is said to be partly protected", partly)
-	told := n.reports.count
+	})
 	before := n.agent.Dump()[0].Dropped["forwarded"]
-	refused()
-	n.eventually("the next is counted", func() bool { return n.agent.Dump()[0].Dropped["forwarded"] > before })
+	n.eventually("the next is counted", func() bool {
+		refused()
+		return n.agent.Dump()[0].Dropped["forwarded"] > before
+	})
+	n.reports.mu.Lock()
 	if now := n.reports.count; now != told {
 		t.Errorf("control is told %d times more", now-told)
 	}
+	n.reports.mu.Unlock()
 	// Other exclusions: whether something is still refused is to be seen.
 	w := word("a", true)
 	w.ExcludeOutbound = []mesh.Exclusion{{Port: 80}}
