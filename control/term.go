@@ -73,8 +73,7 @@ func (p *plane) begin(ctx context.Context, leads func() bool) (*term, error) {
 			return nil, fmt.Errorf("name the nodes: %w", err)
 		}
 	}
-	t.prepare(memories, newRoster(past, t.log), expect, p.metrics)
-	return t, nil
+	return t, t.prepare(memories, newRoster(past, t.log), expect, p.metrics)
 }
 
 func (t *term) openCA() (err error) {
@@ -109,7 +108,11 @@ func (t *term) keepBundle(ctx context.Context) error {
 }
 
 // prepare makes what brings knowledge together.
-func (t *term) prepare(memories *store, roster *roster, expect []string, m *metrics) {
+func (t *term) prepare(memories *store, roster *roster, expect []string, m *metrics) error {
+	secret, err := t.ca.Secret("hashes of resources")
+	if err != nil {
+		return err
+	}
 	box := newInbox()
 	t.server = xds.NewServer(xds.ServerConfig{
 		Authenticate: t.cfg.Nodes.Authenticate,
@@ -117,6 +120,7 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		OnReport:     box.putReport,
 		GoneAfter:    t.cfg.GoneAfter,
 		Expect:       expect,
+		Secret:       secret,
 		Log:          t.log,
 		Registry:     t.cfg.Registry,
 	})
@@ -133,6 +137,7 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		log:       t.log,
 		published: make(chan struct{}),
 	}
+	return nil
 }
 
 // serve serves nodes, once there is something to tell them.

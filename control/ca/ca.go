@@ -7,6 +7,9 @@ package ca
 
 import (
 	"bytes"
+	"crypto/hkdf"
+	"crypto/sha256"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -194,6 +197,20 @@ func (c *CA) newIntermediate(now time.Time) (*pair, error) {
 	}
 	c.cfg.Log.Info("intermediate made", "store", c.cfg.Store.String(), "expires", p.cert.NotAfter)
 	return p, nil
+}
+
+// Secret is known to whoever holds the intermediate's key, and to nobody else; the key
+// does not follow from it. It changes with the intermediate.
+func (c *CA) Secret(purpose string) ([]byte, error) {
+	signer, err := c.signer()
+	if err != nil {
+		return nil, err
+	}
+	key, err := x509.MarshalPKCS8PrivateKey(signer.key)
+	if err != nil {
+		return nil, fmt.Errorf("secret of the intermediate: %w", err)
+	}
+	return hkdf.Key(sha256.New, key, nil, purpose, sha256.Size)
 }
 
 // Bundle returns the PEM of all roots that are trusted. The caller owns it.

@@ -225,6 +225,25 @@ func TestSecondOpenKeepsKeys(t *testing.T) {
 	}
 }
 
+// Leaders that hold the same keys have the same secret, for one purpose, and no others.
+func TestSecret(t *testing.T) {
+	dir := t.TempDir()
+	secret := func(dir, purpose string) string {
+		c := open(t, Config{Store: Folder(dir)})
+		s, err := c.Secret(purpose)
+		if err != nil || len(s) != 32 {
+			t.Fatalf("%d bytes, %v", len(s), err)
+		}
+		return string(s)
+	}
+	if secret(dir, "a") != secret(dir, "a") {
+		t.Error("opened again, it is another one")
+	}
+	if secret(dir, "a") == secret(dir, "b") || secret(dir, "a") == secret(t.TempDir(), "a") {
+		t.Error("another purpose, or another CA, has the same")
+	}
+}
+
 func TestFilesAreSecret(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "ca")
 	open(t, Config{Store: Folder(dir)})
