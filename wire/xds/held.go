@@ -32,10 +32,10 @@ func newHolding(typeURL string) *holding {
 // then tells it again.
 func (h *holding) claim(refused bool) *message.Held {
 	h.begun, h.compared, h.doubted = false, false, nil
-	held := &message.Held{}
-	if !refused {
-		held.Origin, held.Version = h.origin, h.version
+	if refused {
+		h.origin, h.version = nil, 0
 	}
+	held := &message.Held{Origin: h.origin, Version: h.version}
 	if len(h.hashes) > 0 {
 		held.Digests = h.digests.marshal()
 	}

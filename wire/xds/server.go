@@ -58,7 +58,8 @@ type Server struct {
 	metrics *serverMetrics
 	changed chan struct{}
 	// origin tells its versions from those of another Server.
-	origin []byte
+	origin  []byte
+	portion portion
 
 	publishing sync.Mutex        // one Update at a time; held while encoding
 	invalid    map[string]string // resources that could not be published, and why; guarded by publishing
@@ -104,6 +105,7 @@ func NewServer(cfg ServerConfig) *Server {
 		metrics:    newServerMetrics(cfg.Registry),
 		changed:    make(chan struct{}, 1),
 		origin:     make([]byte, 16),
+		portion:    portion{chunkBytes, maxScan},
 		invalid:    map[string]string{},
 		world:      newTable(addressType, 0),
 		namespaces: newTable(namespaceType, 0),

@@ -286,12 +286,12 @@ func TestTableForgets(t *testing.T) {
 		t.Errorf("%d slots, %d entries, %d of them live", len(tab.log), len(tab.entries), tab.live)
 	}
 	for _, at := range []uint64{tab.since, version - 3, version - 1} {
-		found, upTo, all := tab.read(at, everything)
+		found, upTo, all := tab.read(at, portion{chunkBytes, maxScan}, everything)
 		if !all || upTo != version || len(found) == 0 || found[len(found)-1].name != "b4999" {
 			t.Errorf("since %d: %d found, up to %d, all: %v", at, len(found), upTo, all)
 		}
 	}
-	if found, _, _ := tab.read(version, everything); len(found) != 0 {
+	if found, _, _ := tab.read(version, portion{chunkBytes, maxScan}, everything); len(found) != 0 {
 		t.Errorf("since the last: %v", found)
 	}
 }

@@ -88,11 +88,11 @@ func (s *Server) progress() [2]uint64 {
 	return [2]uint64{s.acks.oldest(math.MaxUint64, 0, everybody), s.applies.oldest(math.MaxUint64, 0, counted)}
 }
 
-// note lets a proxy advance, and tells if that is news for who waits for all. Called with mu.
+// note lets a proxy advance, applied at least as far as acked, and tells if that is news for who waits for all. Called with mu.
 func (s *Server) note(p *standing, acked, applied uint64) {
 	before := s.progress()
 	s.acks.advance(p, acked)
-	s.applies.advance(p, max(acked, applied))
+	s.applies.advance(p, applied)
 	if s.progress() != before {
 		s.notify()
 	}

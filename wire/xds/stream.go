@@ -15,8 +15,10 @@ import (
 
 const (
 	// chunkBytes bounds one response, if no single resource is larger: a stream
-	// holds one at a time, whatever the size of the World.
+	// holds one at a time, whatever the size of the World. maxScan bounds how much of the
+	// log is read for it at once.
 	chunkBytes = 256 << 10
+	maxScan    = 16 << 10
 	// maxUnapplied bounds the responses by which a node does not decide yet, as far as it
 	// has said. Who is further behind is later told only what then still differs.
 	maxUnapplied = 32
@@ -312,7 +314,7 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 		s.told.RUnlock()
 		return nil, false, status.Error(codes.Aborted, "too far behind to be told what was removed: begin again")
 	}
-	found, position, done := t.read(sub.position, sub.claim.holds)
+	found, position, done := t.read(sub.position, s.portion, sub.claim.holds)
 	resp = &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}
 	if done {
 		resp.Digest = t.digest()

@@ -12,9 +12,11 @@ const (
 	// minGone is how many removals a table remembers at least; at most it is half of what
 	// there is besides.
 	minGone = 64
-	// maxScan bounds what one look at a table reads while others wait.
-	maxScan = 16 << 10
 )
+
+// portion bounds what one look at a table takes: of what is told, and of what is read while
+// others wait.
+type portion struct{ bytes, slots int }
 
 // entry is one resource as it is published, or that it is gone. It is kept once, however
 // many streams send it, and nobody changes it, but for source, which is the publisher's.
@@ -48,6 +50,7 @@ func (e *entry) size() int { return len(e.body) + len(e.name) + 96 }
 type table struct {
 	entries map[string]*entry
 	log     []slot // by version
+	least   int    // so many removals are remembered at least
 	live    int    // entries that are not gone
 	last    uint64 // version of the last change
 	// since is from when on all removals are remembered. Who is older has to compare.
@@ -62,7 +65,7 @@ type slot struct {
 }
 
 func newTable(typeURL string, since uint64) *table {
-	return &table{entries: make(map[string]*entry), since: since, digests: newDigests(typeURL)}
+	return &table{entries: make(map[string]*entry), least: minGone, since: since, digests: newDigests(typeURL)}
 }
 
 // get returns what is there under the name.
@@ -122,10 +125,10 @@ func (t *table) digest() []byte {
 // compact drops empty slots, and the oldest removals if there are too many. It is done
 // once in so many changes that each pays for a few slots.
 func (t *table) compact() {
-	if len(t.log) <= 2*(t.live+minGone) {
+	if len(t.log) <= 2*(t.live+t.least) {
 		return
 	}
-	most := t.live/2 + minGone
+	most := t.live/2 + t.least
 	kept := make([]slot, 0, t.live+most)
 	gone := len(t.entries) - t.live
 	for _, s := range t.log {
@@ -148,15 +151,14 @@ func (t *table) after(version uint64) int {
 	return i
 }
 
-// read collects what one response has room for of what follows position, but for what
-// the client has, and tells how far it has come, and whether that is all.
-func (t *table) read(position uint64, has func(*entry) bool) (found []*entry, upTo uint64, all bool) {
+// read collects a portion of what follows position, but for what the client has, and tells how far it has come, and whether that is all.
+func (t *table) read(position uint64, p portion, has func(*entry) bool) (found []*entry, upTo uint64, all bool) {
 	if t == nil {
 		return nil, position, true
 	}
 	size, upTo := 0, position
 	for n, s := range t.log[t.after(position):] {
-		if size >= chunkBytes || n == maxScan {
+		if size >= p.bytes || n == p.slots {
 			return found, upTo, false
 		}
 		upTo = s.version
