@@ -236,10 +236,11 @@ func TestSecret(t *testing.T) {
 		}
 		return string(s)
 	}
-	if secret(dir, "a") != secret(dir, "a") {
+	first := secret(dir, "a")
+	if secret(dir, "a") != first {
 		t.Error("opened again, it is another one")
 	}
-	if secret(dir, "a") == secret(dir, "b") || secret(dir, "a") == secret(t.TempDir(), "a") {
+	if first == secret(dir, "b") || first == secret(t.TempDir(), "a") {
 		t.Error("another purpose, or another CA, has the same")
 	}
 }
