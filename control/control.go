@@ -251,13 +251,14 @@ func (p *plane) ready() error {
 	return nil
 }
 
+// status waits for the reconciling goroutine, for a while.
 func (p *plane) status() any {
 	s := &Status{TrustDomain: p.cfg.TrustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}, Leader: p.frontend.leader()}
 	t := p.term.Load()
 	if t == nil {
 		return s
 	}
-	if known := t.reconciler.status.Load(); known != nil {
+	if known := t.reconciler.status(); known != nil {
 		s = known
 	}
 	return s.complete(t.server)

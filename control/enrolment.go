@@ -157,6 +157,16 @@ type enrolment struct {
 	// markedPorts is mesh.Workload's, by its agent; news says that it has changed and no
 	// node has been told.
 	markedPorts, news bool
+	// said is what the reader of objects knows of what its agent says.
+	said kube.Said
+	// timed is when it is looked at again, if a timer is set.
+	timed time.Time
+	// toldNode: its node knows of it.
+	toldNode bool
+	// allowed is for whom its node may have a leaf because of it, nil if for nobody.
+	allowed *allowance
+	// counts is how it is counted.
+	counts counted
 	// at is where it is announced, nil if it is not; spreading is the publication that said
 	// so, 0 when every node decides by it.
 	at        []netip.Addr
@@ -178,18 +188,24 @@ type outlook struct {
 // known.
 type away map[string]time.Time
 
-// see keeps a in step with the world.
-func (a away) see(pods map[string]*enrolment, o outlook) {
-	nodes := make(map[string]bool, len(a))
-	for _, e := range pods {
-		nodes[e.pod.Node] = true
-	}
-	for node := range nodes {
-		if _, known := a[node]; !known && !o.connected(node) {
+// see keeps a in step with the world, in which pods are on nodes. It returns the nodes whose
+// agent is back after long.
+func (a away) see(on map[string]map[*enrolment]bool, o outlook, t *timers) (back []string) {
+	for node := range on {
+		since, known := a[node]
+		switch connected := o.connected(node); {
+		case !known && !connected:
 			a[node] = o.now
+			t.push(timer{at: o.now.Add(awayAfter), node: node})
+		case known && connected:
+			delete(a, node)
+			if o.now.Sub(since) >= awayAfter {
+				back = append(back, node)
+			}
 		}
 	}
-	maps.DeleteFunc(a, func(node string, _ time.Time) bool { return !nodes[node] || o.connected(node) })
+	maps.DeleteFunc(a, func(node string, _ time.Time) bool { return on[node] == nil })
+	return back
 }
 
 // long tells whether the agent of a node is away for so long that nobody knows any more
@@ -216,14 +232,17 @@ func (e *enrolment) hear(r xds.Report) {
 // direct tells whether the others are told to dial it by direct.
 func (e *enrolment) direct() bool { return e.state.direct() && !e.unkept }
 
-// announced notes which publication announces the pod where it is now.
-func (e *enrolment) announced(version uint64) {
+// announced notes which publication announces the pod where it is now, and tells whether it is
+// this one.
+func (e *enrolment) announced(version uint64) bool {
 	switch {
 	case !e.direct() || e.pod.Workload == nil:
 		e.at, e.spreading = nil, 0
 	case !slices.Equal(e.at, e.pod.Workload.Addresses):
 		e.at, e.spreading = e.pod.Workload.Addresses, version
+		return true
 	}
+	return false
 }
 
 // spread takes note that every node decides by the publication that announces the pod, and
@@ -289,4 +308,23 @@ func (e *enrolment) deadline() time.Time {
 		return e.since.Add(settleAfter)
 	}
 	return time.Time{}
+}
+
+// lookAgain is when something about the pod may change by time alone; zero if nothing does.
+func (e *enrolment) lookAgain() time.Time {
+	d := e.deadline()
+	if e.state == Enrolling && e.pod.Shown.Status == "" { // see condition
+		if shown := e.since.Add(enrollingAfter); d.IsZero() || shown.Before(d) {
+			return shown
+		}
+	}
+	return d
+}
+
+// allowance is for whom the pod's node may have a leaf because of it, nil if for nobody.
+func (e *enrolment) allowance() *allowance {
+	if !e.state.mayDial() {
+		return nil
+	}
+	return &allowance{e.pod.Node, e.pod.ID}
 }

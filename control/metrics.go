@@ -45,19 +45,15 @@ func newMetrics(r prometheus.Registerer) *metrics {
 	return m
 }
 
-func (m *metrics) observe(s Status) {
-	count := map[State]int{Outside: 0, Enrolling: 0, Announced: 0, Withdrawing: 0, Releasing: 0}
-	unprotected := 0
-	for _, p := range s.Pods {
-		count[p.State]++
-		if p.Unprotected {
-			unprotected++
-		}
-	}
-	for state, n := range count {
+func (m *metrics) observe(c counts, f facts) {
+	for state, n := range c.states {
 		m.pods.WithLabelValues(string(state)).Set(float64(n))
 	}
-	m.unprotected.Set(float64(unprotected))
-	m.problems.Set(float64(s.problems))
-	m.contested.Set(float64(s.Contested))
+	m.unprotected.Set(float64(c.lost))
+	problems := f.untold
+	for _, p := range f.problems {
+		problems += 1 + p.More
+	}
+	m.problems.Set(float64(problems))
+	m.contested.Set(float64(f.contested))
 }

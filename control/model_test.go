@@ -17,6 +17,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
 	"tacit.dev/wire/xds"
 )
 
@@ -60,10 +61,44 @@ type modelAgent struct {
 	coy bool
 }
 
-func (s *fakeServer) Publish(snap xds.Snapshot) uint64 {
+func (s *fakeServer) Update(u xds.Update) uint64 {
 	s.version++
-	s.latest = snap
+	gone := make(map[string]bool)
+	for _, name := range u.Gone {
+		gone[name] = true
+	}
+	s.latest.Workloads = replaced(s.latest.Workloads, u.Workloads, gone, func(w *mesh.Workload) string { return w.UID })
+	s.latest.Services = replaced(s.latest.Services, u.Services, gone, (*mesh.Service).Key)
+	s.latest.Places = replaced(s.latest.Places, u.Places, gone, func(p *mesh.Place) string { return p.Name })
+	pods := make(map[string][]mesh.Pod)
+	for node, list := range s.latest.Pods {
+		pods[node] = list
+	}
+	for node, c := range u.Pods {
+		gone := make(map[string]bool)
+		for _, uid := range c.Gone {
+			gone[uid] = true
+		}
+		pods[node] = replaced(pods[node], c.Pods, gone, func(p mesh.Pod) string { return p.UID })
+	}
+	s.latest.Pods = pods
 	return s.version
+}
+
+// replaced is had with what is new in the place of what has the same name, without what is
+// gone, sorted.
+func replaced[T any](had, next []T, gone map[string]bool, name func(T) string) (list []T) {
+	for _, v := range next {
+		gone[name(v)] = true
+	}
+	for _, v := range had {
+		if !gone[name(v)] {
+			list = append(list, v)
+		}
+	}
+	list = append(list, next...)
+	slices.SortFunc(list, func(x, y T) int { return strings.Compare(name(x), name(y)) })
+	return list
 }
 
 func (s *fakeServer) Acked(version uint64) (waiting []string) {
@@ -110,7 +145,7 @@ func (m *model) restart() {
 	log := slog.New(slog.DiscardHandler)
 	m.server.version, m.server.latest = 0, xds.Snapshot{}
 	m.r = &reconciler{build: kube.BuildConfig{TrustDomain: "lab"}, inbox: newInbox(), roster: newRoster(m.saved, log),
-		server: m.server, store: m, metrics: newMetrics(prometheus.NewRegistry()), log: log, published: make(chan struct{})}
+		server: m.server, store: m, metrics: newMetrics(prometheus.NewRegistry()), log: log, published: make(chan struct{}), ended: make(chan struct{})}
 	m.told = nil
 	m.objects()
 	for _, n := range modelNodes {
@@ -248,9 +283,11 @@ func (m *model) takeWorld(p *modelProxy) {
 	p.acked = m.server.version
 }
 
-// check: nobody dials a pod by direct that is not redirected into its proxy.
+// check: nobody dials a pod by direct that is not redirected into its proxy, and what has been
+// told is what is to be told.
 func (m *model) check() {
 	m.t.Helper()
+	m.checkTold()
 	for node, p := range m.server.proxies {
 		for pod := range p.direct {
 			a := m.agents[nodeOf(pod)]
@@ -259,6 +296,36 @@ func (m *model) check() {
 					node, pod, m.r.roster.pods[pod].state, strings.Join(m.trace, "\n"))
 			}
 		}
+	}
+}
+
+// checkTold compares what was told, change by change, with the enrolments as they are.
+func (m *model) checkTold() {
+	m.t.Helper()
+	workloads, pods := 0, 0
+	for _, e := range m.r.roster.pods {
+		pods++
+		told := slices.IndexFunc(m.server.latest.Pods[e.pod.Node], func(p mesh.Pod) bool { return p.UID == e.pod.UID && p.Enrol == e.state.enrol() })
+		if told < 0 {
+			m.t.Fatalf("pod %s, %s, is told as %+v; steps:\n%s", e.pod.UID, e.state, m.server.latest.Pods, strings.Join(m.trace, "\n"))
+		}
+		if e.pod.Workload == nil {
+			continue
+		}
+		workloads++
+		is := slices.IndexFunc(m.server.latest.Workloads, func(w *mesh.Workload) bool {
+			return w.UID == e.pod.Workload.UID && w.Direct == e.direct() && w.Enrolled == e.state.mayDial()
+		})
+		if is < 0 {
+			m.t.Fatalf("workload of %s, %s, is told as %+v; steps:\n%s", e.pod.UID, e.state, m.server.latest.Workloads, strings.Join(m.trace, "\n"))
+		}
+	}
+	told := 0
+	for _, list := range m.server.latest.Pods {
+		told += len(list)
+	}
+	if told != pods || len(m.server.latest.Workloads) != workloads {
+		m.t.Fatalf("%d pods and %d workloads are told, want %d and %d; steps:\n%s", told, len(m.server.latest.Workloads), pods, workloads, strings.Join(m.trace, "\n"))
 	}
 }
 

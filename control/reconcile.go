@@ -5,11 +5,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"maps"
-	"net/netip"
-	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"tacit.dev/control/kube"
@@ -26,9 +22,12 @@ const (
 	meshEvery = 10 * time.Second
 )
 
+// statusPatience is how long somebody who asks for the status waits.
+const statusPatience = 5 * time.Second
+
 // publisher is what the reconciler needs of xds.Server.
 type publisher interface {
-	Publish(xds.Snapshot) (version uint64)
+	Update(xds.Update) (version uint64)
 	Acked(version uint64) (waiting []string)
 	Applied(counts func(node string) bool) uint64
 	Changed() <-chan struct{}
@@ -60,36 +59,48 @@ type reconciler struct {
 	metrics   *metrics
 	log       *slog.Logger
 
-	// objects are all that there are, nil until they are known; told and vouched is what
-	// agents said when the roster learned of them.
-	objects kube.Set
-	told    map[string][]netip.Addr
-	vouched map[string]bool
-	// dirty: the roster differs from what is published.
-	dirty bool
+	// objects is nil until they are known.
+	objects *kube.Builder
+	facts   facts
 	// deposed: somebody else may lead. Nothing is saved or published any more.
 	deposed bool
-	// unsaved is why not everything is remembered, nil if it is.
+	// unsaved is why not everything is remembered, nil if it is; tried is when it was to be.
 	unsaved error
-	// problems are those told by their topics; untold is how many are not.
+	tried   time.Time
+	// problems are those told by their topics.
 	problems map[string]bool
-	untold   int
+	// shown is when people were shown something last.
+	shown time.Time
 
 	// published is closed after the first publication. Before it nothing is served.
 	published chan struct{}
-	allowed   atomic.Pointer[map[allowance]bool]
-	status    atomic.Pointer[Status]
+	// asked has who wants to know the status, ended is closed when nobody answers any more.
+	asked chan chan<- *Status
+	ended chan struct{}
+}
+
+// facts are what the objects say besides pods, nodes and the World.
+type facts struct {
+	mesh       kube.MeshFacts
+	exceptions []kube.Exception
+	problems   []kube.Problem
+	untold     int
+	contested  int
 }
 
 // run reconciles whenever there is something new, until ctx ends, or somebody else
 // may lead.
 func (r *reconciler) run(ctx context.Context) error {
+	defer close(r.ended)
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case to := <-r.asked:
+			to <- r.roster.status(r.facts, r.build.TrustDomain)
+			continue
 		case <-r.inbox.wake:
 		case <-r.server.Changed():
 		case <-timer.C:
@@ -101,41 +112,67 @@ func (r *reconciler) run(ctx context.Context) error {
 	}
 }
 
-// reconcile takes in what is new, steps every enrolment, and publishes as long as
-// something changes. It returns after how long to look again.
+// status is what the roster knows, or nil if that is not to be had in a while.
+func (r *reconciler) status() *Status {
+	patience := time.NewTimer(statusPatience)
+	defer patience.Stop()
+	answer := make(chan *Status, 1)
+	select {
+	case r.asked <- answer:
+		return <-answer // the loop is in it already
+	case <-r.ended:
+	case <-patience.C:
+	}
+	return nil
+}
+
+// reconcile takes in what is new, steps the enrolments that it touches, and publishes as long
+// as something changes. It returns after how long to look again.
 func (r *reconciler) reconcile(now time.Time) time.Duration {
 	began := time.Now()
 	defer func() { r.metrics.reconcile.Observe(time.Since(began).Seconds()) }()
 	r.takeInbox(now)
-	if !r.dirty && !r.started() {
-		return time.Hour // no objects yet: to publish without them would withdraw everybody
+	if r.objects == nil {
+		return time.Hour // to publish without them would withdraw everybody
 	}
-	r.roster.away.see(r.roster.pods, r.outlook(now))
-	for r.roster.advance(r.outlook(now)) || r.dirty {
-		r.dirty = true
-		if r.save(); r.deposed {
+	if r.unsaved != nil && now.Sub(r.tried) >= retryAfter {
+		if r.save(now); r.deposed {
+			return retryAfter
+		}
+	}
+	for r.roster.look(r.outlook(now)); r.advance(now) || !r.started(); r.roster.look(r.outlook(now)) {
+		if r.save(now); r.deposed {
 			return retryAfter
 		}
 		r.publish()
 	}
-	r.observe(now)
-	if r.unsaved != nil {
-		r.dirty = true
-		return min(retryAfter, r.wait(now))
+	return r.observe(now)
+}
+
+// advance steps what is touched until nothing more follows from it, and tells whether
+// something is to be told.
+func (r *reconciler) advance(now time.Time) bool {
+	for {
+		stirred := r.roster.step(r.outlook(now))
+		said := r.roster.takeSaid()
+		if len(said) == 0 {
+			return stirred
+		}
+		r.read(nil, said, now)
 	}
-	return r.wait(now)
 }
 
 // save keeps what must not be forgotten. Who has become the leader meanwhile has
 // saved before it publishes, and so this fails before anything is published here. A pod of
 // which something cannot be saved is not announced, and holds up no other.
-func (r *reconciler) save() {
+func (r *reconciler) save(now time.Time) {
 	if r.leads != nil && !r.leads() {
 		r.deposed = true
 		return
 	}
 	r.roster.remember(r.store)
 	before := r.unsaved
+	r.tried = now
 	if r.unsaved = r.store.save(); r.unsaved != nil {
 		r.metrics.failures.Inc()
 		r.deposed = errors.Is(r.unsaved, fs.ErrExist)
@@ -143,17 +180,16 @@ func (r *reconciler) save() {
 			r.log.Error("not everything is remembered, will try again", "error", r.unsaved, "every", retryAfter)
 		}
 	}
-	r.roster.kept(r.store)
+	r.roster.kept(r.store, now)
 }
 
 func (r *reconciler) takeInbox(now time.Time) {
 	events, told, nodes := r.inbox.take()
 	if told {
 		if r.objects == nil {
-			r.objects = make(kube.Set, len(events))
+			r.objects = kube.NewBuilder(r.build)
 		}
-		r.objects.Apply(events)
-		r.read(now)
+		r.read(events, nil, now)
 	}
 	for node, n := range nodes {
 		if n.full {
@@ -163,39 +199,39 @@ func (r *reconciler) takeInbox(now time.Time) {
 			r.roster.report(node, said)
 		}
 	}
-	if r.objects != nil && r.heardOtherwise(now) {
-		r.read(now)
-	}
 }
 
-// heardOtherwise tells whether agents say something else of addresses than when the objects
-// were read. Whom they vouch for matters only where an address is disputed.
-func (r *reconciler) heardOtherwise(now time.Time) bool {
-	if !maps.EqualFunc(r.roster.told(now), r.told, slices.Equal) {
-		return true
+// read takes in what is different in objects and in what agents say.
+func (r *reconciler) read(events []kube.Event, said []kube.Said, now time.Time) {
+	d := r.objects.Apply(events, said)
+	r.roster.objects(d, now)
+	if d.Mesh {
+		r.facts.mesh = r.objects.Mesh()
 	}
-	return len(r.roster.result.Disputed) > 0 && !maps.Equal(r.roster.vouched(now), r.vouched)
-}
-
-// read takes in what objects and agents say now.
-func (r *reconciler) read(now time.Time) {
-	r.told, r.vouched = r.roster.told(now), r.roster.vouched(now)
-	objects := r.objects.Objects()
-	objects.Told, objects.Vouched = r.told, r.vouched
-	result := kube.Build(objects, r.build)
-	r.build.Before = result.Mesh.Policy
-	r.tellProblems(result.Problems, result.Untold)
-	r.roster.objects(result, now)
-	r.dirty = true
+	if d.Namespaces {
+		r.roster.namespaces.put(r.objects.Namespaces())
+	}
+	if d.Exceptions {
+		r.facts.exceptions = r.objects.Exceptions()
+	}
+	if d.Problems {
+		r.facts.problems, r.facts.untold = r.objects.Problems()
+		r.tellProblems()
+	}
+	if d.Disputed {
+		r.facts.contested = 0
+		for _, is := range r.objects.Disputed() {
+			if is {
+				r.facts.contested++
+			}
+		}
+	}
 }
 
 // publish tells the nodes. A node may sign for a pod before it is told to enrol
 // it, and so its proxy never asks in vain.
 func (r *reconciler) publish() {
-	allowed := r.roster.allowed()
-	r.allowed.Store(&allowed)
-	r.roster.published(r.server.Publish(r.roster.snapshot()))
-	r.dirty = false
+	r.roster.published(r.server.Update(r.roster.update()))
 	if !r.started() {
 		clear(r.roster.away) // nobody could connect before
 		close(r.published)
@@ -244,49 +280,47 @@ func (r *reconciler) agents() map[string]bool {
 	return set
 }
 
-// wait is how long nothing has to be looked at: until the next deadline, and
-// while somebody is waited for not longer than recheck.
-func (r *reconciler) wait(now time.Time) time.Duration {
+// observe shows the present state to metrics and people, and returns how long nothing has to be
+// looked at: until the next time that matters, and while somebody is waited for not longer
+// than recheck.
+func (r *reconciler) observe(now time.Time) time.Duration {
+	r.metrics.observe(r.roster.counts, r.facts)
 	wait := time.Hour
-	switch {
-	case r.roster.waiting():
+	if r.roster.waiting() {
 		wait = recheck
-	case r.roster.unheard(now):
-		wait = enrollingAfter
 	}
-	if r.presenter != nil && !r.roster.result.Mesh.Found {
+	if next := r.roster.timers.next(); !next.IsZero() {
+		wait = min(wait, max(next.Sub(now), time.Millisecond))
+	}
+	if r.unsaved != nil {
+		wait = min(wait, retryAfter)
+	}
+	if r.presenter == nil {
+		return wait
+	}
+	if !r.facts.mesh.Found {
 		wait = min(wait, meshEvery)
 	}
-	if d := r.roster.deadline(); !d.IsZero() {
-		if left := d.Sub(now); left > 0 {
-			return min(wait, left)
-		}
-		return recheck
+	if left := r.shown.Add(showEvery).Sub(now); left > 0 {
+		return min(wait, left)
 	}
+	r.shown = now
+	r.presenter.put(r.roster.view(now, r.facts, r.server.Nodes(), r.build.TrustDomain, r.unsaved))
 	return wait
 }
 
 // tellProblems logs what was not known to be a problem before, once for all objects of a
 // namespace that have it.
-func (r *reconciler) tellProblems(list []kube.Problem, untold int) {
-	now := make(map[string]bool, len(list))
-	for _, p := range list {
+func (r *reconciler) tellProblems() {
+	now := make(map[string]bool, len(r.facts.problems))
+	for _, p := range r.facts.problems {
 		if now[p.Topic()] = true; !r.problems[p.Topic()] {
 			r.log.Warn("object not understood", "object", p.Object, "more", p.More, "problem", p.Text)
 		}
 	}
-	if untold > 0 && r.untold == 0 {
-		r.log.Warn("more problems than are told", "untold", untold)
+	if r.facts.untold > 0 && !r.problems[""] {
+		r.log.Warn("more problems than are told", "untold", r.facts.untold)
 	}
-	r.problems, r.untold = now, untold
-}
-
-// observe shows the present state to metrics and dumps.
-func (r *reconciler) observe(now time.Time) {
-	s := r.roster.status(r.build.TrustDomain)
-	r.status.Store(&s)
-	r.metrics.observe(s)
-	if r.presenter != nil {
-		r.presenter.put(r.roster.view(r.outlook(now), r.server.Nodes(), r.build.TrustDomain, r.unsaved))
-	}
+	now[""] = r.facts.untold > 0
+	r.problems = now
 }

@@ -43,6 +43,7 @@ func TestNothingIsPublishedThatIsNotRemembered(t *testing.T) {
 		t.Errorf("direct %v, next look in %v: want not announced, and another try in %v", m.server.latest.Workloads[0].Direct, wait, retryAfter)
 	}
 	disk.err = nil
+	m.now = m.now.Add(retryAfter)
 	m.reconcile()
 	if !m.server.latest.Workloads[0].Direct {
 		t.Error("not announced when the disk had room again")
@@ -153,7 +154,7 @@ func TestUnprotectedIsTold(t *testing.T) {
 	m.reconcile()
 	m.r.inbox.putReport(nodeOf("p1-1"), xds.Report{UID: "p1-1", State: xds.Unprotected, Reason: "rules are missing"})
 	m.reconcile()
-	s := m.r.status.Load().Pods[0]
+	s := m.r.roster.status(m.r.facts, "lab").Pods[0]
 	if !s.Unprotected || s.Captured || !s.Direct || s.Reason != "rules are missing" || s.State != Announced {
 		t.Errorf("status %+v, want it unprotected, and announced still", s)
 	}
@@ -170,7 +171,7 @@ func TestStatusIsJSON(t *testing.T) {
 	m.labels["p1-1"] = true
 	m.objects()
 	m.reconcile()
-	b, err := json.Marshal(m.r.status.Load().complete(xds.NewServer(xds.ServerConfig{})))
+	b, err := json.Marshal(m.r.roster.status(m.r.facts, "lab").complete(xds.NewServer(xds.ServerConfig{})))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,10 +1,11 @@
 package control
 
 import (
+	"cmp"
 	"log/slog"
 	"maps"
-	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"tacit.dev/control/kube"
@@ -12,32 +13,68 @@ import (
 	"tacit.dev/wire/xds"
 )
 
-// roster is the enrolment of every pod. It reads no clock and does no I/O; the
-// reconciling goroutine owns it.
+// roster is the enrolment of every pod. What is new touches the enrolments that it is about,
+// and only those are looked at:
+//
+//	objects, reports, agents that come and go, time, acknowledgements
+//	        │
+//	     touched ──step──► stirred: what others are told, or is remembered, is different
+//	                          │
+//	               remember, update: told
+//
+// It reads no clock and does no I/O; the reconciling goroutine owns it.
 type roster struct {
-	log    *slog.Logger
-	result kube.Result
-	pods   map[string]*enrolment // by UID
-	nodes  map[string]bool       // those that are objects
+	log  *slog.Logger
+	pods map[string]*enrolment // by UID
+	// on are the enrolments by node, at those by the UID of the pod's workload.
+	on    map[string]map[*enrolment]bool
+	at    map[string]*enrolment
+	nodes map[string]kube.Node // those that are objects
 	// heard is what each agent said when it connected, by node and UID: it may
 	// hold a pod whose object is not here yet.
 	heard map[string]map[string]xds.Report
 	// away is since when agents are not connected.
 	away away
-	// gone are pods that are to be forgotten, by UID.
-	gone map[string]bool
 	// past is what an earlier process remembered, by UID, until its object is here.
 	past map[string]memory
+
+	touched, stirred map[*enrolment]bool
+	// unkept are those whose state is not saved, gone those that are to be forgotten, by UID.
+	unkept map[*enrolment]bool
+	gone   map[string]bool
+	// withdrawing and spreading wait for nodes, the oldest publication first.
+	withdrawing, spreading []awaited
+	timers                 timers
+	// untold is what the objects say that nodes have not been told.
+	untold     pendingWorld
+	gonePods   map[string][]string // by node
+	namespaces namespaces
+	// allowed is who may be signed for.
+	allowed *allowances
+	said    []kube.Said
+	counts  counts
+	views   map[string]kube.PodView // conditions that pods should show and do not, by UID
 }
 
 func newRoster(past []memory, log *slog.Logger) *roster {
 	r := &roster{
-		log:   log,
-		pods:  make(map[string]*enrolment),
-		heard: make(map[string]map[string]xds.Report),
-		away:  make(away),
-		gone:  make(map[string]bool),
-		past:  make(map[string]memory, len(past)),
+		log:      log,
+		pods:     make(map[string]*enrolment),
+		on:       make(map[string]map[*enrolment]bool),
+		at:       make(map[string]*enrolment),
+		nodes:    make(map[string]kube.Node),
+		heard:    make(map[string]map[string]xds.Report),
+		away:     make(away),
+		past:     make(map[string]memory, len(past)),
+		touched:  make(map[*enrolment]bool),
+		stirred:  make(map[*enrolment]bool),
+		unkept:   make(map[*enrolment]bool),
+		gone:     make(map[string]bool),
+		untold:   newPendingWorld(),
+		gonePods: make(map[string][]string),
+		allowed:  newAllowances(),
+		counts:   newCounts(),
+		views:    make(map[string]kube.PodView),
 	}
 	for _, m := range past {
 		r.past[m.UID] = m
@@ -45,32 +82,31 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 	return r
 }
 
-// objects takes in what the objects say now.
-func (r *roster) objects(result kube.Result, now time.Time) {
-	r.result = result
-	r.nodes = make(map[string]bool, len(result.Nodes))
-	for _, n := range result.Nodes {
-		r.nodes[n.Name] = true
+// objects takes in what is different in the objects. The first that come are all objects.
+func (r *roster) objects(d kube.Delta, now time.Time) {
+	r.untold.add(d.Changes)
+	for _, n := range d.Nodes {
+		r.nodes[n.Name] = n
 	}
-	old := r.pods
-	r.pods = make(map[string]*enrolment, len(result.Pods))
-	for _, p := range result.Pods {
-		e := old[p.UID]
-		if e == nil || e.pod.Node != p.Node {
-			e = r.begin(p, now)
+	for _, name := range d.GoneNodes {
+		delete(r.nodes, name)
+	}
+	for _, uid := range d.GonePods {
+		r.end(r.pods[uid])
+	}
+	for _, p := range d.Pods {
+		e := r.pods[p.UID]
+		if e != nil && e.pod.Node != p.Node {
+			r.leave(e)
+			e = nil
 		}
-		e.pod = p
-		r.pods[p.UID] = e
-	}
-	for uid, e := range old {
-		if r.pods[uid] == nil {
-			// Should its object come back, its agent has to speak again.
-			delete(r.heard[e.pod.Node], uid)
-			r.gone[uid] = true
-			r.log.Info("pod gone", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", uid, "node", e.pod.Node, "state", e.state)
+		if e == nil {
+			e = r.begin(*p, now)
 		}
+		r.place(e, *p)
+		r.touched[e], r.stirred[e] = true, true
 	}
-	// The first objects are all objects: what is not among them is gone.
+	// What is not among the first is gone.
 	for uid := range r.past {
 		if r.pods[uid] == nil {
 			r.gone[uid] = true
@@ -88,7 +124,52 @@ func (r *roster) begin(p kube.Pod, now time.Time) *enrolment {
 	if said, ok := r.heard[p.Node][p.UID]; ok {
 		e.hear(said)
 	}
+	r.pods[p.UID] = e
+	if r.on[p.Node] == nil {
+		r.on[p.Node] = make(map[*enrolment]bool)
+	}
+	r.on[p.Node][e] = true
 	return e
+}
+
+// place notes the pod as its object is now.
+func (r *roster) place(e *enrolment, p kube.Pod) {
+	if w := e.pod.Workload; w != nil && r.at[w.UID] == e {
+		delete(r.at, w.UID)
+	}
+	if e.pod = p; p.Workload != nil {
+		r.at[p.Workload.UID] = e
+	}
+}
+
+// end is for a pod whose object is gone. Should it come back, its agent has to speak again.
+func (r *roster) end(e *enrolment) {
+	if e == nil {
+		return
+	}
+	r.leave(e)
+	delete(r.pods, e.pod.UID)
+	delete(r.heard[e.pod.Node], e.pod.UID)
+	r.gone[e.pod.UID] = true
+	r.log.Info("pod gone", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", e.pod.UID, "node", e.pod.Node, "state", e.state)
+}
+
+// leave takes e out of everything but pods.
+func (r *roster) leave(e *enrolment) {
+	r.place(e, kube.Pod{Pod: e.pod.Pod, Node: e.pod.Node})
+	delete(r.touched, e)
+	delete(r.stirred, e)
+	delete(r.unkept, e)
+	delete(r.views, e.pod.UID)
+	if delete(r.on[e.pod.Node], e); len(r.on[e.pod.Node]) == 0 {
+		delete(r.on, e.pod.Node)
+	}
+	if e.toldNode {
+		r.gonePods[e.pod.Node] = append(r.gonePods[e.pod.Node], e.pod.UID)
+	}
+	r.allowed.replace(&e.allowed, nil)
+	r.counts.replace(e, counted{})
+	r.say(e, kube.Said{UID: e.pod.UID})
 }
 
 // reports takes in all that an agent holds: what is not in it is not captured.
@@ -99,12 +180,13 @@ func (r *roster) reports(node string, all []xds.Report) {
 		held[said.UID] = said
 	}
 	r.heard[node] = held
-	for uid, e := range r.pods {
-		if said, ok := held[uid]; e.pod.Node == node && ok {
+	for e := range r.on[node] {
+		if said, ok := held[e.pod.UID]; ok {
 			e.hear(said)
-		} else if e.pod.Node == node {
+		} else {
 			e.hear(xds.Report{State: xds.Released})
 		}
+		r.touched[e] = true
 	}
 }
 
@@ -118,95 +200,181 @@ func (r *roster) report(node string, said xds.Report) {
 		return
 	}
 	e.hear(said)
+	r.touched[e] = true
 	r.log.Debug("pod reported", "pod", e.pod.Namespace+"/"+e.pod.Name, "node", node, "state", said.State, "reason", said.Reason)
 }
 
-// advance steps every enrolment, and tells whether any changed.
-func (r *roster) advance(o outlook) (changed bool) {
-	for _, uid := range slices.Sorted(maps.Keys(r.pods)) {
-		e := r.pods[uid]
-		before := e.state
-		if e.news {
-			e.news, changed = false, true
-		}
-		if e.spread(o.applied) {
-			changed = true
-		}
-		if e.advance(o) {
-			changed = true
-			r.log.Info("enrolment", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", uid, "node", e.pod.Node,
-				"identity", e.pod.ID.String(), "from", before, "state", e.state)
+// look touches what changes though neither objects nor agents say anything: because of
+// agents that have come or gone, by time, and because nodes know more.
+func (r *roster) look(o outlook) {
+	for _, node := range r.away.see(r.on, o, &r.timers) {
+		r.touchNode(node)
+	}
+	for _, t := range r.timers.due(o.now) {
+		if t.node != "" {
+			r.touchNode(t.node)
+		} else if r.pods[t.pod.pod.UID] == t.pod {
+			r.touched[t.pod] = true
 		}
 	}
-	return changed
+	for len(r.withdrawing) > 0 && (r.isOver(r.withdrawing[0], func(e *enrolment) uint64 { return e.withdrawn }) || o.acked(r.withdrawing[0].version)) {
+		r.withdrawing = r.touchFirst(r.withdrawing)
+	}
+	for len(r.spreading) > 0 && (r.isOver(r.spreading[0], func(e *enrolment) uint64 { return e.spreading }) || o.applied() >= r.spreading[0].version) {
+		r.spreading = r.touchFirst(r.spreading)
+	}
+}
+
+func (r *roster) touchNode(node string) {
+	for e := range r.on[node] {
+		r.touched[e] = true
+	}
+}
+
+// awaited is an enrolment that waits until every node knows a publication.
+type awaited struct {
+	version uint64
+	pod     *enrolment
+}
+
+// isOver tells whether nobody waits for that any more.
+func (r *roster) isOver(a awaited, waits func(*enrolment) uint64) bool {
+	return r.pods[a.pod.pod.UID] != a.pod || waits(a.pod) != a.version
+}
+
+func (r *roster) touchFirst(list []awaited) []awaited {
+	if e := list[0].pod; r.pods[e.pod.UID] == e {
+		r.touched[e] = true
+	}
+	if len(list) == 1 {
+		return nil
+	}
+	return list[1:]
+}
+
+// step steps every enrolment that was touched, and tells whether something is to be told.
+func (r *roster) step(o outlook) (changed bool) {
+	for _, e := range slices.SortedFunc(maps.Keys(r.touched), byUID) {
+		before := e.state
+		if e.news {
+			e.news, r.stirred[e] = false, true
+		}
+		if e.spread(o.applied) {
+			r.stirred[e] = true
+		}
+		if e.advance(o) {
+			r.stirred[e] = true
+			r.log.Info("enrolment", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", e.pod.UID, "node", e.pod.Node,
+				"identity", e.pod.ID.String(), "from", before, "state", e.state)
+		}
+		r.settle(e, o.now)
+	}
+	clear(r.touched)
+	return r.isStirred()
+}
+
+func (r *roster) isStirred() bool {
+	return len(r.stirred) > 0 || len(r.gone) > 0 || len(r.gonePods) > 0 || r.untold.any() || r.namespaces.differ
+}
+
+func byUID(x, y *enrolment) int { return cmp.Compare(x.pod.UID, y.pod.UID) }
+
+// settle brings what follows from e's state up to date, but for what is published.
+func (r *roster) settle(e *enrolment, now time.Time) {
+	long := r.away.long(e.pod.Node, now)
+	if at := e.lookAgain(); at.After(now) && !at.Equal(e.timed) {
+		e.timed = at
+		r.timers.push(timer{at: at, pod: e})
+	}
+	said := kube.Said{UID: e.pod.UID}
+	if !long {
+		said.Told, said.Vouched = e.told, e.word == captured && e.pod.Enrol && e.state.enrol()
+	}
+	r.say(e, said)
+	want := e.condition(now, long)
+	r.counts.replace(e, e.counted(want))
+	if want.Same(e.pod.Shown) {
+		delete(r.views, e.pod.UID)
+	} else {
+		r.views[e.pod.UID] = kube.PodView{UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Is: e.pod.Shown, Want: want}
+	}
+}
+
+// say tells the reader of objects what the agent of e says: its addresses, where it has told
+// them, and whether it holds the pod captured as its labels ask. What one said that is away
+// for long may not be true any more.
+func (r *roster) say(e *enrolment, said kube.Said) {
+	if said.Vouched != e.said.Vouched || !slices.Equal(said.Told, e.said.Told) {
+		e.said = said
+		r.said = append(r.said, said)
+	}
+}
+
+// takeSaid is what agents say otherwise than at the last call, the latest of each pod.
+func (r *roster) takeSaid() []kube.Said {
+	latest := make(map[string]kube.Said, len(r.said))
+	for _, s := range r.said {
+		latest[s.UID] = s
+	}
+	r.said = nil
+	return slices.Collect(maps.Values(latest))
+}
+
+// update is what nodes have to be told, and lets sign for whom they are told.
+func (r *roster) update() xds.Update {
+	u := xds.Update{Pods: make(map[string]xds.PodChanges)}
+	for node, gone := range r.gonePods {
+		// One that has come back under its UID is no longer gone.
+		gone = slices.DeleteFunc(gone, func(uid string) bool { e := r.pods[uid]; return e != nil && e.pod.Node == node })
+		u.Pods[node] = xds.PodChanges{Gone: gone}
+	}
+	for _, e := range slices.SortedFunc(maps.Keys(r.stirred), byUID) {
+		r.allowed.replace(&e.allowed, e.allowance())
+		told := e.pod.Pod
+		told.Enrol, told.Known = e.state.enrol(), e.known()
+		c := u.Pods[e.pod.Node]
+		c.Pods = append(c.Pods, told)
+		u.Pods[e.pod.Node], e.toldNode = c, true
+		if w := e.pod.Workload; w != nil && r.at[w.UID] == e {
+			r.untold.workloads[w.UID] = w
+		}
+	}
+	u.Changes = r.untold.take()
+	for i, w := range u.Workloads {
+		if e := r.at[w.UID]; e != nil && e.pod.Workload == w && e.state.mayDial() {
+			dressed := *w
+			dressed.Enrolled, dressed.Direct, dressed.MarkedPorts = true, e.direct(), e.markedPorts
+			u.Workloads[i] = &dressed
+		}
+	}
+	u.Namespaces, u.GoneNamespaces = r.namespaces.take()
+	return u
 }
 
 // published notes which publication withdrew the pods that are withdrawn now, and which
 // announces those that are announced.
 func (r *roster) published(version uint64) {
-	for _, e := range r.pods {
-		e.announced(version)
+	for e := range r.stirred {
+		if e.announced(version) {
+			r.spreading = append(r.spreading, awaited{version, e})
+		}
 		if e.state == Withdrawing && e.withdrawn == 0 {
 			e.withdrawn = version
+			r.withdrawing = append(r.withdrawing, awaited{version, e})
 		}
 	}
-}
-
-// deadline is when the next state may change though nobody says anything; zero if
-// none does.
-func (r *roster) deadline() (first time.Time) {
-	for _, e := range r.pods {
-		if d := e.deadline(); !d.IsZero() && (first.IsZero() || d.Before(first)) {
-			first = d
-		}
-	}
-	return first
-}
-
-// snapshot is what all nodes should know.
-func (r *roster) snapshot() xds.Snapshot {
-	s := xds.Snapshot{Workloads: slices.Clone(r.result.Workloads), Services: r.result.Services, Places: r.result.Places, Namespaces: r.result.Namespaces, Pods: make(map[string][]mesh.Pod)}
-	enrolled := make(map[*mesh.Workload]*enrolment)
-	for _, p := range r.result.Pods {
-		e := r.pods[p.UID]
-		told := p.Pod
-		told.Enrol, told.Known = e.state.enrol(), e.known()
-		s.Pods[p.Node] = append(s.Pods[p.Node], told)
-		if e.state.mayDial() && p.Workload != nil {
-			enrolled[p.Workload] = e
-		}
-	}
-	for i, w := range s.Workloads {
-		if e, is := enrolled[w]; is {
-			told := *w
-			told.Enrolled, told.Direct, told.MarkedPorts = true, e.direct(), e.markedPorts
-			s.Workloads[i] = &told
-		}
-	}
-	return s
-}
-
-// allowed is who may be signed for on which node.
-func (r *roster) allowed() map[allowance]bool {
-	set := make(map[allowance]bool)
-	for _, e := range r.pods {
-		if e.state.mayDial() {
-			set[allowance{e.pod.Node, e.pod.ID}] = true
-		}
-	}
-	return set
-}
-
-// allowance lets a node have a leaf of an identity.
-type allowance struct {
-	node string
-	id   mesh.ID
+	clear(r.stirred)
+	clear(r.gonePods)
 }
 
 // remember gives s what must outlive the process: who may be dialled by direct, and
 // whose release is under way.
 func (r *roster) remember(s saver) {
-	for _, e := range r.pods {
+	for uid := range r.gone {
+		s.drop(uid)
+	}
+	clear(r.gone)
+	for e := range r.stirred {
 		switch e.state {
 		case Announced, Withdrawing, Releasing:
 			s.put(memory{UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Node: e.pod.Node, State: e.state})
@@ -214,53 +382,107 @@ func (r *roster) remember(s saver) {
 			s.drop(e.pod.UID)
 		}
 	}
-	for uid := range r.gone {
-		s.drop(uid)
-	}
-	clear(r.gone)
 }
 
 // kept notes whose state s has saved.
-func (r *roster) kept(s saver) {
-	for uid, e := range r.pods {
-		e.unkept = !s.keeps(uid)
+func (r *roster) kept(s saver, now time.Time) {
+	for e := range r.stirred {
+		if e.unkept = !s.keeps(e.pod.UID); e.unkept {
+			r.unkept[e] = true
+			r.settle(e, now)
+		}
+	}
+	for e := range r.unkept {
+		if e.unkept = !s.keeps(e.pod.UID); !e.unkept {
+			delete(r.unkept, e)
+			r.stirred[e] = true
+			r.settle(e, now)
+		}
 	}
 }
 
 // isNode tells whether a node of that name is in the cluster, as far as objects tell of
 // nodes.
-func (r *roster) isNode(name string) bool { return len(r.nodes) == 0 || r.nodes[name] }
-
-// told are the addresses of pods as their agents say, by UID. What one said that is away
-// for long may not be true any more.
-func (r *roster) told(now time.Time) map[string][]netip.Addr {
-	all := make(map[string][]netip.Addr)
-	for uid, e := range r.pods {
-		if len(e.told) > 0 && !r.away.long(e.pod.Node, now) {
-			all[uid] = e.told
-		}
-	}
-	return all
-}
-
-// vouched are the pods, by UID, that their agents hold captured as their labels ask. An agent
-// that is away for long vouches for nobody.
-func (r *roster) vouched(now time.Time) map[string]bool {
-	all := make(map[string]bool)
-	for uid, e := range r.pods {
-		if e.word == captured && e.pod.Enrol && e.state.enrol() && !r.away.long(e.pod.Node, now) {
-			all[uid] = true
-		}
-	}
-	return all
+func (r *roster) isNode(name string) bool {
+	_, is := r.nodes[name]
+	return is || len(r.nodes) == 0
 }
 
 // waiting tells whether any pod waits for nodes.
-func (r *roster) waiting() bool {
-	for _, e := range r.pods {
-		if e.state == Withdrawing || e.spreading != 0 {
-			return true
-		}
+func (r *roster) waiting() bool { return len(r.withdrawing)+len(r.spreading) > 0 }
+
+// pendingWorld are changes that follow on each other.
+type pendingWorld struct {
+	workloads map[string]*mesh.Workload
+	services  map[string]*mesh.Service
+	places    map[string]*mesh.Place
+	gone      map[string]bool
+}
+
+func newPendingWorld() pendingWorld {
+	return pendingWorld{make(map[string]*mesh.Workload), make(map[string]*mesh.Service), make(map[string]*mesh.Place), make(map[string]bool)}
+}
+
+func (p pendingWorld) any() bool {
+	return len(p.workloads)+len(p.services)+len(p.places)+len(p.gone) > 0
+}
+
+func (p pendingWorld) add(c mesh.Changes) {
+	for _, name := range c.Gone {
+		delete(p.workloads, name)
+		delete(p.services, name)
+		delete(p.places, name)
+		p.gone[name] = true
 	}
-	return false
+	for _, w := range c.Workloads {
+		p.workloads[w.UID] = w
+		delete(p.gone, w.UID)
+	}
+	for _, s := range c.Services {
+		p.services[s.Key()] = s
+		delete(p.gone, s.Key())
+	}
+	for _, l := range c.Places {
+		p.places[l.Name] = l
+		delete(p.gone, l.Name)
+	}
+}
+
+// take empties p. What it returns is sorted.
+func (p pendingWorld) take() mesh.Changes {
+	c := mesh.Changes{
+		Workloads: slices.SortedFunc(maps.Values(p.workloads), func(x, y *mesh.Workload) int { return strings.Compare(x.UID, y.UID) }),
+		Services:  slices.SortedFunc(maps.Values(p.services), func(x, y *mesh.Service) int { return strings.Compare(x.Key(), y.Key()) }),
+		Places:    slices.SortedFunc(maps.Values(p.places), func(x, y *mesh.Place) int { return strings.Compare(x.Name, y.Name) }),
+		Gone:      slices.Sorted(maps.Keys(p.gone)),
+	}
+	clear(p.workloads)
+	clear(p.services)
+	clear(p.places)
+	clear(p.gone)
+	return c
+}
+
+// namespaces are those in which a pod may have to be enrolled, as nodes know them and as they
+// should.
+type namespaces struct {
+	told, now []string
+	differ    bool
+}
+
+func (n *namespaces) put(now []string) { n.now, n.differ = now, !slices.Equal(n.told, now) }
+
+// take is what nodes have to be told, and takes it for told.
+func (n *namespaces) take() (come, gone []string) {
+	missing := func(from, in []string) (list []string) {
+		for _, s := range from {
+			if _, is := slices.BinarySearch(in, s); !is {
+				list = append(list, s)
+			}
+		}
+		return list
+	}
+	come, gone = missing(n.now, n.told), missing(n.told, n.now)
+	n.told, n.differ = n.now, false
+	return come, gone
 }

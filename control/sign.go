@@ -40,14 +40,13 @@ func (t *term) sign(_ context.Context, node string, id mesh.ID, csrPEM []byte, t
 }
 
 func (t *term) decide(node string, id mesh.ID, csrPEM []byte, ttl time.Duration) ([]byte, error) {
-	allowed := t.reconciler.allowed.Load()
 	if !t.leads() {
 		return nil, errDeposed
 	}
 	if id.TrustDomain != t.cfg.TrustDomain {
 		return nil, fmt.Errorf("%w: trust domain %q, want %q", csr.ErrDenied, id.TrustDomain, t.cfg.TrustDomain)
 	}
-	if allowed == nil || !(*allowed)[allowance{node, id}] {
+	if !t.reconciler.roster.allowed.has(allowance{node, id}) {
 		return nil, fmt.Errorf("%w: node %s has no enrolled pod with identity %s", csr.ErrDenied, node, id)
 	}
 	chain, err := t.ca.Sign(id, csrPEM, ttl)

@@ -2,6 +2,8 @@ package control
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"tacit.dev/wire/xds"
@@ -20,8 +22,6 @@ type Status struct {
 	Contested int `json:"contested,omitempty"`
 	// Leader is the address of the process that leads, "" if this one does or none.
 	Leader string `json:"leader,omitempty"`
-
-	problems int // all of them
 }
 
 // PodStatus is one pod that a node has to know.
@@ -66,24 +66,17 @@ type NodeStatus struct {
 	Rejected string `json:"rejected,omitempty"`
 }
 
-// status is what the roster knows.
-func (r *roster) status(trustDomain string) Status {
-	s := Status{TrustDomain: trustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}}
-	for _, p := range r.result.Pods {
-		s.Pods = append(s.Pods, r.pods[p.UID].status())
+// status is what the roster knows. It costs as much as there is.
+func (r *roster) status(f facts, trustDomain string) *Status {
+	s := &Status{TrustDomain: trustDomain, Pods: []PodStatus{}, Nodes: []NodeStatus{}, Problems: []string{}, Contested: f.contested}
+	for _, e := range slices.SortedFunc(maps.Values(r.pods), byUID) {
+		s.Pods = append(s.Pods, e.status())
 	}
-	for _, is := range r.result.Disputed {
-		if is {
-			s.Contested++
-		}
-	}
-	for _, p := range r.result.Problems {
+	for _, p := range f.problems {
 		s.Problems = append(s.Problems, p.String())
-		s.problems += 1 + p.More
 	}
-	if n := r.result.Untold; n > 0 {
-		s.Problems = append(s.Problems, fmt.Sprintf("%d more problems", n))
-		s.problems += n
+	if f.untold > 0 {
+		s.Problems = append(s.Problems, fmt.Sprintf("%d more problems", f.untold))
 	}
 	return s
 }

@@ -44,7 +44,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	}
 	p.term.Store(t)
 	defer p.term.Store(nil)
-	defer p.metrics.observe(Status{})
+	defer p.metrics.observe(newCounts(), facts{})
 	p.latest.deliver(t.reconciler.inbox)
 	defer p.latest.deliver(nil)
 	g, ctx := errgroup.WithContext(ctx)
@@ -136,6 +136,8 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		metrics:   m,
 		log:       t.log,
 		published: make(chan struct{}),
+		asked:     make(chan chan<- *Status),
+		ended:     make(chan struct{}),
 	}
 	return nil
 }

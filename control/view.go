@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -83,21 +84,15 @@ func (p *presenter) run(ctx context.Context) error {
 	}
 }
 
-// view is what people should see that they do not.
-func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string, unsaved error) kube.View {
-	v := kube.View{NoMesh: !r.result.Mesh.Found}
-	summary := kube.Summary{Facts: r.result.Mesh, TrustDomain: trustDomain, Exceptions: r.result.Exceptions, Unsaved: unsaved}
-	for _, p := range r.result.Pods {
-		e := r.pods[p.UID]
-		want := e.condition(o.now, r.away.long(e.pod.Node, o.now))
-		if !want.Same(p.Shown) {
-			v.Pods = append(v.Pods, kube.PodView{UID: p.UID, Namespace: p.Namespace, Name: p.Name, Is: p.Shown, Want: want})
-		}
-		e.count(want, &summary)
-	}
-	slices.SortFunc(summary.Unprotected, func(x, y kube.UnprotectedPod) int { return strings.Compare(x.Pod, y.Pod) })
+// view is what people should see that they do not. It costs as much as that, and a look at
+// each node.
+func (r *roster) view(now time.Time, f facts, nodes []xds.NodeStatus, trustDomain string, unsaved error) kube.View {
+	v := kube.View{NoMesh: !f.mesh.Found}
+	v.Pods = slices.SortedFunc(maps.Values(r.views), func(x, y kube.PodView) int { return strings.Compare(x.UID, y.UID) })
+	summary := kube.Summary{Facts: f.mesh, TrustDomain: trustDomain, Exceptions: f.exceptions, Unsaved: unsaved, Pods: r.counts.pods}
+	summary.Unprotected = slices.SortedFunc(maps.Values(r.counts.unprotected), func(x, y kube.UnprotectedPod) int { return strings.Compare(x.Pod, y.Pod) })
 	v.Untaint = r.ready(nodes, &summary.Nodes)
-	if status, differs := summary.Status(o.now); differs && r.result.Mesh.Found {
+	if status, differs := summary.Status(now); differs && f.mesh.Found {
 		v.Mesh = &status
 	}
 	return v
@@ -105,18 +100,15 @@ func (r *roster) view(o outlook, nodes []xds.NodeStatus, trustDomain string, uns
 
 // ready counts nodes, and names those that are ready and still tainted.
 func (r *roster) ready(nodes []xds.NodeStatus, count *kube.NodeCounts) (untaint []kube.Node) {
-	connected := make(map[string]bool)
-	for _, n := range nodes {
-		connected[n.Node] = n.Agent && n.Proxy
-	}
-	count.Total = int32(len(r.result.Nodes))
-	for _, n := range r.result.Nodes {
-		if !connected[n.Name] {
+	count.Total = int32(len(r.nodes))
+	for _, n := range nodes { // by name
+		node, is := r.nodes[n.Node]
+		if !is || !n.Agent || !n.Proxy {
 			continue
 		}
 		count.Ready++
-		if n.Tainted() {
-			untaint = append(untaint, n)
+		if node.Tainted() {
+			untaint = append(untaint, node)
 		}
 	}
 	return untaint
@@ -155,34 +147,3 @@ func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
 // over: the pod is being deleted, and its agent has let go of it when its sandbox was
 // taken down. Only its object is left.
 func (e *enrolment) over() bool { return e.pod.Ending && e.word == free && e.reason == "" }
-
-// count adds the pod to s.
-func (e *enrolment) count(c kube.Condition, s *kube.Summary) {
-	switch {
-	case e.state == Withdrawing, e.state == Releasing:
-		s.Pods.Leaving++
-	case e.state == Outside, e.over():
-	case c.Status == "True":
-		s.Pods.Enrolled++
-		s.Pods.Protected++
-	default:
-		s.Pods.Enrolled++
-		s.Pods.Unprotected++
-		s.Unprotected = append(s.Unprotected, kube.UnprotectedPod{Pod: e.pod.Namespace + "/" + e.pod.Name, Reason: c.Message})
-	}
-}
-
-// unheard tells whether what a pod should show changes by time alone.
-func (r *roster) unheard(now time.Time) bool {
-	for node := range r.away {
-		if !r.away.long(node, now) {
-			return true
-		}
-	}
-	for _, e := range r.pods {
-		if e.state.enrol() && (e.word == silent || e.state == Enrolling) {
-			return true
-		}
-	}
-	return false
-}

@@ -54,30 +54,41 @@ func TestConditionOfPods(t *testing.T) {
 func TestAgentIsAwayForLong(t *testing.T) {
 	now := time.Now()
 	r := newRoster(nil, slog.New(slog.DiscardHandler))
-	e := enrolment{pod: testPod("a"), state: Announced, word: captured}
-	r.pods[e.pod.UID] = &e
+	e := enrolled(r, testPod("a"), enrolment{state: Announced, word: captured})
 	for _, step := range []struct {
-		after         time.Duration
-		connected     bool
-		long, unheard bool
+		after           time.Duration
+		connected       bool
+		long, isTouched bool
 	}{
 		{0, true, false, false},
-		{time.Hour, false, false, true}, // it has left just now
-		{time.Hour + awayAfter - 1, false, false, true},
-		{time.Hour + awayAfter, false, true, false},
-		{2 * time.Hour, true, false, false},
-		{2*time.Hour + awayAfter, false, false, true},
+		{time.Hour, false, false, false}, // it has left just now
+		{time.Hour + awayAfter - 1, false, false, false},
+		{time.Hour + awayAfter, false, true, true},
+		{2 * time.Hour, true, false, true},
+		{2*time.Hour + awayAfter, false, false, false},
 	} {
+		clear(r.touched)
 		at := now.Add(step.after)
-		r.away.see(r.pods, outlook{now: at, connected: func(string) bool { return step.connected }})
-		if long, unheard := r.away.long(e.pod.Node, at), r.unheard(at); long != step.long || unheard != step.unheard {
-			t.Errorf("after %v, connected %v: away for long %v, to be looked at again %v", step.after, step.connected, long, unheard)
+		r.look(outlook{now: at, connected: func(string) bool { return step.connected }})
+		if long := r.away.long(e.pod.Node, at); long != step.long || r.touched[e] != step.isTouched {
+			t.Errorf("after %v, connected %v: away for long %v, to be looked at %v", step.after, step.connected, long, r.touched[e])
 		}
 	}
-	clear(r.pods)
-	if r.away.see(r.pods, outlook{now: now}); len(r.away) != 0 {
+	if next := r.timers.next(); !next.Equal(now.Add(2*time.Hour + 2*awayAfter)) {
+		t.Errorf("looked at again at %v", next)
+	}
+	r.end(e)
+	if r.look(outlook{now: now}); len(r.away) != 0 {
 		t.Errorf("away, without a pod: %v", r.away)
 	}
+}
+
+// enrolled puts a pod into r that is as far as e.
+func enrolled(r *roster, p kube.Pod, as enrolment) *enrolment {
+	e := r.begin(p, as.since)
+	e.state, e.word, e.reason = as.state, as.word, as.reason
+	r.settle(e, time.Now())
+	return e
 }
 
 func ending(p kube.Pod) kube.Pod {
@@ -89,18 +100,14 @@ func ending(p kube.Pod) kube.Pod {
 func TestViewOfMesh(t *testing.T) {
 	r := newRoster(nil, slog.New(slog.DiscardHandler))
 	now := time.Now()
-	for _, e := range []enrolment{
-		{pod: testPod("a"), state: Announced, word: captured}, {pod: testPod("b"), state: Enrolling, word: free, reason: "no nft"},
-		{pod: testPod("c"), state: Withdrawing, word: captured}, {pod: testPod("d"), state: Outside, word: silent},
-		{pod: ending(testPod("e")), state: Announced, word: free},
-	} {
-		r.pods[e.pod.UID] = &e
-		r.result.Pods = append(r.result.Pods, e.pod)
-	}
-	r.result.Mesh = kube.MeshFacts{Found: true, Generation: 4}
-	r.result.Nodes = tainted(t, "n1", "n2")
-	r.result.Exceptions = []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}
-	v := r.view(outlook{now: now, connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab", nil)
+	enrolled(r, testPod("a"), enrolment{state: Announced, word: captured})
+	enrolled(r, testPod("b"), enrolment{state: Enrolling, word: free, reason: "no nft"})
+	enrolled(r, testPod("c"), enrolment{state: Withdrawing, word: captured})
+	enrolled(r, testPod("d"), enrolment{state: Outside, word: silent})
+	enrolled(r, ending(testPod("e")), enrolment{state: Announced, word: free})
+	f := facts{mesh: kube.MeshFacts{Found: true, Generation: 4}, exceptions: []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}}
+	r.objects(kube.Delta{Nodes: tainted(t, "n1", "n2")}, now)
+	v := r.view(now, f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab", nil)
 	if want := (kube.PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1, Leaving: 1, Exceptions: 1}); v.Mesh.Pods != want || v.Mesh.ObservedGeneration != 4 {
 		t.Errorf("pods %+v of generation %d, want %+v of 4", v.Mesh.Pods, v.Mesh.ObservedGeneration, want)
 	}
@@ -114,8 +121,8 @@ func TestViewOfMesh(t *testing.T) {
 		t.Errorf("%d conditions to write, want those of a, b and c: %+v", len(v.Pods), v.Pods)
 	}
 	// What is shown already is not written again.
-	r.result.Mesh.Shown = *v.Mesh
-	if v := r.view(outlook{now: now.Add(time.Minute), connected: func(string) bool { return true }}, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab", nil); v.Mesh != nil {
+	f.mesh.Shown = *v.Mesh
+	if v := r.view(now.Add(time.Minute), f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab", nil); v.Mesh != nil {
 		t.Errorf("status is written again: %+v", v.Mesh)
 	}
 }

@@ -1,0 +1,117 @@
+package control
+
+import (
+	"sync"
+
+	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
+)
+
+// allowance lets a node have a leaf of an identity.
+type allowance struct {
+	node string
+	id   mesh.ID
+}
+
+// allowances counts the pods because of which each is there. It is safe for concurrent use.
+type allowances struct {
+	mu    sync.RWMutex
+	count map[allowance]int // guarded by mu, never 0
+}
+
+func newAllowances() *allowances { return &allowances{count: make(map[allowance]int)} }
+
+func (a *allowances) has(which allowance) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.count[which] > 0
+}
+
+// replace puts next, nil for none, where one pod had another.
+func (a *allowances) replace(had **allowance, next *allowance) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if next != nil {
+		a.count[*next]++
+	}
+	if old := *had; old != nil {
+		if a.count[*old]--; a.count[*old] == 0 {
+			delete(a.count, *old)
+		}
+	}
+	*had = next
+}
+
+// counted is how one pod is counted. The zero value is one that is not.
+type counted struct {
+	state State
+	// lost: it should be captured, and its agent says that it is not.
+	lost bool
+	// enrolled, protected and leaving are those of the Mesh's status.
+	enrolled, protected, leaving bool
+	// reason is why it is not protected.
+	reason string
+}
+
+// counts are sums over all pods.
+type counts struct {
+	states map[State]int
+	lost   int
+	pods   kube.PodCounts
+	// unprotected by UID.
+	unprotected map[string]kube.UnprotectedPod
+}
+
+func newCounts() counts {
+	c := counts{states: make(map[State]int), unprotected: make(map[string]kube.UnprotectedPod)}
+	for _, s := range []State{Outside, Enrolling, Announced, Withdrawing, Releasing} {
+		c.states[s] = 0
+	}
+	return c
+}
+
+// replace counts e anew.
+func (c *counts) replace(e *enrolment, next counted) {
+	c.add(e, e.counts, -1)
+	c.add(e, next, 1)
+	e.counts = next
+}
+
+func (c *counts) add(e *enrolment, k counted, n int) {
+	if k.state == "" {
+		return
+	}
+	c.states[k.state] += n
+	sum := func(to *int32, is bool) {
+		if is {
+			*to += int32(n)
+		}
+	}
+	if k.lost {
+		c.lost += n
+	}
+	sum(&c.pods.Enrolled, k.enrolled)
+	sum(&c.pods.Protected, k.enrolled && k.protected)
+	sum(&c.pods.Unprotected, k.enrolled && !k.protected)
+	sum(&c.pods.Leaving, k.leaving)
+	switch {
+	case !k.enrolled || k.protected:
+	case n > 0:
+		c.unprotected[e.pod.UID] = kube.UnprotectedPod{Pod: e.pod.Namespace + "/" + e.pod.Name, Reason: k.reason}
+	default:
+		delete(c.unprotected, e.pod.UID)
+	}
+}
+
+// counted is how e counts if it should show want.
+func (e *enrolment) counted(want kube.Condition) counted {
+	k := counted{state: e.state, lost: e.state.enrol() && e.word == free}
+	switch {
+	case e.state == Withdrawing, e.state == Releasing:
+		k.leaving = true
+	case e.state == Outside, e.over():
+	default:
+		k.enrolled, k.protected, k.reason = true, want.Status == "True", want.Message
+	}
+	return k
+}
