@@ -6,6 +6,8 @@ import (
 	"maps"
 	"math"
 	"math/rand/v2"
+	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -175,7 +177,23 @@ func (m *model) drop(uid string) {
 func (m *model) save() error           { return nil }
 func (m *model) keeps(uid string) bool { return true }
 
-func (m *model) reconcile() { m.r.reconcile(m.now) }
+// reconcile has control look, and compares what it has read bit by bit with what the objects
+// and the agents say.
+func (m *model) reconcile() {
+	m.t.Helper()
+	m.r.reconcile(m.now)
+	if len(m.r.roster.said) > 0 {
+		m.t.Fatalf("not read: %+v", m.r.roster.said)
+	}
+	o := m.told.Objects()
+	o.Told, o.Vouched = make(map[string][]netip.Addr), make(map[string]bool)
+	for uid, e := range m.r.roster.pods {
+		o.Told[uid], o.Vouched[uid] = e.said.Told, e.said.Vouched
+	}
+	if want, got := kube.Build(o, m.r.build), m.r.objects.Result(); !reflect.DeepEqual(want, got) {
+		m.t.Fatalf("control has read %+v\nthe objects say %+v; steps:\n%s", got, want, strings.Join(m.trace, "\n"))
+	}
+}
 
 func (m *model) objects() {
 	var o kube.Objects

@@ -56,7 +56,7 @@ func TestNothingIsPublishedBeforeTheObjects(t *testing.T) {
 	m.server.version = 0
 	m.r = &reconciler{inbox: newInbox(), roster: newRoster(nil, m.r.log), server: m.server, store: m, metrics: m.r.metrics, log: m.r.log, published: make(chan struct{})}
 	m.r.inbox.putReports("n1", nil)
-	m.reconcile()
+	m.r.reconcile(m.now)
 	if m.server.version != 0 || m.r.started() {
 		t.Error("published")
 	}
