@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
 	authv1 "k8s.io/api/authentication/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -56,6 +57,9 @@ type Reviewer struct {
 	cfg ReviewerConfig
 	// reviewing has one for each call that waits for the API server.
 	reviewing chan struct{}
+	// flights has one review of a token for all who come with it meanwhile, as the streams
+	// of a node do.
+	flights singleflight.Group
 
 	mu    sync.Mutex // guards what follows
 	known map[[sha256.Size]byte]review
@@ -98,12 +102,25 @@ func (r *Reviewer) Authenticate(ctx context.Context, token string) (mesh.Process
 		return known.from, known.err
 	}
 	select {
+	case done := <-r.flights.DoChan(string(key[:]), func() (any, error) { return r.review(key, token) }):
+		return done.Val.(mesh.Process), done.Err
+	case <-ctx.Done():
+		return mesh.Process{}, fmt.Errorf("review a token: %w", ctx.Err())
+	}
+}
+
+// review asks the API server. Whoever began it may have left: it ends by itself.
+func (r *Reviewer) review(key [sha256.Size]byte, token string) (mesh.Process, error) {
+	if known, ok := r.remembered(key); ok { // since the caller has looked
+		return known.from, known.err
+	}
+	select {
 	case r.reviewing <- struct{}{}:
 		defer func() { <-r.reviewing }()
 	default:
 		return mesh.Process{}, errBusy
 	}
-	ctx, cancel := context.WithTimeout(ctx, reviewTime)
+	ctx, cancel := context.WithTimeout(context.Background(), reviewTime)
 	defer cancel()
 	answer, err := r.cfg.Client.AuthenticationV1().TokenReviews().Create(ctx, &authv1.TokenReview{
 		Spec: authv1.TokenReviewSpec{Token: token, Audiences: []string{r.cfg.ProxyAudience, r.cfg.AgentAudience}},

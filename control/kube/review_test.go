@@ -69,6 +69,45 @@ func TestReviewsThatWaitAreBounded(t *testing.T) {
 	}
 }
 
+// Who comes with a token that is being reviewed gets that answer.
+func TestOneReviewForAll(t *testing.T) {
+	asked, answer := make(chan struct{}, 10), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-answer
+		w.Header().Set("Content-Type", "application/json")
+		fmt.Fprint(w, `{"kind": "TokenReview", "apiVersion": "authentication.k8s.io/v1", "status": {"authenticated": true, "audiences": ["proxy"], "user": {"username": "node", "extra": {"`+nodeName+`": ["n1"]}}}}`)
+	}))
+	defer server.Close()
+	client, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, ContentConfig: rest.ContentConfig{ContentType: "application/json"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := NewReviewer(ReviewerConfig{Client: client, ProxyAudience: "proxy", AgentAudience: "agent", Users: []string{"node"}})
+	impatient, cancel := context.WithCancel(t.Context())
+	var left, streams sync.WaitGroup
+	left.Go(func() {
+		if _, err := r.Authenticate(impatient, "token"); !errors.Is(err, context.Canceled) {
+			t.Errorf("who leaves gets %v", err)
+		}
+	})
+	<-asked
+	for range 6 {
+		streams.Go(func() {
+			if from, err := r.Authenticate(t.Context(), "token"); err != nil || from.Node != "n1" {
+				t.Errorf("%v, %v: want n1", from, err)
+			}
+		})
+	}
+	cancel()
+	left.Wait()
+	close(answer)
+	streams.Wait()
+	if len(asked) > 0 {
+		t.Errorf("the API server was asked %d times more", len(asked))
+	}
+}
+
 // The API server is asked about both audiences, and what it said is remembered.
 func TestReviewTellsAgentFromProxy(t *testing.T) {
 	asked := 0
