@@ -31,21 +31,24 @@ func (s *Server) begin(sub *subscription, node string, req *message.DeltaDiscove
 	default:
 		sub.claim = &claim{upTo: s.version}
 		sub.claim.differing, err = t.digests.compare(held.GetDigests())
+		if sub.claim.differing.isEmpty() {
+			sub.position = s.version // nothing has to be looked for
+		}
 	}
 	return err
 }
 
 func (c *claim) isCompared() bool { return c != nil && c.differing != nil }
 
-// holds reports whether the client needs not be told of e.
-func (c *claim) holds(e *entry) bool {
+// holds reports whether the client needs not be told of what stands at a.
+func (c *claim) holds(a slot) bool {
 	if c == nil {
 		return false
 	}
-	recent := e.version > c.upTo
+	e, recent := a.entry, a.version > c.upTo
 	if c.isCompared() {
 		// What is not told of a bucket that differs, it takes for gone.
-		return !recent && (e.gone || !c.differing.has(e.bucket))
+		return !recent && (!c.differing.has(a.bucket) || e.gone)
 	}
 	had, knows := c.versions[e.name]
 	delete(c.versions, e.name)

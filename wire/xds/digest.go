@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"slices"
 )
 
 // hash stands for the name and content of a resource. Control makes it and a node gives it
@@ -51,6 +52,10 @@ func (d digest) append(b []byte) []byte {
 }
 
 const digestBytes = 16
+
+func parseDigest(b []byte) digest {
+	return digest{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])}
+}
 
 // digests are those of all resources of one type, by bucket. Two that hold the same have
 // the same; where two differ, what is in these buckets has to be told.
@@ -99,7 +104,7 @@ func (d digests) compare(theirs []byte) (buckets, error) {
 		return nil, fmt.Errorf("digests of %d bytes: want %d", len(theirs), len(d)*digestBytes)
 	}
 	for i, one := range d {
-		if len(theirs) == 0 || string(one.append(nil)) != string(theirs[i*digestBytes:][:digestBytes]) {
+		if len(theirs) == 0 || one != parseDigest(theirs[i*digestBytes:]) {
 			differ[i/8] |= 1 << (i % 8)
 		}
 	}
@@ -108,5 +113,9 @@ func (d digests) compare(theirs []byte) (buckets, error) {
 
 // buckets are some of them, a bit for each.
 type buckets []byte
+
+func (b buckets) isEmpty() bool {
+	return !slices.ContainsFunc(b, func(eight byte) bool { return eight != 0 })
+}
 
 func (b buckets) has(i int) bool { return b[i/8]&(1<<(i%8)) != 0 }

@@ -140,11 +140,7 @@ func (s *Server) install(edits map[mesh.Process]edit) uint64 {
 	s.told.Unlock()
 	if first || len(edits) > 0 {
 		s.metrics.version.Set(float64(version))
-		s.wake(func(p mesh.Process) bool {
-			_, all := edits[mesh.Process{Agent: p.Agent}]
-			_, own := edits[p]
-			return first || all || own
-		})
+		s.wake(edits, first)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -154,13 +150,16 @@ func (s *Server) install(edits map[mesh.Process]edit) uint64 {
 	return version
 }
 
-// wake lets streams look.
-func (s *Server) wake(concerns func(mesh.Process) bool) {
+// wake lets those look whom the edits concern.
+func (s *Server) wake(edits map[mesh.Process]edit, everybody bool) {
+	_, proxies := edits[everyProxy]
+	_, agents := edits[everyAgent]
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, n := range s.nodes {
+	for name, n := range s.nodes {
+		_, own := edits[agentOf(name)]
 		for st := range n.streams {
-			if concerns(st.from) {
+			if everybody || st.from.Agent && (agents || own) || !st.from.Agent && proxies {
 				st.wake()
 			}
 		}

@@ -276,7 +276,7 @@ func TestTableForgets(t *testing.T) {
 		version++
 		tab.put(version, &entry{name: name, gone: gone})
 	}
-	everything := func(*entry) bool { return false }
+	everything := func(slot) bool { return false }
 	for i := range 5000 {
 		put("a", false)
 		put(fmt.Sprint("b", i), false)

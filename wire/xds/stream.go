@@ -349,13 +349,19 @@ func (sub *subscription) isOlder(t *table) bool {
 func (sub *subscription) owes() bool { return !sub.greeted || sub.open }
 
 func add(resp *message.DeltaDiscoveryResponse, found []*entry) {
-	for _, e := range found {
+	parts := make([]struct {
+		resource message.Resource
+		body     anypb.Any
+	}, len(found)) // at once, since there may be thousands
+	for i, e := range found {
 		if e.gone {
 			resp.RemovedResources = append(resp.RemovedResources, e.name)
 			continue
 		}
-		resp.Resources = append(resp.Resources, &message.Resource{
-			Name: e.name, Version: e.hash.String(), Resource: &anypb.Any{TypeUrl: resp.TypeUrl, Value: e.body}})
+		p := &parts[i]
+		p.body.TypeUrl, p.body.Value = resp.TypeUrl, e.body
+		p.resource.Name, p.resource.Version, p.resource.Resource = e.name, e.hash.String(), &p.body
+		resp.Resources = append(resp.Resources, &p.resource)
 	}
 }
 

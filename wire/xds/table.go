@@ -26,7 +26,6 @@ type entry struct {
 	hash    hash
 	body    []byte // what stands in the Any
 	gone    bool
-	bucket  int // of the name
 	source  any // what was encoded; the same pointer needs no second look
 }
 
@@ -58,9 +57,11 @@ type table struct {
 	digests digests
 }
 
-// slot is where the change of a version stands, nil if another one has followed.
+// slot is where the change of a version stands, without an entry if another one has
+// followed. The bucket of its name is here, so that who skips most looks at few entries.
 type slot struct {
 	version uint64
+	bucket  int
 	entry   *entry
 }
 
@@ -92,26 +93,22 @@ func (t *table) others(these []resource) (names []string) {
 
 // put makes e the last change.
 func (t *table) put(version uint64, e *entry) {
+	bucket := t.digests.bucket(e.name)
 	if old := t.entries[e.name]; old != nil {
 		t.log[t.after(old.version-1)].entry = nil
-		t.count(old, -1)
+		if !old.gone {
+			t.live--
+			t.digests[bucket].remove(old.hash)
+		}
 	}
-	e.version, e.bucket, t.last = version, t.digests.bucket(e.name), version
+	if !e.gone {
+		t.live++
+		t.digests[bucket].add(e.hash)
+	}
+	e.version, t.last = version, version
 	t.entries[e.name] = e
-	t.log = append(t.log, slot{version, e})
-	t.count(e, 1)
+	t.log = append(t.log, slot{version, bucket, e})
 	t.compact()
-}
-
-func (t *table) count(e *entry, n int) {
-	if e.gone {
-		return
-	}
-	if t.live += n; n > 0 {
-		t.digests[e.bucket].add(e.hash)
-	} else {
-		t.digests[e.bucket].remove(e.hash)
-	}
 }
 
 // digest is that of everything.
@@ -152,7 +149,7 @@ func (t *table) after(version uint64) int {
 }
 
 // read collects a portion of what follows position, but for what the client has, and tells how far it has come, and whether that is all.
-func (t *table) read(position uint64, p portion, has func(*entry) bool) (found []*entry, upTo uint64, all bool) {
+func (t *table) read(position uint64, p portion, has func(slot) bool) (found []*entry, upTo uint64, all bool) {
 	if t == nil {
 		return nil, position, true
 	}
@@ -162,7 +159,7 @@ func (t *table) read(position uint64, p portion, has func(*entry) bool) (found [
 			return found, upTo, false
 		}
 		upTo = s.version
-		if s.entry != nil && !has(s.entry) {
+		if s.entry != nil && !has(s) {
 			found = append(found, s.entry)
 			size += s.entry.size()
 		}
