@@ -55,7 +55,7 @@ func serverOptions(idle time.Duration) []grpc.ServerOption {
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.MaxConcurrentStreams(64),
 		grpc.MaxRecvMsgSize(16 << 20),
-		grpc.ReadBufferSize(8 << 10),
+		grpc.ReadBufferSize(4 << 10),
 		grpc.WriteBufferSize(16 << 10),
 	}
 }
