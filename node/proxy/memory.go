@@ -29,8 +29,9 @@ const (
 	buffersOf = 2 * relay.BufferSize
 	// queuedDefault is Config.MaxQueued.
 	queuedDefault = 640 << 20
-	// queuedTick is how often is looked what waits. It takes a fiftieth of the time at most.
-	queuedTick, queuedShare = 250 * time.Millisecond, 50
+	// queuedTick is how often is looked what waits. It takes a fiftieth of the time if it can. What it
+	// took is no measure on a busy machine: after queuedPause it is looked in any case.
+	queuedTick, queuedShare, queuedPause = 250 * time.Millisecond, 50, time.Second
 	// brokenLooks is at how many looks one end may have been reset.
 	brokenLooks = 4
 )
@@ -120,7 +121,7 @@ func (q *queues) tend(ctx context.Context) error {
 	for wait := queuedTick; pause.For(ctx, wait); {
 		began := time.Now()
 		q.look()
-		wait = max(queuedTick, queuedShare*time.Since(began))
+		wait = min(max(queuedTick, queuedShare*time.Since(began)), queuedPause)
 	}
 	return nil
 }
