@@ -145,7 +145,7 @@ func (c *Cluster) begin(s *set, slot, nodes int) Change {
 func (c *Cluster) Start(ctx context.Context, n int, every time.Duration, nodes int) (all []Change) {
 	for range n {
 		c.mu.Lock()
-		s, slot := c.some(func(p *pod) bool { return p != nil && p.ready && !p.ending })
+		s, slot := c.some(func(p *pod) bool { return p != nil && p.ready && !p.ending && !p.touched })
 		if _, ok := c.end(s, slot); ok {
 			all = append(all, c.begin(s, slot, nodes))
 		}
