@@ -84,6 +84,9 @@ func measureSize(ctx context.Context, cfg config, res *result, pods int, list []
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "scale: %d pods: %s\n", pods, p.name)
+		if err := m.findLeader(ctx); err != nil {
+			return err
+		}
 		was := m.led
 		err := p.do(ctx, m)
 		if is := m.leader(); is != was && p.name != "failover" {
@@ -111,13 +114,16 @@ func (m *running) differing() {
 	}
 }
 
+// joinEvery is how soon after one node the next one joins at the beginning, which is no storm.
+const joinEvery = 20 * time.Millisecond
+
 // begin brings all nodes together with control, and has all pods captured.
 func begin(ctx context.Context, m *running) error {
 	if err := m.findLeader(ctx); err != nil {
 		return err
 	}
 	began := time.Now()
-	if _, err := call[None](m.rig, "Join", None{}); err != nil {
+	if _, err := call[None](m.rig, "Join", time.Duration(m.cfg.nodes)*joinEvery); err != nil {
 		return err
 	}
 	if err := m.allServed(ctx, 0); err != nil {
@@ -524,7 +530,7 @@ func storm(ctx context.Context, m *running) error {
 		return err
 	}
 	harmed := m.harmed()
-	if _, err := call[None](m.rig, "Join", None{}); err != nil {
+	if _, err := call[None](m.rig, "Join", time.Duration(0)); err != nil {
 		return err
 	}
 	if err := m.allServed(ctx, before.at.UnixNano()); err != nil {

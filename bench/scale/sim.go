@@ -7,6 +7,7 @@ import (
 	"net/rpc"
 	"os"
 	"strings"
+	"time"
 
 	"tacit.dev/bench/scale/cluster"
 	"tacit.dev/bench/scale/fleet"
@@ -66,8 +67,8 @@ type Calls struct {
 // None is for calls without an argument, or an answer.
 type None struct{}
 
-// Join lets all nodes connect, Cut ends all connections until then.
-func (c *Calls) Join(None, *None) error { c.f.Join(); return nil }
+// Join lets all nodes connect over a time, Cut ends all connections until then.
+func (c *Calls) Join(spread time.Duration, _ *None) error { c.f.Join(spread); return nil }
 
 // Cut is the opposite of Join.
 func (c *Calls) Cut(None, *None) error { c.f.Cut(); return nil }

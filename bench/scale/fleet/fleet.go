@@ -50,6 +50,8 @@ type Fleet struct {
 	mu     sync.Mutex    // guards what follows
 	held   bool          // no node may connect
 	joined chan struct{} // closed by the next Join
+	began  time.Time     // of the last Join, and over how long nodes come
+	spread time.Duration
 	during context.Context
 	cut    context.CancelFunc // ends during
 }
@@ -85,14 +87,16 @@ func (f *Fleet) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// period is a time in which nodes may be connected: until Cut. It waits for one to begin.
-func (f *Fleet) period(ctx context.Context) (context.Context, error) {
+// period is a time in which a node may be connected: until Cut. It waits for one to begin.
+func (f *Fleet) period(ctx context.Context, node int) (context.Context, error) {
 	for {
 		f.mu.Lock()
 		held, joined, during := f.held, f.joined, f.during
+		turn := f.began.Add(f.spread * time.Duration(node) / time.Duration(len(f.nodes)))
 		f.mu.Unlock()
 		if !held {
-			return during, nil
+			pause.For(ctx, time.Until(turn))
+			return during, ctx.Err()
 		}
 		select {
 		case <-joined:
@@ -102,12 +106,12 @@ func (f *Fleet) period(ctx context.Context) (context.Context, error) {
 	}
 }
 
-// Join lets all nodes connect.
-func (f *Fleet) Join() {
+// Join lets all nodes connect, one after the other over a time.
+func (f *Fleet) Join(spread time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.held {
-		f.held = false
+		f.held, f.began, f.spread = false, time.Now(), spread
 		f.during, f.cut = context.WithCancel(context.Background())
 		close(f.joined)
 		f.joined = make(chan struct{})

@@ -183,7 +183,7 @@ func (l *link) drop(conn *xds.Conn) {
 // end that; where control is not reached, the other replica is tried.
 func (l *link) keep(ctx context.Context, part int, stream func(ctx context.Context, conn *xds.Conn) error) error {
 	for failures := 0; ; {
-		period, err := l.node.fleet.period(ctx)
+		period, err := l.node.fleet.period(ctx, l.node.index)
 		if err != nil {
 			return nil
 		}
