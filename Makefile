@@ -53,6 +53,7 @@ documented: build packages ## every command of the documentation, the demo among
 	.ci/documented
 
 soak: build ## what takes long: an hour without agents, ten minutes of silence, many rounds, five minutes without an API server
+	TACIT_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run TestBuilderIsBuild ./control/kube
 	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 120m -v ./lab
 	$(subst GOFLAGS,TACIT_SOAK=1 GOFLAGS,$(E2E)) test -v -count=1 -timeout 30m -run TestUnderLoad ./rollout
 

@@ -248,7 +248,7 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 		ObjectMeta: keepMeta(p.ObjectMeta),
 		Spec: corev1.PodSpec{
 			NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
-			InitContainers: keepCalled(p.Spec.InitContainers), Containers: keepCalled(p.Spec.Containers),
+			InitContainers: keepCalled(p.Spec.InitContainers, p.Spec.HostNetwork), Containers: keepCalled(p.Spec.Containers, p.Spec.HostNetwork),
 		},
 		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}

@@ -184,9 +184,9 @@ func head(s string, n int) string {
 	return strings.Clone(s[:n])
 }
 
-// keepCalled keeps of containers what their kubelet calls, and ports of the host; most have
-// nothing of it.
-func keepCalled(list []corev1.Container) (kept []corev1.Container) {
+// keepCalled keeps of containers what their kubelet calls, and ports of the host, which all
+// ports are in the host's network; most have nothing of it.
+func keepCalled(list []corev1.Container, hostNetwork bool) (kept []corev1.Container) {
 	for _, c := range list {
 		var k corev1.Container
 		k.StartupProbe, k.ReadinessProbe, k.LivenessProbe = keepProbe(c.StartupProbe), keepProbe(c.ReadinessProbe), keepProbe(c.LivenessProbe)
@@ -195,7 +195,7 @@ func keepCalled(list []corev1.Container) (kept []corev1.Container) {
 		}
 		called := len(handlers(&k)) > 0
 		for _, p := range c.Ports {
-			if called || p.HostPort != 0 {
+			if called || hostNetwork || p.HostPort != 0 {
 				k.Ports = append(k.Ports, corev1.ContainerPort{Name: p.Name, ContainerPort: p.ContainerPort, HostPort: p.HostPort, HostIP: p.HostIP, Protocol: p.Protocol})
 			}
 		}

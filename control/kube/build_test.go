@@ -92,6 +92,9 @@ spec:
 	if s := r.Services[0]; s.HealthPort != 30090 || len(s.NodePorts) != 1 {
 		t.Errorf("service %+v", s)
 	}
+	if diff := cmp.Diff(text(r), text(Build(o.kept(), cfg))); diff != "" {
+		t.Errorf("of what a source keeps (-whole +kept):\n%s", diff)
+	}
 	if r := Build(o, labConfig); len(r.Places) != 0 || len(r.Workloads[0].HostPorts) != 0 {
 		t.Errorf("without a range: places %+v, ports %v", r.Places, r.Workloads[0].HostPorts)
 	}

@@ -99,6 +99,7 @@ type serviceState struct {
 	object  *corev1.Service
 	slices  map[string]*discoveryv1.EndpointSlice
 	service *mesh.Service
+	key     string                    // of service, one string for all who serve it
 	pods    []*podState               // those that serve it
 	listed  map[string]*mesh.Workload // by UID
 	asks    asks

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -28,7 +29,11 @@ import (
 func TestBuilderIsBuild(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	for run := range uint64(1000) {
+	runs := uint64(1000)
+	if os.Getenv("TACIT_SOAK") != "" {
+		runs = 100_000
+	}
+	for run := range runs {
 		g := &generator{random: rand.New(rand.NewPCG(seed, run))}
 		b := newBuilderTest()
 		for range 12 {

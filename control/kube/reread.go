@@ -258,6 +258,7 @@ func (b *Builder) replaceService(s *serviceState, had *mesh.Service) {
 	case reflect.DeepEqual(had, s.service):
 		s.service = had
 	default:
+		s.key = s.service.Key()
 		b.batch.delta.Services = append(b.batch.delta.Services, s.service)
 	}
 }
@@ -371,7 +372,7 @@ func (p *podState) joined(was *podWas) *mesh.Workload {
 	w := *p.workload
 	w.Services, w.Ready = nil, isReady(p.object)
 	for _, s := range p.serves {
-		serveBy(&w, s.service.service.Key(), s.ports)
+		serveBy(&w, s.service.key, s.ports)
 	}
 	if was.workload != nil && reflect.DeepEqual(*was.workload, w) {
 		return was.workload
