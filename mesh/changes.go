@@ -13,6 +13,8 @@ type Changes struct {
 	Places    []*Place
 	// Gone are UIDs of workloads, Keys of services and Names of places.
 	Gone []string
+	// Part says that what comes next belongs to it: no World decides before that is there.
+	Part bool
 }
 
 // All returns everything that w knows, ordered by name, as what leads to it from nothing.

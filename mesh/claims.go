@@ -60,13 +60,13 @@ type use[T any] struct {
 	count int
 }
 
-// take returns the one that is the same as v, which is v if there is none.
-func (s *shared[T]) take(e era, hash uint64, v *T, same func(a, b *T) bool) *T {
+// take returns the one that is the same as v, or makes a copy of v.
+func (s *shared[T]) take(e era, hash uint64, v *T, same func(a, b *T) bool, copy func(*T) *T) *T {
 	u, ok := s.all.get(hash)
 	if !ok {
-		u.value = v
+		u.value = copy(v)
 	} else if !same(u.value, v) {
-		return v
+		return copy(v)
 	}
 	u.count++
 	s.all.set(e, hash, u)

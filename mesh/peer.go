@@ -49,35 +49,35 @@ type Serving struct {
 	Port
 }
 
-// Peer returns the workload as a World keeps it. It shares nothing with other Peers yet.
+// Peer returns the workload as a World keeps it, but that it shares nothing with others.
 func (w *Workload) Peer() *Peer {
-	p := &Peer{
-		UID: w.UID, Name: w.Name, Addresses: w.Addresses, Direct: w.Direct, Enrolled: w.Enrolled, Ready: w.Ready,
-		Spot: &Spot{Node: w.Node, Zone: w.Zone},
-		Kind: &Kind{
-			Traits: Traits{
-				Namespace: w.Namespace, ID: w.ID, MarkedPorts: w.MarkedPorts, Listed: w.Listed, HostNetwork: w.HostNetwork, Of: w.Of,
-				OwnerName: w.OwnerName, OwnerKind: w.OwnerKind, CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision, Cluster: w.Cluster,
-			},
-			ExcludeInbound: w.ExcludeInbound, ExcludeOutbound: w.ExcludeOutbound, HostPorts: w.HostPorts, Services: servings(w.Services),
-		},
-	}
+	spot, kind := w.spot(), w.kind(nil)
+	return w.peer(&spot, &kind)
+}
+
+func (w *Workload) peer(spot *Spot, kind *Kind) *Peer {
+	p := &Peer{UID: w.UID, Name: w.Name, Addresses: slices.Clone(w.Addresses), Direct: w.Direct, Enrolled: w.Enrolled, Ready: w.Ready, Spot: spot, Kind: kind}
 	if strings.HasSuffix(w.UID, w.Name) {
 		p.Name = w.UID[len(w.UID)-len(w.Name):]
 	}
 	return p
 }
 
+func (w *Workload) spot() Spot { return Spot{Node: w.Node, Zone: w.Zone} }
+
+// kind points to lists of the workload, and puts those that it makes into room.
+func (w *Workload) kind(room []Serving) Kind {
+	return Kind{
+		Traits: Traits{
+			Namespace: w.Namespace, ID: w.ID, MarkedPorts: w.MarkedPorts, Listed: w.Listed, HostNetwork: w.HostNetwork, Of: w.Of,
+			OwnerName: w.OwnerName, OwnerKind: w.OwnerKind, CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision, Cluster: w.Cluster,
+		},
+		ExcludeInbound: w.ExcludeInbound, ExcludeOutbound: w.ExcludeOutbound, HostPorts: w.HostPorts, Services: servings(room, w.Services),
+	}
+}
+
 // servings orders by service, and keeps the order of each one's ports.
-func servings(services map[string][]Port) []Serving {
-	n := 0
-	for _, ports := range services {
-		n += len(ports)
-	}
-	if n == 0 {
-		return nil
-	}
-	all := make([]Serving, 0, n)
+func servings(all []Serving, services map[string][]Port) []Serving {
 	for key, ports := range services {
 		for _, p := range ports {
 			all = append(all, Serving{key, p})
@@ -133,16 +133,23 @@ func (s *Spot) same(as *Spot) bool { return *s == *as }
 
 func (s *Spot) hash() uint64 { return maphash.Comparable(seed, *s) }
 
-// intern lets the strings of a Kind and Spot that are made anew be the same in memory as
-// those that came before.
-func (p *Peer) intern(one func(string) string) {
+// copy returns what is the same and has nothing in common with s but what one gives. What
+// is kept of a message must not lie among all that is not: that would hold its memory.
+func (s *Spot) copy(one func(string) string) *Spot { return &Spot{one(s.Node), one(s.Zone)} }
+
+// copy is as Spot's.
+func (k *Kind) copy(one func(string) string) *Kind {
+	c := *k
 	for _, s := range []*string{
-		&p.Node, &p.Zone, &p.Namespace, &p.ID.TrustDomain, &p.ID.Namespace, &p.ID.ServiceAccount, &p.Of,
-		&p.OwnerName, &p.OwnerKind, &p.CanonicalName, &p.CanonicalRevision, &p.Cluster,
+		&c.Namespace, &c.ID.TrustDomain, &c.ID.Namespace, &c.ID.ServiceAccount, &c.Of,
+		&c.OwnerName, &c.OwnerKind, &c.CanonicalName, &c.CanonicalRevision, &c.Cluster,
 	} {
 		*s = one(*s)
 	}
-	for i := range p.Services {
-		p.Services[i].Service = one(p.Services[i].Service)
+	c.ExcludeInbound, c.ExcludeOutbound, c.HostPorts = slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts)
+	c.Services = slices.Clone(k.Services)
+	for i := range c.Services {
+		c.Services[i].Service = one(c.Services[i].Service)
 	}
+	return &c
 }

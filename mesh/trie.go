@@ -23,8 +23,6 @@ const (
 	// maxPage is how many entries a page may have before it is split, unless their hashes
 	// have no bits left.
 	maxPage = 32
-	// roomFor is by how many entries a page grows.
-	roomFor = 3
 )
 
 // node has either kids or a page. It belongs to the World that was made in era; another
@@ -71,7 +69,7 @@ func (t *trie[K, V]) set(e era, k K, v V) {
 		}
 	}
 	if len(n.page) == cap(n.page) {
-		n.page = append(make([]entry[K, V], 0, len(n.page)+roomFor), n.page...)
+		n.page = append(make([]entry[K, V], 0, min(2*len(n.page)+1, len(n.page)+maxPage/2)), n.page...)
 	}
 	n.page = append(n.page, entry[K, V]{k, v})
 }
@@ -120,13 +118,28 @@ func (n *node[K, V]) in(e era) *node[K, V] {
 func (n *node[K, V]) split(used int) {
 	n.kids = new([fan]*node[K, V])
 	for i := range n.kids {
-		n.kids[i] = &node[K, V]{era: n.era, page: make([]entry[K, V], 0, len(n.page)/fan+roomFor)}
+		n.kids[i] = &node[K, V]{era: n.era, page: make([]entry[K, V], 0, len(n.page)/fan)}
 	}
 	for _, x := range n.page {
 		kid := n.kids[maphash.Comparable(seed, x.key)>>used%fan]
 		kid.page = append(kid.page, x)
 	}
 	n.page = nil
+}
+
+// pack gives back the room that pages of era e have for more.
+func (t *trie[K, V]) pack(e era) { t.root.pack(e) }
+
+func (n *node[K, V]) pack(e era) {
+	if n == nil || n.era != e {
+		return
+	}
+	n.page = append(make([]entry[K, V], 0, len(n.page)), n.page...)
+	if n.kids != nil {
+		for _, kid := range n.kids {
+			kid.pack(e)
+		}
+	}
 }
 
 // all gives the entries in no order.

@@ -4,16 +4,21 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
 // With returns the World that follows on w when c has happened. It knows also what led to
 // pods and services a while before now and leads nowhere any more. It costs what is in c,
 // and for each port of a service whose endpoints change the length of their list. w is not
-// changed. The World keeps what c points to: nothing of it may be changed afterwards.
+// changed, unless it was made of a Part: that is no World yet, and With makes it another one.
+// What c points to is kept: nothing of it may be changed afterwards.
 func (w *World) With(c Changes, now time.Time) *World {
 	next := *w
-	next.era++
+	if !w.open {
+		next.era++
+	}
+	next.open = c.Part
 	m := &making{World: &next, edits: make(map[servicePort]*edit), touched: make(map[destination]bool), strings: make(map[string]string)}
 	for _, name := range c.Gone {
 		m.remove(name)
@@ -28,12 +33,18 @@ func (w *World) With(c Changes, now time.Time) *World {
 	}
 	for _, wl := range c.Workloads {
 		m.remove(wl.UID)
-		m.addPeer(wl.Peer())
+		m.addPeer(m.peerOf(wl))
 	}
 	for at, e := range m.edits {
 		m.changeEndpoints(at, e)
 	}
 	next.former.note(&next, m.touched, now)
+	if w.open && !next.open {
+		next.peers.pack(next.era)
+		next.pods.owner.pack(next.era)
+		next.endpoints.pack(next.era)
+		next.kinds.all.pack(next.era)
+	}
 	return &next
 }
 
@@ -43,8 +54,9 @@ type making struct {
 	edits map[servicePort]*edit
 	// touched is what led to something before, or does so now, or both.
 	touched map[destination]bool
-	// strings are those that Peers share that are made at once.
+	// strings are those that Peers share that are made at once, kind is room for one of theirs.
 	strings map[string]string
+	kind    Kind
 }
 
 // edit is what changes in a list of endpoints: whose are other ones, and which are new.
@@ -71,10 +83,16 @@ func (m *making) remove(name string) {
 	}
 }
 
+// peerOf makes a Peer that shares what it can.
+func (m *making) peerOf(w *Workload) *Peer {
+	spot := w.spot()
+	m.kind = w.kind(m.kind.Services[:0])
+	return w.peer(
+		m.spots.take(m.era, spot.hash(), &spot, (*Spot).same, func(s *Spot) *Spot { return s.copy(m.intern) }),
+		m.kinds.take(m.era, m.kind.hash(), &m.kind, (*Kind).same, func(k *Kind) *Kind { return k.copy(m.intern) }))
+}
+
 func (m *making) addPeer(p *Peer) {
-	p.intern(m.intern)
-	p.Spot = m.spots.take(m.era, p.Spot.hash(), p.Spot, (*Spot).same)
-	p.Kind = m.kinds.take(m.era, p.Kind.hash(), p.Kind, (*Kind).same)
 	m.peers.set(m.era, p.UID, p)
 	for _, to := range m.touch(p.leads()) {
 		m.pods.add(m.era, to.at, p, byReadiness)
@@ -235,13 +253,14 @@ func (m *making) touch(all []destination) []destination {
 	return all
 }
 
-// intern returns the string that is the same and came first.
+// intern returns the same string for the same string.
 func (m *making) intern(s string) string {
-	if had, ok := m.strings[s]; ok {
-		return had
+	had, ok := m.strings[s]
+	if !ok {
+		had = strings.Clone(s)
+		m.strings[had] = had
 	}
-	m.strings[s] = s
-	return s
+	return had
 }
 
 // leads is what leads to the Peer by its own addresses.

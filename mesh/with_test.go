@@ -42,7 +42,11 @@ func (r *dice) sequence() error {
 			s = states[r.IntN(len(states))]
 		}
 		s.known, s.now = maps.Clone(s.known), s.now.Add(time.Duration(r.IntN(100))*time.Second)
-		s.world = s.world.With(r.changes(s.known), s.now)
+		c := r.changes(s.known)
+		for parts := r.parts(c); len(parts) > 1; parts = parts[1:] {
+			s.world, c = s.world.With(parts[0], s.now), parts[1]
+		}
+		s.world = s.world.With(c, s.now)
 		s.truth = truthOf(s.known).After(s.truth, s.now)
 		states = append(states, s)
 	}
@@ -109,6 +113,16 @@ func (r *dice) changes(known map[string]any) (c Changes) {
 		}
 	}
 	return c
+}
+
+// parts divides changes into one or several.
+func (r *dice) parts(c Changes) []Changes {
+	if r.flip() {
+		return []Changes{c}
+	}
+	i, j, k, l := r.IntN(len(c.Workloads)+1), r.IntN(len(c.Services)+1), r.IntN(len(c.Places)+1), r.IntN(len(c.Gone)+1)
+	part := Changes{c.Workloads[:i], c.Services[:j], c.Places[:k], c.Gone[:l], true}
+	return append([]Changes{part}, r.parts(Changes{c.Workloads[i:], c.Services[j:], c.Places[k:], c.Gone[l:], false})...)
 }
 
 // name is one that anything may have: what was a pod may be a service next.

@@ -19,6 +19,8 @@ const formerFor = 2 * time.Minute
 // known (Former, Contested, IsOurs).
 type World struct {
 	era era
+	// open says that there is a Part of what is to come. Nobody reads it.
+	open bool
 
 	// What there is, by name.
 	peers    trie[string, *Peer]

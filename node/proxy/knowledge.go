@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"sync/atomic"
@@ -31,6 +32,9 @@ type knowledge struct {
 	// making is held while the next World is made of the current one. It is not mu, for
 	// which the end of a dial may have to wait.
 	making sync.Mutex
+	// partial is the World with parts of what is to be applied, nil for none. It is guarded
+	// by making.
+	partial *mesh.World
 
 	// mu guards older and what hangs on it.
 	mu sync.Mutex
@@ -69,12 +73,17 @@ func newEpoch() *epoch {
 }
 
 // apply lets the World with c decide from now on. The channel is closed when no dial
-// decided under an older World is under way any more.
+// decided under an older World is under way any more. A part of c decides nothing yet.
 func (k *knowledge) apply(c mesh.Changes) <-chan struct{} {
 	k.making.Lock()
 	defer k.making.Unlock()
 	had, e := k.current.Load(), newEpoch()
-	next := &reign{had.world.With(c, time.Now()), e}
+	next := &reign{cmp.Or(k.partial, had.world).With(c, time.Now()), e}
+	if c.Part {
+		k.partial = next.world
+		return had.settled
+	}
+	k.partial = nil
 	k.mu.Lock()
 	k.older = append(k.older, e)
 	k.current.Store(next)

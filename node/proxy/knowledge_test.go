@@ -44,6 +44,20 @@ func TestWorldIsSettledWhenNoOlderDialIsLeft(t *testing.T) {
 	}
 }
 
+// What comes in parts decides when the last is there.
+func TestAPartDecidesNothing(t *testing.T) {
+	k := newKnowledge()
+	at := addrs("10.0.0.1", "10.0.0.2")
+	k.apply(mesh.Changes{Workloads: []*mesh.Workload{{UID: "a", Addresses: at[:1]}}, Part: true})
+	if k.isKnown() || k.world().Workload(at[0]) != nil {
+		t.Error("a part of the first World decides")
+	}
+	k.apply(mesh.Changes{Workloads: []*mesh.Workload{{UID: "b", Addresses: at[1:]}}})
+	if !k.isKnown() || k.world().Workload(at[0]) == nil || k.world().Workload(at[1]) == nil {
+		t.Error("the whole does not decide")
+	}
+}
+
 // A dial that takes long holds up the acknowledgement of Worlds, and keeps none alive.
 func TestALeaseKeepsNoWorldAlive(t *testing.T) {
 	k := newKnowledge()

@@ -38,10 +38,14 @@ type delta[T any] struct {
 	// apply gets what has changed since it was last called, ordered by name, and the names
 	// of what is gone. It owns the slices.
 	apply func(changed []T, gone []string) (settled <-chan struct{})
+	// prepare gets the same of a part of a publication, of which apply gets the last. nil
+	// means that apply gets it all.
+	prepare func(changed []T, gone []string)
 
 	held     *holding
 	changed  map[string]*T     // not applied as yet, nil if it is gone
 	complete bool              // changed is whole publications
+	prepared bool              // prepare has had what is not applied as yet
 	waiting  []answer          // those that are due once changed is applied
 	last     time.Time         // of the last apply
 	rejected map[string]string // name → why
@@ -297,10 +301,14 @@ func (d *delta[T]) drop(name string) {
 // waited for it. Those to parts wait for nothing.
 func (d *delta[T]) applyChanges() []answer {
 	settled := atOnce
+	if !d.complete && d.prepare != nil && len(d.changed) > 0 {
+		d.prepare(d.changes())
+		d.prepared = true
+	}
 	if d.complete {
-		if len(d.changed) > 0 || !d.synced {
+		if len(d.changed) > 0 || d.prepared || !d.synced {
 			d.settled = orAtOnce(d.apply(d.changes()))
-			d.last = time.Now()
+			d.last, d.prepared = time.Now(), false
 		}
 		if !d.synced {
 			d.synced = true

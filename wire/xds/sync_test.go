@@ -32,7 +32,9 @@ func (s *seen) change(c mesh.Changes) <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.world = *s.world.With(c, time.Now())
-	s.count++
+	if !c.Part {
+		s.count++
+	}
 	return nil
 }
 

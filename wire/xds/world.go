@@ -3,6 +3,7 @@ package xds
 import (
 	"context"
 	"log/slog"
+	"strings"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -33,14 +34,28 @@ type WorldClient struct {
 
 // NewWorldClient starts nothing. apply is called by one goroutine, never
 // concurrently, with what has changed; the first call is control's first word, also
-// if it is of nothing. What comes fast is applied together. It should not block. When
+// if it is of nothing. What comes fast is applied together; what does not fit a message
+// comes as Parts, so that it never lies about as a whole. It should not block. When
 // the channel that it returned is closed (nil means at once) nothing on the node acts
 // on an older World any more, and control is told so, in order; later changes are
 // applied meanwhile.
 func NewWorldClient(cfg ClientConfig, apply func(mesh.Changes) (settled <-chan struct{})) *WorldClient {
 	d := newDelta[any](cfg, addressType)
-	d.decode = unpackAddress
+	var names builder
+	d.decode = func(body *anypb.Any) (string, any, error) {
+		name, v, err := unpackAddress(body)
+		if w, ok := v.(*mesh.Workload); ok && err == nil && !d.synced {
+			name = names.keep(name)
+			w.UID = name
+		}
+		return name, v, err
+	}
 	d.apply = func(changed []any, gone []string) <-chan struct{} { return apply(newChanges(changed, gone)) }
+	d.prepare = func(changed []any, gone []string) {
+		c := newChanges(changed, gone)
+		c.Part = true
+		apply(c)
+	}
 	return &WorldClient{d}
 }
 
@@ -72,4 +87,21 @@ func newChanges(changed []any, gone []string) mesh.Changes {
 		}
 	}
 	return c
+}
+
+// builder puts strings that are kept close together. One by one they would lie among all
+// that a message is decoded to, and hold its memory.
+type builder struct{ strings.Builder }
+
+// chunk is how much of the memory of strings that are given up one of them may hold.
+const chunk = 8 << 10
+
+func (b *builder) keep(s string) string {
+	if b.Len()+len(s) > b.Cap() {
+		b.Reset()
+		b.Grow(max(chunk, len(s)))
+	}
+	from := b.Len()
+	b.WriteString(s)
+	return b.String()[from:]
 }
