@@ -41,8 +41,16 @@ type model struct {
 // fakeServer is a publisher whose nodes take what it published when they like.
 type fakeServer struct {
 	version uint64
-	latest  xds.Snapshot
+	latest  everything
 	proxies map[string]*modelProxy
+}
+
+// everything is what was published.
+type everything struct {
+	Workloads []*mesh.Workload
+	Services  []*mesh.Service
+	Places    []*mesh.Place
+	Pods      map[string][]mesh.Pod
 }
 
 // modelProxy dials what its World calls direct.
@@ -145,7 +153,7 @@ func newModel(t testing.TB, coy bool) *model {
 // restart begins another control on the state of the last.
 func (m *model) restart() {
 	log := slog.New(slog.DiscardHandler)
-	m.server.version, m.server.latest = 0, xds.Snapshot{}
+	m.server.version, m.server.latest = 0, everything{}
 	m.r = &reconciler{build: kube.BuildConfig{TrustDomain: "lab"}, inbox: newInbox(), roster: newRoster(m.saved, log),
 		server: m.server, store: m, metrics: newMetrics(prometheus.NewRegistry()), log: log, published: make(chan struct{}), ended: make(chan struct{})}
 	m.told = nil

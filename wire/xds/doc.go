@@ -4,7 +4,7 @@
 // over gRPC with Istio's workload messages, so that what is known is never sent
 // twice, and a foreign peer is understood.
 //
-// Control makes a Server and calls Update, or Publish; a proxy runs a WorldClient, an agent
+// Control makes a Server and calls Update; a proxy runs a WorldClient, an agent
 // a PodClient. All of gRPC that they need (Dial, Serve) is here, since no other
 // package but wire/csr may import it.
 //

@@ -39,32 +39,6 @@ func (s *Server) Update(u Update) (version uint64) {
 	return s.install(edits)
 }
 
-// Publish makes snap all that is told, by what differs. It looks at everything.
-func (s *Server) Publish(snap Snapshot) (version uint64) {
-	s.publishing.Lock()
-	defer s.publishing.Unlock()
-	bad := map[string]string{}
-	replace := func(t *table, all []resource) edit { return s.edit(t, all, t.others(all), bad) }
-	world := mesh.Changes{Workloads: snap.Workloads, Services: snap.Services, Places: snap.Places}
-	edits := map[mesh.Process]edit{
-		everyProxy: replace(s.world, worldResources(world)),
-		everyAgent: replace(s.namespaces, namespaceResources(snap.Namespaces)),
-	}
-	for node := range snap.Pods {
-		if node != "" {
-			edits[agentOf(node)] = replace(s.podsOf(node), podResources(snap.Pods[node]))
-		}
-	}
-	for _, node := range s.nodesWithPods() {
-		if _, is := snap.Pods[node]; !is {
-			edits[agentOf(node)] = replace(s.podsOf(node), nil)
-		}
-	}
-	s.tellInvalid(bad)
-	s.invalid = bad
-	return s.install(edits)
-}
-
 // To whom an edit is told. A process without a name of a node is that of every node.
 var (
 	everyProxy = mesh.Process{}
@@ -174,15 +148,6 @@ func (s *Server) podsOf(node string) *table {
 		s.pods[node] = newTable(podType, s.version)
 	}
 	return s.pods[node]
-}
-
-func (s *Server) nodesWithPods() (names []string) {
-	s.told.RLock()
-	defer s.told.RUnlock()
-	for name := range s.pods {
-		names = append(names, name)
-	}
-	return names
 }
 
 // tidy forgets the table of a node that has no pods and is not connected: names of nodes

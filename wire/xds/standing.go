@@ -175,8 +175,8 @@ func (s *Server) Acked(version uint64) (waiting []string) {
 
 // Applied is the oldest publication that a node decides by, be it that it still acts on
 // an older one: MaxUint64 if there is no node, 0 if one that has left may come back before
-// GoneAfter. Nodes that do not count are left out. It costs a look at those, and at those
-// that have left.
+// GoneAfter. Nodes that do not count are left out. It costs a look at those that have come
+// no further, and at those that have left.
 func (s *Server) Applied(counts func(node string) bool) uint64 {
 	version, world := s.latest()
 	s.mu.Lock()
@@ -186,10 +186,9 @@ func (s *Server) Applied(counts func(node string) bool) uint64 {
 			return 0
 		}
 	}
-	oldest := s.applies.oldest(math.MaxUint64, 0, func(p *standing) bool {
-		p.discounted = !counts(p.name)
-		return !p.discounted
-	})
+	oldest := s.applies.oldest(math.MaxUint64, 0, func(p *standing) bool { return counts(p.name) })
+	// Those that have come no further are what it may be asked about next.
+	s.applies.below(max(oldest, oldest+1), 0, func(p *standing) { p.discounted = !counts(p.name) })
 	return lift(oldest, version, world)
 }
 

@@ -77,20 +77,6 @@ func (t *table) get(name string) *entry {
 	return nil
 }
 
-// others names what is there and not among these.
-func (t *table) others(these []resource) (names []string) {
-	named := make(map[string]bool, len(these))
-	for _, r := range these {
-		named[r.name] = true
-	}
-	for name, e := range t.entries {
-		if !e.gone && !named[name] {
-			names = append(names, name)
-		}
-	}
-	return names
-}
-
 // put makes e the last change.
 func (t *table) put(version uint64, e *entry) {
 	bucket := t.digests.bucket(e.name)

@@ -7,20 +7,6 @@ import (
 	"tacit.dev/mesh"
 )
 
-// Snapshot is all that control tells at one moment. What it points to must not
-// be changed once it is published.
-type Snapshot struct {
-	// Workloads, Services and Places go to every proxy.
-	Workloads []*mesh.Workload
-	Services  []*mesh.Service
-	Places    []*mesh.Place
-	// Pods go, by name of the node, to that node's agent and to no other.
-	Pods map[string][]mesh.Pod
-	// Namespaces go to every agent: those in which a pod may have to be enrolled.
-	// What begins elsewhere may begin without an agent.
-	Namespaces []string
-}
-
 // Update is what differs in what control tells. What it points to must not be changed
 // afterwards.
 type Update struct {
