@@ -24,6 +24,8 @@ func (s *Server) begin(sub *subscription, node string, req *message.DeltaDiscove
 	t := s.tableFor(node, sub.typeURL)
 	held := req.GetHeld()
 	switch {
+	case sub.interest != nil:
+		sub.position = s.version // what it asks for is told apart
 	case t == nil || held == nil:
 		sub.claim = &claim{upTo: s.version, versions: req.GetInitialResourceVersions()}
 	case bytes.Equal(held.GetOrigin(), s.origin) && held.GetVersion() >= max(t.since, 1) && held.GetVersion() <= s.version:

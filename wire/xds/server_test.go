@@ -122,11 +122,15 @@ func TestOddRequests(t *testing.T) {
 	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: "type.googleapis.com/istio.security.Authorization", ResponseNonce: "77"}); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResourceNamesSubscribe: []string{"one"}}); err != nil {
+	many := make([]string, maxInterest+1)
+	for i := range many {
+		many[i] = fmt.Sprint(i)
+	}
+	if err := g.Send(&message.DeltaDiscoveryRequest{TypeUrl: addressType, ResourceNamesSubscribe: many}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Recv(); status.Code(err) != codes.Unimplemented {
-		t.Errorf("subscription to one name: %v: want Unimplemented", err)
+	if _, err := g.Recv(); status.Code(err) != codes.InvalidArgument {
+		t.Errorf("subscription to %d names: %v: want InvalidArgument", len(many), err)
 	}
 	if _, err := open(t, conn, "n1", "").Recv(); status.Code(err) != codes.InvalidArgument {
 		t.Errorf("no type: %v: want InvalidArgument", err)

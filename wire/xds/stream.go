@@ -63,12 +63,14 @@ type subscription struct {
 	// position is the version up to which it was told everything.
 	position uint64
 	// claim is what it has said that it holds, until that was compared with all that there is.
-	claim   *claim
-	greeted bool     // an answer went out, if an empty one
-	open    bool     // others of the last response's publication follow
-	nonce   uint64   // of the last response
-	unacked []uint64 // versions of the last responses, 0 if others of the publication follow
-	decided int      // so many of unacked the client decides by
+	claim *claim
+	// interest is what it asks for.
+	interest *interest
+	greeted  bool     // an answer went out, if an empty one
+	open     bool     // others of the last response's publication follow
+	nonce    uint64   // of the last response
+	unacked  []uint64 // versions of the last responses, 0 if others of the publication follow
+	decided  int      // so many of unacked the client decides by
 }
 
 func (d discovery) DeltaAggregatedResources(g deltaStream) error {
@@ -171,14 +173,12 @@ func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
 	if err := checkNode(st.from.Node, req.GetNode().GetId()); err != nil {
 		return err
 	}
-	for _, name := range req.GetResourceNamesSubscribe() {
-		if name != "*" {
-			return status.Errorf(codes.Unimplemented, "subscribe to %q: want everything", name)
-		}
-	}
 	sub := st.subs[req.GetTypeUrl()]
 	if sub == nil {
 		return s.subscribe(st, req)
+	}
+	if err := sub.interest.change(req); err != nil {
+		return err
 	}
 	if i := sub.find(req.GetAppliedNonce()); i >= sub.decided {
 		sub.decided = i + 1
@@ -228,7 +228,11 @@ func (s *Server) subscribe(st *stream, req *message.DeltaDiscoveryRequest) error
 	if typeURL == podType {
 		s.podsOf(st.from.Node) // from now on it remembers what is removed
 	}
-	sub := &subscription{typeURL: typeURL}
+	only, err := newInterest(req)
+	if err != nil {
+		return err
+	}
+	sub := &subscription{typeURL: typeURL, interest: only}
 	if err := s.begin(sub, st.from.Node, req); err != nil {
 		return status.Errorf(codes.InvalidArgument, "subscribe to type %q: %v", typeURL, err)
 	}
@@ -314,9 +318,12 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 		s.told.RUnlock()
 		return nil, false, status.Error(codes.Aborted, "too far behind to be told what was removed: begin again")
 	}
-	found, position, done := t.read(sub.position, s.portion, sub.claim.holds)
+	found, position, done := t.read(sub.position, s.portion, func(a slot) bool { return sub.claim.holds(a) || sub.interest.passes(a.entry) })
+	if version != 0 {
+		found = append(found, sub.interest.tell(t)...)
+	}
 	resp = &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}
-	if done {
+	if done && sub.interest == nil {
 		resp.Digest = t.digest()
 	}
 	s.told.RUnlock()

@@ -71,6 +71,9 @@ func newTable(typeURL string, since uint64) *table {
 
 // get returns what is there under the name.
 func (t *table) get(name string) *entry {
+	if t == nil {
+		return nil
+	}
 	if e := t.entries[name]; e != nil && !e.gone {
 		return e
 	}
