@@ -42,8 +42,8 @@ func (i *interest) change(req *message.DeltaDiscoveryRequest) error {
 		delete(i.fresh, name)
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
-		if name == "*" || len(i.names) >= maxInterest {
-			return status.Errorf(codes.InvalidArgument, "subscribe to %.64q besides %d names: want at most %d, or a stream for everything", name, len(i.names), maxInterest)
+		if name == "*" || len(name) > maxName || len(i.names) >= maxInterest {
+			return status.Errorf(codes.InvalidArgument, "subscribe to %.64q besides %d names: want short ones, at most %d, or a stream for everything", name, len(i.names), maxInterest)
 		}
 		i.names[name], i.fresh[name] = true, true
 	}
