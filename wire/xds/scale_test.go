@@ -50,7 +50,7 @@ func drain(t testing.TB, s *Server, st *stream) (resources int) {
 			return resources
 		}
 		resources += len(resp.GetResources()) + len(resp.GetRemovedResources())
-		if err := s.take(st, &message.DeltaDiscoveryRequest{TypeUrl: addressType, ResponseNonce: resp.GetNonce()}); err != nil {
+		if err := s.take(st, &message.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}); err != nil {
 			t.Fatal(err)
 		}
 	}

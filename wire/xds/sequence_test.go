@@ -417,7 +417,9 @@ func (c *simClient[T]) finish(last *leader, plain func(T) any, want func(string)
 			}
 		}
 	}
-	c.flush()
+	if resp, err := c.server.next(c.stream); resp != nil || err != nil {
+		return fmt.Errorf("%v has everything, and is told %v, %v", c.from, resp, err)
+	}
 	if len(c.rejected) > 0 {
 		return fmt.Errorf("%v still refuses %v", c.from, c.rejected)
 	}

@@ -331,6 +331,9 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 		return nil, true, nil
 	}
 	sub.position = position
+	if done {
+		sub.position = version // also of a table that is younger than its position
+	}
 	add(resp, found)
 	if done {
 		done = sub.claim.finish(resp)

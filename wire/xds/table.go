@@ -153,5 +153,5 @@ func (t *table) read(position uint64, p portion, has func(slot) bool) (found []*
 			size += s.entry.size()
 		}
 	}
-	return found, max(position, t.last), true
+	return found, upTo, true
 }

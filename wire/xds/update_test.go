@@ -92,6 +92,26 @@ func TestTooFarBehind(t *testing.T) {
 	}
 }
 
+// A node that has no pods is not behind, however late its agent came.
+func TestAgentOfANodeWithoutPods(t *testing.T) {
+	s := serverWith(10)
+	st := bareStream(s, mesh.Process{Node: "n1", Agent: true})
+	if err := s.take(st, &message.DeltaDiscoveryRequest{TypeUrl: podType, Held: &message.Held{}}); err != nil {
+		t.Fatal(err)
+	}
+	if n := drain(t, s, st); n != 0 {
+		t.Errorf("%d pods: want none", n)
+	}
+	s.Update(one(1))
+	if n := drain(t, s, st); n != 0 {
+		t.Errorf("%d pods: want none", n)
+	}
+	s.Update(Update{Pods: map[string]PodChanges{"n1": {Pods: []mesh.Pod{newRandomMesh(1).pod(1)}}}})
+	if n := drain(t, s, st); n != 1 {
+		t.Errorf("%d pods: want one", n)
+	}
+}
+
 // Changed tells when the last node has come as far, and not at each ack.
 func TestChangedTellsWhenAllHaveAcked(t *testing.T) {
 	s := serverWith(1)
