@@ -45,6 +45,57 @@ func TestBuilderIsBuild(t *testing.T) {
 	}
 }
 
+// Endpoints lead elsewhere when their pod is on another node, or its object has another
+// address than before, though others see the pod where it was.
+func TestBuilderFollowsPodsOfEndpoints(t *testing.T) {
+	const objects = `
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: a}
+spec: {clusterIP: 10.9.0.1, internalTrafficPolicy: Local, ports: [{name: web, port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: s-1, namespace: a, labels: {kubernetes.io/service-name: s}}
+ports: [{name: web, port: 8080}]
+endpoints:
+- {addresses: [10.1.0.1], targetRef: {kind: Pod, name: p}, conditions: {ready: true}}
+- {addresses: [10.1.0.2], targetRef: {kind: Pod, name: q}, conditions: {ready: false, serving: true, terminating: true}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: p, namespace: a, uid: up}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: q, namespace: a, uid: uq}
+spec: {nodeName: n2}
+status: {podIP: 10.1.0.2}
+`
+	o, err := Decode([]byte(objects))
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := newBuilderTest()
+	check := func(what string, events []Event, said ...Said) {
+		t.Helper()
+		if diff := b.apply(events, said); diff != "" {
+			t.Fatalf("%s (-Build +Builder):\n%s", what, diff)
+		}
+	}
+	check("at first", o.Set().Events(), Said{UID: "up", Told: []netip.Addr{netip.MustParseAddr("10.1.0.7")}})
+	changed := func(name string, change func(*corev1.Pod)) []Event {
+		k := Key{"Pod", "a", name}
+		p := b.objects[k].(*corev1.Pod).DeepCopy()
+		change(p)
+		return []Event{{k, p}}
+	}
+	check("on another node", changed("q", func(p *corev1.Pod) { p.Spec.NodeName = "n1" }))
+	check("at another address by its object", changed("p", func(p *corev1.Pod) { p.Status.PodIP = "10.1.0.3" }))
+}
+
 // What nothing is left of is forgotten.
 func TestBuilderForgets(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
