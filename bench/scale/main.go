@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -79,6 +80,10 @@ func role(ctx context.Context, args []string) error {
 	return run(ctx, cfg)
 }
 
+// perNode is how many pods a node may have on average: a node has 250 addresses, and the ones
+// that are there are not spread evenly.
+const perNode = 220
+
 func parse(args []string) (cfg config, err error) {
 	f := flag.NewFlagSet("scale", flag.ContinueOnError)
 	f.StringVar(&cfg.bin, "bin", "bin", "`folder` of Tacit's programs, for the real node; \"\" leaves it out")
@@ -116,6 +121,9 @@ func parse(args []string) (cfg config, err error) {
 	if cfg.seed == 0 {
 		cfg.seed = rand.Uint64()
 	}
+	if most := max(slices.Max(cfg.sizes), cfg.captured); most > perNode*cfg.nodes {
+		return cfg, fmt.Errorf("%d pods on %d nodes: a node has addresses for %d", most, cfg.nodes, perNode)
+	}
 	if f.NArg() > 0 || cfg.nodes < 2 || cfg.frozen >= cfg.nodes {
 		return cfg, fmt.Errorf("%q, %d nodes of which %d freeze: want no arguments, two nodes or more, and some that do not freeze", f.Args(), cfg.nodes, cfg.frozen)
 	}
@@ -128,9 +136,6 @@ func run(ctx context.Context, cfg config) error {
 	fmt.Fprintf(os.Stderr, "scale: --seed %d\n", cfg.seed)
 	res := newResult(cfg)
 	err := measureAll(ctx, cfg, res)
-	if cfg.result != "" {
-		err = errors.Join(err, res.write(cfg.result))
-	}
 	if met := res.print(os.Stdout); err == nil && !met && !cfg.report {
 		err = errBounds
 	}

@@ -17,6 +17,7 @@ import (
 // running is one size of the cluster that is being measured.
 type running struct {
 	*rig
+	pods int
 	out  sample
 	note func(format string, args ...any)
 	// led is the replica that leads.
@@ -56,11 +57,13 @@ func measureAll(ctx context.Context, cfg config, res *result) error {
 		if err := measureSize(ctx, cfg, res, pods, phases(cfg)); err != nil {
 			errs = append(errs, fmt.Errorf("%d pods: %w", pods, err))
 		}
+		errs = append(errs, res.write(cfg.result))
 	}
 	if cfg.captured > 0 && ctx.Err() == nil {
 		if err := measureSize(ctx, cfg, res, cfg.captured, nil); err != nil {
 			res.note(cfg.captured, "%v", err)
 		}
+		errs = append(errs, res.write(cfg.result))
 	}
 	return errors.Join(errs...)
 }
@@ -68,7 +71,7 @@ func measureAll(ctx context.Context, cfg config, res *result) error {
 // measureSize: a phase that fails says so in the notes, and what it should have measured is
 // missing; without a cluster at rest there is nothing to measure.
 func measureSize(ctx context.Context, cfg config, res *result, pods int, list []phase) (err error) {
-	m := &running{out: res.sample(pods), note: func(format string, args ...any) { res.note(pods, format, args...) }}
+	m := &running{pods: pods, out: res.sample(pods), note: func(format string, args ...any) { res.note(pods, format, args...) }}
 	if m.rig, err = newRig(ctx, cfg, pods); err != nil {
 		return err
 	}
@@ -114,8 +117,11 @@ func (m *running) differing() {
 	}
 }
 
-// joinEvery is how soon after one node the next one joins at the beginning, which is no storm.
-const joinEvery = 20 * time.Millisecond
+// spread is how long nodes take to join at the beginning, which is no storm: each is sent
+// everything, so that it takes the longer the more there is.
+func (m *running) spread() time.Duration {
+	return time.Duration(m.cfg.nodes) * max(20*time.Millisecond, time.Duration(m.pods)*2*time.Microsecond)
+}
 
 // begin brings all nodes together with control, and has all pods captured.
 func begin(ctx context.Context, m *running) error {
@@ -123,9 +129,10 @@ func begin(ctx context.Context, m *running) error {
 		return err
 	}
 	began := time.Now()
-	if _, err := call[None](m.rig, "Join", time.Duration(m.cfg.nodes)*joinEvery); err != nil {
+	if _, err := call[None](m.rig, "Join", m.spread()); err != nil {
 		return err
 	}
+	pause.For(ctx, m.spread())
 	if err := m.allServed(ctx, 0); err != nil {
 		return err
 	}

@@ -263,7 +263,11 @@ func (r *result) file() file {
 
 func isFinite(v float64) bool { return !math.IsNaN(v) && !math.IsInf(v, 0) }
 
+// write writes all that is known by now; a path of "" is nowhere.
 func (r *result) write(path string) error {
+	if path == "" {
+		return nil
+	}
 	text, err := json.MarshalIndent(r.file(), "", "  ")
 	if err != nil {
 		return err
