@@ -26,9 +26,8 @@ const (
 )
 
 // partlyReason is what control and people are told of such a pod.
-const partlyReason = "it forwards TCP for others (containers, machines or VPN clients within it) that cannot be captured, and is refused. " +
-	"Have the pod translate it to its own address (masquerade), exclude destinations by the annotation tacit.dev/exclude-outbound and ports that " +
-	"are led on by tacit.dev/exclude-inbound-ports, make what is within pods of their own, or label the pod tacit.dev/mesh=off"
+const partlyReason = "it forwards TCP for others (containers, machines or VPN clients within it), which is refused: it would leave in clear. " +
+	"Exclude the destinations by the annotation tacit.dev/exclude-outbound, make what is within pods of their own, or label the pod tacit.dev/mesh=off"
 
 // guard is what the guard of a pod has dropped.
 type guard struct {

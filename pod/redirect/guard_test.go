@@ -365,10 +365,9 @@ func TestRepairEndsAHold(t *testing.T) {
 func TestPresentSeesEachPart(t *testing.T) {
 	w := newWorld(t)
 	for what, leave := range map[string]func() error{
-		"a hold":      func() error { return w.kernel.load(t.Context(), w.pod, hold(Config{})) },
-		"rules":       func() error { return w.kernel.load(t.Context(), w.pod, Ruleset(Config{})) },
-		"a way to lo": func() error { return w.kernel.lead(w.pod) },
-		"a gate":      func() error { return w.kernel.stand(w.pod, standing{gate: true}) },
+		"a hold": func() error { return w.kernel.load(t.Context(), w.pod, hold(Config{})) },
+		"rules":  func() error { return w.kernel.load(t.Context(), w.pod, Ruleset(Config{})) },
+		"a gate": func() error { return w.kernel.closeGates(w.pod) },
 	} {
 		if err := leave(); err != nil {
 			t.Fatal(err)
