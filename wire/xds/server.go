@@ -39,6 +39,9 @@ type ServerConfig struct {
 	// GoneAfter is how long a proxy that lost its connection is waited for: it
 	// still acts on what it knows. Default 30 s.
 	GoneAfter time.Duration
+	// LateAfter is how long Applied counts a node that has left, or that takes nothing of what
+	// it is told. Default 5 s.
+	LateAfter time.Duration
 	// Expect names nodes that may still act on what an earlier control told
 	// them: each counts as if its proxy had left when the Server is made.
 	Expect []string
@@ -94,6 +97,9 @@ type node struct {
 
 // NewServer starts nothing.
 func NewServer(cfg ServerConfig) *Server {
+	if cfg.LateAfter <= 0 {
+		cfg.LateAfter = 5 * time.Second
+	}
 	if cfg.GoneAfter <= 0 {
 		cfg.GoneAfter = 30 * time.Second
 	}

@@ -14,8 +14,13 @@ type standing struct {
 	name string
 	// acked is what it has settled on, applied what it decides by: never the older.
 	acked, applied place
-	// discounted: its node did not count when Applied was asked last.
+	// discounted: it did not count when Applied was asked last.
 	discounted bool
+	// behind is since when it was seen at version seen, and late that this was too long. It is
+	// so until it has come up with everything.
+	behind time.Time
+	seen   uint64
+	late   bool
 }
 
 // place is a version, and where in a queue it stands.
@@ -173,22 +178,41 @@ func (s *Server) Acked(version uint64) (waiting []string) {
 	return slices.Compact(waiting)
 }
 
+// isLate tells whether p has taken nothing for so long, of what there was for it up to world,
+// that nobody waits for it any more. Called with mu.
+func (s *Server) isLate(p *standing, world uint64, now time.Time) bool {
+	switch at := p.applied.version; {
+	case at >= world:
+		p.behind, p.late = time.Time{}, false
+	case p.late:
+	case p.behind.IsZero() || p.seen != at:
+		p.behind, p.seen = now, at
+	case now.Sub(p.behind) >= s.cfg.LateAfter:
+		p.late = true
+		s.cfg.Log.Warn("pods no longer wait for a node that takes nothing", "node", p.name, "after", s.cfg.LateAfter)
+	}
+	return p.late
+}
+
 // Applied is the oldest publication that a node decides by, be it that it still acts on
-// an older one: MaxUint64 if there is no node, 0 if one that has left may come back before
-// GoneAfter. Nodes that do not count are left out. It costs a look at those that have come
-// no further, and at those that have left.
+// an older one: MaxUint64 if there is no node, 0 if one that has left may come back soon.
+// Left out are nodes that do not count, those that have left more than LateAfter ago, and those
+// that have not moved for as long and have not caught up since. It costs a look at those, and
+// at those that have come no further.
 func (s *Server) Applied(counts func(node string) bool) uint64 {
 	version, world := s.latest()
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	now := time.Now()
 	for name := range s.away {
-		if counts(name) {
+		if counts(name) && now.Sub(s.nodes[name].gone) < s.cfg.LateAfter {
 			return 0
 		}
 	}
-	oldest := s.applies.oldest(math.MaxUint64, 0, func(p *standing) bool { return counts(p.name) })
+	waited := func(p *standing) bool { return !s.isLate(p, world, now) && counts(p.name) }
+	oldest := s.applies.oldest(math.MaxUint64, 0, waited)
 	// Those that have come no further are what it may be asked about next.
-	s.applies.below(max(oldest, oldest+1), 0, func(p *standing) { p.discounted = !counts(p.name) })
+	s.applies.below(max(oldest, oldest+1), 0, func(p *standing) { p.discounted = !waited(p) })
 	return lift(oldest, version, world)
 }
 

@@ -309,6 +309,31 @@ func TestApplied(t *testing.T) {
 	}
 }
 
+// A node that takes nothing, or has left, is waited for once, and not again for each
+// publication; when it has caught up it counts.
+func TestLateNodesAreWaitedForOnce(t *testing.T) {
+	c := startControl(t, ServerConfig{GoneAfter: time.Hour, LateAfter: 50 * time.Millisecond})
+	frozen := make(chan struct{})
+	c.Publish(workloads(1))
+	stop := run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(mesh.Changes) <-chan struct{} { <-frozen; return nil }))
+	c.connected(t, "n1")
+	if got := c.Applied(everybody); got != 0 {
+		t.Errorf("n1 has not taken anything, applied: %d", got)
+	}
+	c.until(t, "nobody waits for n1", func() bool { return c.Applied(everybody) == math.MaxUint64 })
+	v := c.Publish(workloads(2))
+	if got := c.Applied(everybody); got != math.MaxUint64 {
+		t.Errorf("n1 is waited for again: %d", got)
+	}
+	if got := c.Acked(v); len(got) != 1 {
+		t.Errorf("a withdrawal waits for %v, want n1 still", got)
+	}
+	close(frozen)
+	c.until(t, "n1 counts again", func() bool { return c.Applied(everybody) == v })
+	stop()
+	c.until(t, "nobody waits for its return", func() bool { return c.Applied(everybody) == math.MaxUint64 })
+}
+
 // After a reconnect an ack still waits for what was applied before.
 func TestAckAfterSettledAcrossReconnect(t *testing.T) {
 	c := startControl(t, ServerConfig{})
