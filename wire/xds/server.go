@@ -64,6 +64,10 @@ type Server struct {
 	origin  []byte
 	portion portion
 
+	// seats has one for each stream that is told much, for seatFor.
+	seats   chan struct{}
+	seatFor time.Duration
+
 	publishing sync.Mutex        // one Update at a time; held while encoding
 	invalid    map[string]string // resources that could not be published, and why; guarded by publishing
 
@@ -112,6 +116,8 @@ func NewServer(cfg ServerConfig) *Server {
 		changed:    make(chan struct{}, 1),
 		origin:     make([]byte, 16),
 		portion:    portion{chunkBytes, maxScan},
+		seats:      make(chan struct{}, maxSeats),
+		seatFor:    seatFor,
 		invalid:    map[string]string{},
 		world:      newTable(addressType, 0),
 		namespaces: newTable(namespaceType, 0),

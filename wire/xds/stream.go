@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -19,6 +21,11 @@ const (
 	// log is read for it at once.
 	chunkBytes = 256 << 10
 	maxScan    = 16 << 10
+	// maxSeats bounds the streams that are told a whole World, or another great part, at once: each
+	// of them takes memory and time from all others. seatFor is how long one has its turn, if its
+	// client is slow.
+	maxSeats = 32
+	seatFor  = 10 * time.Second
 	// maxUnapplied bounds the responses by which a node does not decide yet, as far as it
 	// has said. Who is further behind is later told only what then still differs.
 	maxUnapplied = 32
@@ -44,7 +51,11 @@ type stream struct {
 	from mesh.Process
 	poke chan struct{} // one slot
 
-	subs map[string]*subscription // of the handler's goroutine, as is what they hold
+	// Of the handler's goroutine: what it is told, and whether it has a seat to be told much, or
+	// waits for one.
+	subs          map[string]*subscription
+	seated, waits bool
+	stand         func() // not nil while it is seated
 
 	// Guarded by Server.mu:
 	refusals map[string]string // by type: what it refuses as yet
@@ -109,8 +120,15 @@ func receive(g deltaStream, requests chan<- *message.DeltaDiscoveryRequest, fail
 // serve is the loop of a stream: answer the client, and send what it lacks. Send
 // blocks while the client does not read; meanwhile publications pile up nowhere.
 func (s *Server) serve(g deltaStream, st *stream, requests <-chan *message.DeltaDiscoveryRequest, failed <-chan error) error {
+	defer st.rise()
 	for {
+		var seat chan<- struct{}
+		if st.waits {
+			seat = s.seats
+		}
 		select {
+		case seat <- struct{}{}:
+			st.sit(s)
 		case req := <-requests:
 			if err := s.take(st, req); err != nil {
 				s.metrics.refused.Inc()
@@ -133,14 +151,51 @@ func (s *Server) serve(g deltaStream, st *stream, requests <-chan *message.Delta
 // send sends one response, if one is due, and looks again after the requests that
 // have come meanwhile.
 func (s *Server) send(g deltaStream, st *stream) error {
+	if st.isOpen() && !st.seated {
+		st.waits = true
+		return nil
+	}
 	resp, err := s.next(st)
 	if resp == nil {
 		return err
+	}
+	if !st.isOpen() {
+		st.rise()
 	}
 	n := len(resp.Resources) + len(resp.RemovedResources)
 	s.metrics.sent.WithLabelValues(typeLabel(resp.TypeUrl)).Add(float64(n))
 	st.wake()
 	return g.Send(resp)
+}
+
+// isOpen reports whether others of a publication follow what was sent last.
+func (st *stream) isOpen() bool {
+	for _, sub := range st.subs {
+		if sub.open {
+			return true
+		}
+	}
+	return false
+}
+
+// sit takes a seat, until rise, or until the client has had time enough.
+func (st *stream) sit(s *Server) {
+	giveBack := sync.OnceFunc(func() { <-s.seats })
+	late := time.AfterFunc(s.seatFor, giveBack)
+	st.seated, st.waits = true, false
+	st.stand = func() {
+		late.Stop()
+		giveBack()
+	}
+	st.wake()
+}
+
+// rise gives the seat back, if there is one.
+func (st *stream) rise() {
+	if st.seated {
+		st.stand()
+		st.seated, st.stand = false, nil
+	}
 }
 
 func (st *stream) wake() {

@@ -448,3 +448,33 @@ func (c *control) publishBroken(t *testing.T, uid string, change func(*message.W
 	}
 	return c.install(map[mesh.Process]edit{everyProxy: {table: c.world, set: []*entry{e}}})
 }
+
+// Great parts of the World are told to few at once; the others are told theirs when a seat is
+// free.
+func TestMuchIsToldInTurn(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	c.seats, c.portion = make(chan struct{}, 1), portion{1 << 10, maxScan}
+	c.seats <- struct{}{} // somebody else's
+	v := c.Publish(workloads(1000))
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n1"), Node: "n1"}, func(mesh.Changes) <-chan struct{} { return nil }))
+	agent := make(chan []mesh.Pod, 10)
+	run(t, NewPodClient(ClientConfig{Conn: c.dialAgent(t, "n2"), Node: "n2"}, func(pods []mesh.Pod) { agent <- pods }))
+	receiveWithin(t, "what is little", agent)
+	if got := c.Applied(everybody); got != 0 {
+		t.Errorf("applied %d: want that it waits", got)
+	}
+	<-c.seats
+	c.until(t, "all is told", func() bool { return c.Applied(everybody) == v })
+	c.until(t, "the seat is free", func() bool { return len(c.seats) == 0 })
+}
+
+// A client that does not read has its seat for a while only.
+func TestASeatIsNotForEver(t *testing.T) {
+	c := startControl(t, ServerConfig{})
+	c.seats, c.seatFor, c.portion = make(chan struct{}, 1), 200*time.Millisecond, portion{1 << 10, maxScan}
+	v := c.Publish(workloads(1000))
+	open(t, c.dial(t, "n1"), "n1", addressType) // and it answers nothing
+	c.until(t, "it has a seat", func() bool { return len(c.seats) == 1 })
+	run(t, NewWorldClient(ClientConfig{Conn: c.dial(t, "n2"), Node: "n2"}, func(mesh.Changes) <-chan struct{} { return nil }))
+	c.until(t, "n2 has all", func() bool { return c.Applied(func(node string) bool { return node == "n2" }) == v })
+}
