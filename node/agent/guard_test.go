@@ -63,10 +63,9 @@ func TestRepairsBackOff(t *testing.T) {
 	if n := n.metric("tacit_agent_rules_repaired_total"); n < 2 || n > 7 {
 		t.Errorf("put right %v times in 4 s", n)
 	}
-	n.reports.until(t, "a", xds.Unprotected)
-	if r := n.agent.Dump()[0].Reason; !strings.Contains(r, "again and again") {
-		t.Errorf("reason %q", r)
-	}
+	n.eventually("it is said that somebody changes them again and again", func() bool {
+		return strings.Contains(n.agent.Dump()[0].Reason, "again and again")
+	})
 	n.reports.until(t, "a", xds.Captured)
 }
 
