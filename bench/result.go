@@ -8,6 +8,8 @@ import (
 	"math"
 	"os"
 	"slices"
+
+	"tacit.dev/bench/table"
 )
 
 // What Tacit may cost.
@@ -106,30 +108,15 @@ func (r *result) perConnection() float64 {
 	return (r.proxyMemory("many") - r.proxyMemory("idle")) / float64(r.many)
 }
 
-// bound is one line of the table of bounds.
-type bound struct {
-	name  string
-	value float64
-	limit float64
-	least bool // limit is the least value, not the most
-}
-
-func (b bound) met() bool {
-	if b.least {
-		return b.value >= b.limit
-	}
-	return b.value <= b.limit
-}
-
-func (r *result) bounds() []bound {
-	return []bound{
-		{name: "round trip p50, 1 connection, Tacit/splicing", value: r.ratio("rr_p50_1"), limit: rrP50AtMost},
-		{name: "throughput, 1 connection, Tacit/splicing", value: r.ratio("throughput_1"), limit: throughputAtLeast, least: true},
-		{name: "CPU per GB, Tacit/splicing", value: r.ratio("cpu_per_gb"), limit: cpuAtMost},
-		{name: "new connections/s, Tacit/splicing", value: r.ratio("new_connections"), limit: newConnectionsAtLeast, least: true},
-		{name: "RSS of the proxy, idle, MB", value: r.proxyMemory("idle") / 1e6, limit: idleAtMost / 1e6},
-		{name: fmt.Sprintf("RSS of the proxy, %d quiet connections, MB", r.many), value: r.proxyMemory("many") / 1e6,
-			limit: (idleAtMost + float64(r.many)*perConnectionAtMost) / 1e6},
+func (r *result) bounds() []table.Bound {
+	return []table.Bound{
+		{Name: "round trip p50, 1 connection, Tacit/splicing", Value: r.ratio("rr_p50_1"), Limit: rrP50AtMost},
+		{Name: "throughput, 1 connection, Tacit/splicing", Value: r.ratio("throughput_1"), Limit: throughputAtLeast, Least: true},
+		{Name: "CPU per GB, Tacit/splicing", Value: r.ratio("cpu_per_gb"), Limit: cpuAtMost},
+		{Name: "new connections/s, Tacit/splicing", Value: r.ratio("new_connections"), Limit: newConnectionsAtLeast, Least: true},
+		{Name: "RSS of the proxy, idle, MB", Value: r.proxyMemory("idle") / 1e6, Limit: idleAtMost / 1e6},
+		{Name: fmt.Sprintf("RSS of the proxy, %d quiet connections, MB", r.many), Value: r.proxyMemory("many") / 1e6,
+			Limit: (idleAtMost + float64(r.many)*perConnectionAtMost) / 1e6},
 	}
 }
 
@@ -151,64 +138,27 @@ var lines = [...]line{
 
 // print shows all, and reports whether every bound is met.
 func (r *result) print(w io.Writer) bool {
-	r.printMeasured(w)
-	r.printMemory(w)
-	return r.printBounds(w)
+	t := table.Table{To: w, Width: 54}
+	r.printMeasured(t)
+	r.printMemory(t)
+	return t.Bounds(r.bounds())
 }
 
-func (r *result) printMeasured(w io.Writer) {
-	row(w, "", "no proxy", "two splicing", "two copying", "Tacit", "Tacit/splicing", "Tacit/copying")
+func (r *result) printMeasured(t table.Table) {
+	t.Row("", "no proxy", "two splicing", "two copying", "Tacit", "Tacit/splicing", "Tacit/copying")
 	for _, l := range lines {
-		row(w, l.name, number(r.absolute("none", l.key)), number(r.absolute("splice", l.key)), number(r.absolute("copy", l.key)),
-			number(r.absolute("tacit", l.key)), number(r.ratio(l.key)), number(r.ratioTo("copy", l.key)))
+		t.Row(l.name, table.Number(r.absolute("none", l.key)), table.Number(r.absolute("splice", l.key)), table.Number(r.absolute("copy", l.key)),
+			table.Number(r.absolute("tacit", l.key)), table.Number(r.ratio(l.key)), table.Number(r.ratioTo("copy", l.key)))
 	}
 }
 
-func (r *result) printMemory(w io.Writer) {
-	fmt.Fprintln(w)
-	row(w, "resident memory, MB", "idle", fmt.Sprintf("%d open", r.few), fmt.Sprintf("%d open", r.many))
+func (r *result) printMemory(t table.Table) {
+	fmt.Fprintln(t.To)
+	t.Row("resident memory, MB", "idle", fmt.Sprintf("%d open", r.few), fmt.Sprintf("%d open", r.many))
 	for _, name := range slices.Sorted(maps.Keys(r.rss)) {
 		m := r.rss[name]
-		row(w, name, number(m["idle"]/1e6), number(m["few"]/1e6), number(m["many"]/1e6))
+		t.Row(name, table.Number(m["idle"]/1e6), table.Number(m["few"]/1e6), table.Number(m["many"]/1e6))
 	}
-}
-
-func (r *result) printBounds(w io.Writer) bool {
-	fmt.Fprintln(w)
-	row(w, "bounds", "measured", "limit")
-	met := true
-	for _, b := range r.bounds() {
-		verdict, sign := "met", "at most"
-		if b.least {
-			sign = "at least"
-		}
-		if !b.met() {
-			verdict, met = "NOT MET", false
-		}
-		row(w, b.name, number(b.value), fmt.Sprintf("%s %g", sign, b.limit), verdict)
-	}
-	return met
-}
-
-func row(w io.Writer, name string, cells ...string) {
-	fmt.Fprintf(w, "%-54s", name)
-	for _, c := range cells {
-		fmt.Fprintf(w, " %14s", c)
-	}
-	fmt.Fprintln(w)
-}
-
-// number has three digits that say something.
-func number(v float64) string {
-	switch {
-	case math.IsNaN(v) || math.IsInf(v, 0):
-		return "-"
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
 }
 
 // file is what result.json holds.

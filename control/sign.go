@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"tacit.dev/control/ca"
@@ -54,4 +55,39 @@ func (t *term) decide(node string, id mesh.ID, csrPEM []byte, ttl time.Duration)
 		return nil, fmt.Errorf("%w: %w", csr.ErrBadRequest, err)
 	}
 	return chain, err
+}
+
+// allowance lets a node have a leaf of an identity.
+type allowance struct {
+	node string
+	id   mesh.ID
+}
+
+// allowances counts the pods because of which each is there. It is safe for concurrent use.
+type allowances struct {
+	mu    sync.RWMutex
+	count map[allowance]int // guarded by mu, never 0
+}
+
+func newAllowances() *allowances { return &allowances{count: make(map[allowance]int)} }
+
+func (a *allowances) has(which allowance) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return a.count[which] > 0
+}
+
+// replace puts next, nil for none, where one pod had another.
+func (a *allowances) replace(had **allowance, next *allowance) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if next != nil {
+		a.count[*next]++
+	}
+	if old := *had; old != nil {
+		if a.count[*old]--; a.count[*old] == 0 {
+			delete(a.count, *old)
+		}
+	}
+	*had = next
 }

@@ -8,6 +8,8 @@ import (
 	"os"
 	"slices"
 	"strings"
+
+	"tacit.dev/bench/table"
 )
 
 // sample is what was measured of one size, by name. What could not be measured is not there.
@@ -44,52 +46,36 @@ func (r *result) note(pods int, format string, args ...any) {
 	fmt.Fprintln(os.Stderr, "scale:", text)
 }
 
-// bound is one line of the table of bounds.
-type bound struct {
-	name  string
-	value float64
-	limit float64
-	least bool // limit is the least value, not the most
-}
-
-// met is false of what was not measured.
-func (b bound) met() bool {
-	if b.least {
-		return b.value >= b.limit
-	}
-	return b.value <= b.limit
-}
-
 // bounds compares the last size with the first, and what the last one took with what it may.
-func (r *result) bounds() (list []bound) {
+func (r *result) bounds() (list []table.Bound) {
 	first, last := r.sample(r.cfg.sizes[0]), r.sample(r.cfg.sizes[len(r.cfg.sizes)-1])
 	fastest := slices.Max(r.cfg.rates)
 	for _, rate := range r.cfg.rates {
 		name := fmt.Sprintf("churn_%g_cpu_ms", rate)
-		list = append(list, bound{name: fmt.Sprintf("CPU of control per change at %g/s, last size / first", rate), value: last.get(name) / first.get(name), limit: 1.5})
+		list = append(list, table.Bound{Name: fmt.Sprintf("CPU of control per change at %g/s, last size / first", rate), Value: last.get(name) / first.get(name), Limit: 1.5})
 	}
 	list = append(list,
-		bound{name: fmt.Sprintf("change to last node at %g/s, p99, ms", fastest), value: last.get(fmt.Sprintf("churn_%g_p99_ms", fastest)), limit: 2000},
-		bound{name: "memory of control, peak, MB", value: last.get("control_peak_mb"), limit: 1500},
-		bound{name: "memory of control per stream, kB", value: last.get("stream_kb"), limit: 50},
-		bound{name: "first sync of a node, s", value: last.get("first_sync_s"), limit: 3},
-		bound{name: "start of a pod waits, p99, ms", value: last.get("start_p99_ms"), limit: 1000},
-		bound{name: fmt.Sprintf("start of a pod waits, %d nodes frozen, p99, ms", r.cfg.frozen), value: last.get("start_frozen_p99_ms"), limit: 1000},
-		bound{name: "fail-over: every node served, s", value: last.get("failover_s"), limit: 20},
-		bound{name: "fail-over: peak memory, new leader / old", value: last.get("failover_memory"), limit: 1.3},
-		bound{name: "fail-over: pods withdrawn or marked away", value: last.get("failover_harmed"), limit: 0},
-		bound{name: "fail-over: certificates refused", value: last.get("failover_refused"), limit: 0},
-		bound{name: "nodes that held something else than there is", value: last.get("differing"), limit: 0},
-		bound{name: "storm: every node served, s", value: last.get("storm_s"), limit: 20},
-		bound{name: "storm: pods withdrawn or marked away", value: last.get("storm_harmed"), limit: 0},
+		table.Bound{Name: fmt.Sprintf("change to last node at %g/s, p99, ms", fastest), Value: last.get(fmt.Sprintf("churn_%g_p99_ms", fastest)), Limit: 2000},
+		table.Bound{Name: "memory of control, peak, MB", Value: last.get("control_peak_mb"), Limit: 1500},
+		table.Bound{Name: "memory of control per stream, kB", Value: last.get("stream_kb"), Limit: 50},
+		table.Bound{Name: "first sync of a node, s", Value: last.get("first_sync_s"), Limit: 3},
+		table.Bound{Name: "start of a pod waits, p99, ms", Value: last.get("start_p99_ms"), Limit: 1000},
+		table.Bound{Name: fmt.Sprintf("start of a pod waits, %d nodes frozen, p99, ms", r.cfg.frozen), Value: last.get("start_frozen_p99_ms"), Limit: 1000},
+		table.Bound{Name: "fail-over: every node served, s", Value: last.get("failover_s"), Limit: 20},
+		table.Bound{Name: "fail-over: peak memory, new leader / old", Value: last.get("failover_memory"), Limit: 1.3},
+		table.Bound{Name: "fail-over: pods withdrawn or marked away", Value: last.get("failover_harmed"), Limit: 0},
+		table.Bound{Name: "fail-over: certificates refused", Value: last.get("failover_refused"), Limit: 0},
+		table.Bound{Name: "nodes that held something else than there is", Value: last.get("differing"), Limit: 0},
+		table.Bound{Name: "storm: every node served, s", Value: last.get("storm_s"), Limit: 20},
+		table.Bound{Name: "storm: pods withdrawn or marked away", Value: last.get("storm_harmed"), Limit: 0},
 	)
 	if r.cfg.bin != "" {
 		list = append(list,
-			bound{name: "memory of the real proxy, MB", value: last.get("proxy_rss_mb"), limit: 70},
-			bound{name: fmt.Sprintf("CPU of the real proxy per change at %g/s, ms", fastest), value: last.get(fmt.Sprintf("churn_%g_proxy_cpu_ms", fastest)), limit: 1})
+			table.Bound{Name: "memory of the real proxy, MB", Value: last.get("proxy_rss_mb"), Limit: 70},
+			table.Bound{Name: fmt.Sprintf("CPU of the real proxy per change at %g/s, ms", fastest), Value: last.get(fmt.Sprintf("churn_%g_proxy_cpu_ms", fastest)), Limit: 1})
 	}
 	if n := r.cfg.captured; n > 0 {
-		list = append(list, bound{name: fmt.Sprintf("pods captured and known of %d, nine tenths of which are enrolled", n), value: r.sample(n).get("captured_pods"), limit: math.Floor(0.9 * float64(n)), least: true})
+		list = append(list, table.Bound{Name: fmt.Sprintf("pods captured and known of %d, nine tenths of which are enrolled", n), Value: r.sample(n).get("captured_pods"), Limit: math.Floor(0.9 * float64(n)), Least: true})
 	}
 	return list
 }
@@ -170,57 +156,20 @@ func (r *result) print(w io.Writer) bool {
 	for _, pods := range r.cfg.sizes {
 		names = append(names, fmt.Sprintf("%d pods", pods))
 	}
-	row(w, fmt.Sprintf("%d nodes", r.cfg.nodes), append(names, "last/first")...)
+	t := table.Table{To: w, Width: 66}
+	t.Row(fmt.Sprintf("%d nodes", r.cfg.nodes), append(names, "last/first")...)
 	first, last := r.sample(r.cfg.sizes[0]), r.sample(r.cfg.sizes[len(r.cfg.sizes)-1])
 	for _, l := range r.lines() {
 		var cells []string
 		for _, pods := range r.cfg.sizes {
-			cells = append(cells, number(r.sample(pods).get(l.key)))
+			cells = append(cells, table.Number(r.sample(pods).get(l.key)))
 		}
-		row(w, l.name, append(cells, number(last.get(l.key)/first.get(l.key)))...)
+		t.Row(l.name, append(cells, table.Number(last.get(l.key)/first.get(l.key)))...)
 	}
 	for _, n := range r.notes {
 		fmt.Fprintln(w, "note:", strings.ReplaceAll(n, "\n", "\n  "))
 	}
-	return r.printBounds(w)
-}
-
-func (r *result) printBounds(w io.Writer) bool {
-	fmt.Fprintln(w)
-	row(w, "bounds", "measured", "limit")
-	met := true
-	for _, b := range r.bounds() {
-		verdict, sign := "met", "at most"
-		if b.least {
-			sign = "at least"
-		}
-		if !b.met() {
-			verdict, met = "NOT MET", false
-		}
-		row(w, b.name, number(b.value), fmt.Sprintf("%s %g", sign, b.limit), verdict)
-	}
-	return met
-}
-
-func row(w io.Writer, name string, cells ...string) {
-	fmt.Fprintf(w, "%-66s", name)
-	for _, c := range cells {
-		fmt.Fprintf(w, " %14s", c)
-	}
-	fmt.Fprintln(w)
-}
-
-// number has three digits that say something.
-func number(v float64) string {
-	switch {
-	case math.IsNaN(v) || math.IsInf(v, 0):
-		return "-"
-	case v >= 100:
-		return fmt.Sprintf("%.0f", v)
-	case v >= 10:
-		return fmt.Sprintf("%.1f", v)
-	}
-	return fmt.Sprintf("%.2f", v)
+	return t.Bounds(r.bounds())
 }
 
 // file is what result.json holds.
@@ -252,9 +201,9 @@ func (r *result) file() file {
 		f.Sizes[fmt.Sprint(pods)] = finite
 	}
 	for _, b := range r.bounds() {
-		one := fileBound{Name: b.name, Limit: b.limit, Least: b.least, Met: b.met()}
-		if isFinite(b.value) {
-			one.Value = &b.value
+		one := fileBound{Name: b.Name, Limit: b.Limit, Least: b.Least, Met: b.Met()}
+		if isFinite(b.Value) {
+			one.Value = &b.Value
 		}
 		f.Bounds = append(f.Bounds, one)
 	}

@@ -47,18 +47,7 @@ func TestForwarded(t *testing.T) {
 func (w *world) within() *netns.NS {
 	w.t.Helper()
 	within := w.namespace()
-	w.do(within, func() error {
-		la := netlink.NewLinkAttrs()
-		la.Name = "toOuter"
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "toInner"}); err != nil {
-			return err
-		}
-		outer, err := netlink.LinkByName("toInner")
-		if err != nil {
-			return err
-		}
-		return w.move(outer)
-	})
+	w.cable(within, "toOuter", "toInner")
 	a := netip.MustParseAddr
 	w.do(w.pod, func() error {
 		for _, family := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
@@ -244,18 +233,7 @@ func (w *world) bridged() (one, two *netns.NS) {
 	one, two = w.namespace(), w.namespace()
 	for i, ns := range []*netns.NS{one, two} {
 		inner := fmt.Sprintf("port%d", i)
-		w.do(ns, func() error {
-			la := netlink.NewLinkAttrs()
-			la.Name = "eth0"
-			if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: inner}); err != nil {
-				return err
-			}
-			l, err := netlink.LinkByName(inner)
-			if err != nil {
-				return err
-			}
-			return w.move(l)
-		})
+		w.cable(ns, "eth0", inner)
 		w.shell(w.pod, "ip link set "+inner+" master br0 up")
 		w.shell(ns, fmt.Sprintf("ip addr add 10.89.0.%[1]d/24 dev eth0 && ip -6 addr add fd89::%[1]d/64 dev eth0 nodad && ip link set eth0 up && "+
 			"ip route add default via 10.89.0.1 && ip -6 route add default via fd89::1", i+2))

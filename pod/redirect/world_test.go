@@ -69,21 +69,27 @@ func (w *world) namespace() *netns.NS {
 	return ns
 }
 
-// link lays a cable between peer and pod, each the other's default route.
-func (w *world) link() {
+// cable lays one from a namespace to the pod. The ends are named by where they lead.
+func (w *world) cable(from *netns.NS, here, there string) {
 	w.t.Helper()
-	w.do(w.peer, func() error {
+	w.do(from, func() error {
 		la := netlink.NewLinkAttrs()
-		la.Name = "toPod"
-		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: "toPeer"}); err != nil {
+		la.Name = here
+		if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: la, PeerName: there}); err != nil {
 			return err
 		}
-		inner, err := netlink.LinkByName("toPeer")
+		end, err := netlink.LinkByName(there)
 		if err != nil {
 			return err
 		}
-		return w.move(inner)
+		return w.move(end)
 	})
+}
+
+// link lays a cable between peer and pod, each the other's default route.
+func (w *world) link() {
+	w.t.Helper()
+	w.cable(w.peer, "toPod", "toPeer")
 	fs := families()
 	w.do(w.peer, func() error { return configure("toPod", fs[0].peer, fs[1].peer, fs[0].pod, fs[1].pod) })
 	w.do(w.pod, func() error { return configure("toPeer", fs[0].pod, fs[1].pod, fs[0].peer, fs[1].peer) })
