@@ -140,7 +140,8 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 			return retryAfter
 		}
 	}
-	for r.roster.look(r.outlook(now)); r.advance(now) || !r.started(); r.roster.look(r.outlook(now)) {
+	agents := sync.OnceValue(r.agents)
+	for r.roster.look(r.outlook(now, agents)); r.advance(now, agents) || !r.started(); r.roster.look(r.outlook(now, agents)) {
 		if r.save(now); r.deposed {
 			return retryAfter
 		}
@@ -151,9 +152,9 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 
 // advance steps what is touched until nothing more follows from it, and tells whether
 // something is to be told.
-func (r *reconciler) advance(now time.Time) bool {
+func (r *reconciler) advance(now time.Time, agents func() map[string]bool) bool {
 	for {
-		stirred := r.roster.step(r.outlook(now))
+		stirred := r.roster.step(r.outlook(now, agents))
 		said := r.roster.takeSaid()
 		if len(said) == 0 {
 			return stirred
@@ -247,10 +248,10 @@ func (r *reconciler) started() bool {
 	}
 }
 
-// outlook asks the server once per publication, not once per pod.
-func (r *reconciler) outlook(now time.Time) outlook {
+// outlook asks the server once per publication, not once per pod. agents names the nodes whose
+// agent is connected.
+func (r *reconciler) outlook(now time.Time, agents func() map[string]bool) outlook {
 	acked := make(map[uint64]bool)
-	var agents map[string]bool
 	return outlook{
 		now: now,
 		acked: func(version uint64) bool {
@@ -261,13 +262,8 @@ func (r *reconciler) outlook(now time.Time) outlook {
 			}
 			return done
 		},
-		applied: sync.OnceValue(func() uint64 { return r.server.Applied(r.roster.isNode) }),
-		connected: func(node string) bool {
-			if agents == nil {
-				agents = r.agents()
-			}
-			return agents[node]
-		},
+		applied:   sync.OnceValue(func() uint64 { return r.server.Applied(r.roster.isNode) }),
+		connected: func(node string) bool { return agents()[node] },
 	}
 }
 
