@@ -127,7 +127,7 @@ func (s *shop) noneFailed(list []result, clients int, kinds ...string) {
 		}
 	}
 	if len(kinds) > 0 && slowest > late {
-		s.T.Errorf("the slowest request took %.2f s, want %d at most", slowest, late)
+		s.T.Errorf("the slowest request took %.2f s, want %d at most. Agents and proxies:\n%s", slowest, late, s.trouble())
 	}
 	if len(list) != 2*clients || float64(all) < due/4 {
 		s.T.Errorf("%d results with %d requests: want %d results, and at least a quarter of the %.0f requests that were due", len(list), all, 2*clients, due)

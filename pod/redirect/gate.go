@@ -117,18 +117,17 @@ func closeGate(h *netlink.Handle, fd, link int) error {
 	return nil
 }
 
-// openGates takes all of them away, and what they hang on if nothing else does.
+// openGates takes all of them away. What they hung on, an empty clsact, stays as long as the
+// interface: the kernel stops an interface for a moment when one comes or goes, and drops
+// what is sent meanwhile.
 func openGates(ns *netns.NS) error {
 	return errors.Join(atLinks(ns, outLinks, openGate), atLinks(ns, withinLinks, openGate))
 }
 
-func openGate(h *netlink.Handle, fd, link int) error {
+func openGate(_ *netlink.Handle, fd, link int) error {
 	g, err := readGate(fd, link)
 	if err != nil || !g.there {
 		return err
-	}
-	if g.others == 0 {
-		return unlessGone(h.QdiscDel(clsact(link)))
 	}
 	return unlessGone(tell(fd, 1, unix.RTM_DELTFILTER, 0, gateMessage(link)))
 }
@@ -161,41 +160,33 @@ func hasGate(ns *netns.NS) (has bool, err error) {
 	return has, err
 }
 
-// gate is what stands at an interface: something at our place, our very program, and how
-// many other filters there are.
+// gate is what stands at an interface: something at our place, and our very program.
 type gate struct {
 	there, whole bool
-	others       int
 }
 
-// readGate asks the kernel for the filters of an interface, in both directions.
+// readGate asks the kernel for the filters by which packets leave an interface.
 func readGate(fd, link int) (g gate, err error) {
-	for _, parent := range []uint32{netlink.HANDLE_MIN_EGRESS, netlink.HANDLE_MIN_INGRESS} {
-		err := ask(fd, 1, unix.RTM_GETTFILTER, filterHead(link, parent, 0), func(b []byte) error {
-			if len(b) >= sizeofTcMsg && binary.NativeEndian.Uint32(b[4:]) == uint32(link) {
-				g.see(b, parent)
-			}
-			return nil
-		})
-		// EINVAL, ENOENT: there is no clsact.
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
-			return g, fmt.Errorf("list filters of interface %d: %w", link, err)
+	err = ask(fd, 1, unix.RTM_GETTFILTER, filterHead(link, netlink.HANDLE_MIN_EGRESS, 0), func(b []byte) error {
+		if len(b) >= sizeofTcMsg && binary.NativeEndian.Uint32(b[4:]) == uint32(link) && binary.NativeEndian.Uint32(b[16:])>>16 == gatePlace {
+			g.see(find(b[sizeofTcMsg:], unix.TCA_OPTIONS))
 		}
+		return nil
+	})
+	// EINVAL, ENOENT: there is no clsact.
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.ENODEV) {
+		return g, fmt.Errorf("list filters of interface %d: %w", link, err)
 	}
 	return g, nil
 }
 
-func (g *gate) see(b []byte, parent uint32) {
-	options := find(b[sizeofTcMsg:], unix.TCA_OPTIONS)
-	switch {
-	case options == nil: // stands for all of one priority
-	case parent == netlink.HANDLE_MIN_EGRESS && binary.NativeEndian.Uint32(b[16:])>>16 == gatePlace:
-		flags := find(options, bpfFlags)
-		g.there = true
-		g.whole = bytes.Equal(find(options, bpfOps), gateOperations()) && len(flags) == 4 && binary.NativeEndian.Uint32(flags)&actDirect != 0
-	default:
-		g.others++
+func (g *gate) see(options []byte) {
+	if options == nil { // stands for all of one priority
+		return
 	}
+	flags := find(options, bpfFlags)
+	g.there = true
+	g.whole = bytes.Equal(find(options, bpfOps), gateOperations()) && len(flags) == 4 && binary.NativeEndian.Uint32(flags)&actDirect != 0
 }
 
 // gateMessage is a struct tcmsg and its attributes. The library has no classic BPF.

@@ -2,7 +2,10 @@ package redirect
 
 import (
 	"bytes"
+	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -382,6 +385,55 @@ func TestPresentSeesEachPart(t *testing.T) {
 			t.Errorf("%s, removed: %v, %v", what, has, err)
 		}
 	}
+}
+
+// UDP, which nobody sends again, is not lost while a captured pod drains, is released and is
+// captured again.
+func TestChangesLoseNoDatagram(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		w.apply(Config{})
+		var at, from net.PacketConn
+		w.do(w.peer, func() (err error) {
+			at, err = net.ListenPacket("udp", netip.AddrPortFrom(f.peer, 9000).String())
+			return err
+		})
+		defer at.Close()
+		w.do(w.pod, func() (err error) {
+			from, err = net.ListenPacket("udp", netip.AddrPortFrom(f.pod, 9001).String())
+			return err
+		})
+		defer from.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		sent := make(chan error, 1)
+		go func() { sent <- oneByOne(ctx, from, at) }()
+		for range 5 {
+			w.apply(Config{Drain: true})
+			if err := w.kernel.Remove(t.Context(), w.pod); err != nil {
+				t.Error(err)
+			}
+			w.apply(Config{})
+		}
+		cancel()
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// oneByOne sends datagrams, each when the one before has arrived.
+func oneByOne(ctx context.Context, from, to net.PacketConn) error {
+	for n := uint64(0); ctx.Err() == nil; n++ {
+		if _, err := from.WriteTo(binary.BigEndian.AppendUint64(nil, n), to.LocalAddr()); err != nil {
+			return err
+		}
+		to.SetReadDeadline(time.Now().Add(limit))
+		b := make([]byte, 8)
+		if _, _, err := to.ReadFrom(b); err != nil {
+			return fmt.Errorf("datagram %d: %w", n, err)
+		}
+	}
+	return nil
 }
 
 // A port that is excluded no more: what was open stays.

@@ -71,8 +71,9 @@ func (k *Kernel) Close() error {
 
 // Apply gives the namespace exactly the rules of c, whatever it had of ours
 // before, and reads them back. Nothing that is established is interrupted; what begins in
-// the moment of the change may begin a second later. After an error the rules are either
-// the old or the new ones, never a part; Apply may be called again.
+// the moment of the change may begin a second later; and what is sent while an interface
+// gets its first clsact is lost. After an error the rules are either the old or the new
+// ones, never a part; Apply may be called again.
 func (k *Kernel) Apply(ctx context.Context, ns *netns.NS, c Config) error {
 	return k.apply(ctx, ns, c, false)
 }
@@ -143,7 +144,8 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns), k.checkGates(ns, !c.Drain))
 }
 
-// Remove takes away all that Apply made. It is no error if nothing is there.
+// Remove takes away all that Apply made, but for an empty clsact at each interface, which
+// decides nothing and ends with it. It is no error if nothing is there.
 // The relayed connections of the pod must have ended: they break. What the application
 // still has of them is reset, for it would go on in clear.
 func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {

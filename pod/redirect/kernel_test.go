@@ -360,6 +360,7 @@ func (w *world) state() string {
 	var all strings.Builder
 	for _, c := range []string{
 		"nft list ruleset", "ip -4 rule", "ip -6 rule", "ip -4 route show table all", "ip -6 route show table all", "ss -Hltn",
+		"tc filter show dev toPeer egress",
 	} {
 		w.do(w.pod, func() error {
 			arg := strings.Fields(c)

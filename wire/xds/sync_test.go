@@ -460,6 +460,7 @@ func TestMuchIsToldInTurn(t *testing.T) {
 	agent := make(chan []mesh.Pod, 10)
 	run(t, NewPodClient(ClientConfig{Conn: c.dialAgent(t, "n2"), Node: "n2"}, func(pods []mesh.Pod) { agent <- pods }))
 	receiveWithin(t, "what is little", agent)
+	c.connected(t, "n1")
 	if got := c.Applied(everybody); got != 0 {
 		t.Errorf("applied %d: want that it waits", got)
 	}
