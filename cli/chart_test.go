@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"helm.sh/helm/v4/pkg/chart/common"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
@@ -20,7 +21,13 @@ import (
 // rendered is what the chart makes of values KEY=VALUE.
 func rendered(t *testing.T, set ...string) ([]*unstructured.Unstructured, error) {
 	t.Helper()
-	charted, err := openChart("v1.2.3-4-gabc")
+	return renderedOf(t, "v1.2.3-4-gabc", set...)
+}
+
+// renderedOf is rendered, of a version.
+func renderedOf(t *testing.T, version string, set ...string) ([]*unstructured.Unstructured, error) {
+	t.Helper()
+	charted, err := openChart(version)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,6 +245,78 @@ func TestMetricsAreClosedToStrangers(t *testing.T) {
 		if c.LivenessProbe.Exec == nil {
 			t.Errorf("%s: liveness is asked for over the network", c.Name)
 		}
+	}
+}
+
+// Pods of others in the namespace stay as they are, and the DNS of any platform is reached.
+func TestPoliciesAreForPodsOfTacit(t *testing.T) {
+	all := objects(t)
+	for name, o := range all {
+		if o.GetKind() != "NetworkPolicy" {
+			continue
+		}
+		selector, _, _ := unstructured.NestedMap(o.Object, "spec", "podSelector", "matchLabels")
+		if len(selector) == 0 {
+			t.Errorf("%s selects every pod of the namespace", name)
+		}
+	}
+	for _, o := range []string{"Deployment tacit-control", "DaemonSet tacit-node"} {
+		labels, _, _ := unstructured.NestedStringMap(all[o].Object, "spec", "template", "metadata", "labels")
+		if labels["app.kubernetes.io/part-of"] != "tacit" {
+			t.Errorf("%s: pods have labels %v, which no policy selects", o, labels)
+		}
+	}
+	for _, o := range []string{"NetworkPolicy tacit-control", "NetworkPolicy tacit-node"} {
+		if got := fmt.Sprint(all[o].Object["spec"]); !strings.Contains(got, "port:53 protocol:UDP") || !strings.Contains(got, "port:5353 protocol:UDP") {
+			t.Errorf("%s: egress has no DNS at 53 and 5353: %s", o, got)
+		}
+	}
+}
+
+// Another version of the chart with the same images replaces no pod.
+func TestOnlyWhatChangesAPodReplacesIt(t *testing.T) {
+	templates := map[string]string{}
+	for _, version := range []string{"v1.2.3", "v1.2.4"} {
+		list, err := renderedOf(t, version, "image.tag=v1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, o := range list {
+			pod, ok, _ := unstructured.NestedMap(o.Object, "spec", "template")
+			if !ok {
+				continue
+			}
+			before := templates[o.GetName()]
+			templates[o.GetName()] = fmt.Sprint(pod)
+			if before != "" && before != fmt.Sprint(pod) {
+				t.Errorf("%s: v1.2.3 and v1.2.4 of the chart have other pods:\n%s\n%v", o.GetName(), before, pod)
+			}
+		}
+	}
+	if len(templates) != 2 {
+		t.Errorf("%d objects have pods, want 2", len(templates))
+	}
+}
+
+// Control runs where its program does, and does not wait for nodes that wait for it.
+func TestControlIsScheduledFirst(t *testing.T) {
+	spec := fmt.Sprint(objects(t, "control.tolerations[0].operator=Exists", "control.nodeSelector.role=infra")["Deployment tacit-control"])
+	for _, want := range []string{"kubernetes.io/os:linux", "role:infra", "key:" + kube.TaintNotReady + " operator:Exists"} {
+		if !strings.Contains(spec, want) {
+			t.Errorf("no %s in %s", want, spec)
+		}
+	}
+}
+
+// A chart that lost the kind Mesh is refused.
+func TestChartWithoutMesh(t *testing.T) {
+	charted, err := openChart("v1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	charted.Files = slices.DeleteFunc(charted.Files, func(f *common.File) bool { return f.Name == "crd/mesh.yaml" })
+	if _, err := render(t.Context(), charted, nil); err == nil || !strings.Contains(err.Error(), "crd/mesh.yaml") {
+		t.Errorf("error %v, want one about crd/mesh.yaml", err)
 	}
 }
 

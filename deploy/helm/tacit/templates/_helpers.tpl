@@ -7,6 +7,12 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name (.Chart.Version | replace "+" "_") }}
 {{- end }}
 
+{{/* Those of a pod: without any that another version of the chart changes, or its pods would be replaced. */}}
+{{- define "tacit.podLabels" -}}
+app.kubernetes.io/name: {{ . }}
+app.kubernetes.io/part-of: tacit
+{{- end }}
+
 {{/* The image of the program that is the argument's second element. */}}
 {{- define "tacit.image" -}}
 {{- $root := index . 0 -}}
@@ -36,6 +42,14 @@ projected:
         audience: tacit-{{ . }}
         expirationSeconds: 3600
         path: token
+{{- end }}
+
+{{/* DNS, whoever serves it. */}}
+{{- define "tacit.dnsPorts" }}
+        {{- range .Values.networkPolicy.dnsPorts }}
+        - {port: {{ . }}, protocol: UDP}
+        - {port: {{ . }}, protocol: TCP}
+        {{- end }}
 {{- end }}
 
 {{/* Who may scrape, as a rule of ingress. Without a peer there is no rule: one without `from` would let everybody in. */}}
