@@ -11,8 +11,10 @@ type Changes struct {
 	Workloads []*Workload
 	Services  []*Service
 	Places    []*Place
-	// Gone are UIDs of workloads, Keys of services and Names of places.
-	Gone []string
+	Policies  []*Policy
+	// Gone are UIDs of workloads, Keys of services and Names of places,
+	// GonePolicies Keys of policies, which may be the same.
+	Gone, GonePolicies []string
 	// Part says that what comes next belongs to it: no World decides before that is there.
 	Part bool
 }
@@ -24,8 +26,10 @@ func (w *World) All() (all Changes) {
 	}
 	all.Services = slices.Collect(w.Services())
 	all.Places = slices.Collect(values(&w.places))
+	all.Policies = slices.Collect(values(&w.policies))
 	slices.SortFunc(all.Workloads, func(a, b *Workload) int { return cmp.Compare(a.UID, b.UID) })
 	slices.SortFunc(all.Services, byKey)
 	slices.SortFunc(all.Places, byName)
+	slices.SortFunc(all.Policies, byPolicyKey)
 	return all
 }

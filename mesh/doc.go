@@ -14,6 +14,7 @@
 //	place        addresses that are a node's, contested, or in the cluster's ranges
 //	inlet        an address or a node's port that leads to a service, besides its own
 //	contested    several objects claim an address, and nobody knows who is right
+//	policy       who may connect to some workloads, and who may not
 //	identity     spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
 //	bundle       the root certificates that are trusted
 //	leaf         the certificate of one identity on one node

@@ -31,6 +31,7 @@ type Kind struct {
 	HostPorts       []HostPort
 	// Services are the ports that it serves, by the key of their service.
 	Services []Serving
+	Policies []string
 }
 
 // Traits are those of a Kind that are no lists.
@@ -72,7 +73,7 @@ func (w *Workload) kind(room []Serving) Kind {
 			Namespace: w.Namespace, ID: w.ID, MarkedPorts: w.MarkedPorts, Listed: w.Listed, HostNetwork: w.HostNetwork, Of: w.Of,
 			OwnerName: w.OwnerName, OwnerKind: w.OwnerKind, CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision, Cluster: w.Cluster,
 		},
-		ExcludeInbound: w.ExcludeInbound, ExcludeOutbound: w.ExcludeOutbound, HostPorts: w.HostPorts, Services: servings(room, w.Services),
+		ExcludeInbound: w.ExcludeInbound, ExcludeOutbound: w.ExcludeOutbound, HostPorts: w.HostPorts, Services: servings(room, w.Services), Policies: w.Policies,
 	}
 }
 
@@ -92,7 +93,7 @@ func (p *Peer) Workload() *Workload {
 	w := &Workload{
 		UID: p.UID, Namespace: p.Namespace, Name: p.Name, Node: p.Node, Zone: p.Zone, Addresses: p.Addresses, ID: p.ID,
 		Direct: p.Direct, Enrolled: p.Enrolled, ExcludeInbound: p.ExcludeInbound, ExcludeOutbound: p.ExcludeOutbound,
-		MarkedPorts: p.MarkedPorts, HostPorts: p.HostPorts, Listed: p.Listed, Of: p.Of, HostNetwork: p.HostNetwork, Ready: p.Ready,
+		MarkedPorts: p.MarkedPorts, HostPorts: p.HostPorts, Policies: p.Policies, Listed: p.Listed, Of: p.Of, HostNetwork: p.HostNetwork, Ready: p.Ready,
 		OwnerName: p.OwnerName, OwnerKind: p.OwnerKind, CanonicalName: p.CanonicalName, CanonicalRevision: p.CanonicalRevision, Cluster: p.Cluster,
 	}
 	for _, s := range p.Services {
@@ -111,7 +112,7 @@ func (k *Kind) Serves(service string) bool {
 
 func (k *Kind) same(as *Kind) bool {
 	return k.Traits == as.Traits && slices.Equal(k.ExcludeInbound, as.ExcludeInbound) && slices.Equal(k.ExcludeOutbound, as.ExcludeOutbound) &&
-		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services)
+		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services) && slices.Equal(k.Policies, as.Policies)
 }
 
 func (k *Kind) hash() uint64 {
@@ -122,8 +123,11 @@ func (k *Kind) hash() uint64 {
 		maphash.WriteComparable(&h, s)
 	}
 	// The rest is rare: that it is there at all tells most of those apart that differ in it.
-	maphash.WriteComparable(&h, [3]int{len(k.ExcludeInbound), len(k.ExcludeOutbound), len(k.HostPorts)})
+	maphash.WriteComparable(&h, [4]int{len(k.ExcludeInbound), len(k.ExcludeOutbound), len(k.HostPorts), len(k.Policies)})
 	for _, p := range k.ExcludeInbound {
+		maphash.WriteComparable(&h, p)
+	}
+	for _, p := range k.Policies {
 		maphash.WriteComparable(&h, p)
 	}
 	return h.Sum64()
@@ -150,6 +154,10 @@ func (k *Kind) copy(one func(string) string) *Kind {
 	c.Services = slices.Clone(k.Services)
 	for i := range c.Services {
 		c.Services[i].Service = one(c.Services[i].Service)
+	}
+	c.Policies = slices.Clone(k.Policies)
+	for i := range c.Policies {
+		c.Policies[i] = one(c.Policies[i])
 	}
 	return &c
 }

@@ -25,6 +25,7 @@ type truth struct {
 	nodes       map[netip.Addr]*Place
 	contested   map[netip.Addr]bool
 	ranges      []netip.Prefix
+	policies    []*Policy
 	// former has what led to pods and services and leads nowhere now, with the time since
 	// when. Port 0 is the whole address, the zero Addr is every node's.
 	former map[netip.AddrPort]time.Time
@@ -282,6 +283,26 @@ func (w *truth) IsOurs(to netip.AddrPort) bool {
 		return w.portRange.Has(to.Port()) && !w.isListener(node.Node, to.Port())
 	}
 	return slices.ContainsFunc(w.ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
+// PoliciesOf returns those of the mesh, of the namespace, and those that p names.
+func (w *truth) PoliciesOf(p *Peer) (all []*Policy, unknown []string) {
+	for _, scope := range []Scope{WholeMesh, WholeNamespace} {
+		for _, x := range w.policies {
+			if x.Scope == scope && (scope == WholeMesh || x.Namespace == p.Namespace) {
+				all = append(all, x)
+			}
+		}
+	}
+	for _, key := range p.Policies {
+		i := slices.IndexFunc(w.policies, func(x *Policy) bool { return x.Key() == key })
+		if i < 0 {
+			unknown = append(unknown, key)
+		} else if w.policies[i].Scope == Named {
+			all = append(all, w.policies[i])
+		}
+	}
+	return all, unknown
 }
 
 // Pod returns the pod that a Listed workload is said to be of, or nil.

@@ -23,6 +23,13 @@ func (w *World) With(c Changes, now time.Time) *World {
 	for _, name := range c.Gone {
 		m.remove(name)
 	}
+	for _, key := range c.GonePolicies {
+		m.removePolicy(key)
+	}
+	for _, p := range c.Policies {
+		m.removePolicy(p.Key())
+		m.addPolicy(p)
+	}
 	for _, s := range c.Services {
 		m.remove(s.Key())
 		m.addService(s)
@@ -234,6 +241,43 @@ func (m *making) removePlace(p *Place) {
 	}
 }
 
+func (m *making) addPolicy(p *Policy) {
+	m.policies.set(m.era, p.Key(), p)
+	if at, is := p.broad(); is {
+		had, _ := m.broad.get(at)
+		i, _ := slices.BinarySearchFunc(had, p, byPolicyKey)
+		m.broad.set(m.era, at, slices.Insert(slices.Clone(had), i, p))
+	}
+}
+
+func (m *making) removePolicy(key string) {
+	p, ok := m.policies.get(key)
+	if !ok {
+		return
+	}
+	m.policies.del(m.era, key)
+	if at, is := p.broad(); is {
+		had, _ := m.broad.get(at)
+		had = slices.DeleteFunc(slices.Clone(had), func(o *Policy) bool { return o == p })
+		if len(had) == 0 {
+			m.broad.del(m.era, at)
+		} else {
+			m.broad.set(m.era, at, had)
+		}
+	}
+}
+
+// broad says of whom the policy is, if it is not of who names it.
+func (p *Policy) broad() (of string, is bool) {
+	switch p.Scope {
+	case WholeMesh:
+		return "", true
+	case WholeNamespace:
+		return p.Namespace, true
+	}
+	return "", false
+}
+
 // claimsOf says what the addresses of a place are, nil if they are nothing.
 func (m *making) claimsOf(p *Place) *claims[address, *Place] {
 	switch {
@@ -310,3 +354,5 @@ func byUID(a, b *Peer) int { return cmp.Compare(a.UID, b.UID) }
 func byName(a, b *Place) int { return cmp.Compare(a.Name, b.Name) }
 
 func byKey(a, b *Service) int { return cmp.Compare(a.Key(), b.Key()) }
+
+func byPolicyKey(a, b *Policy) int { return cmp.Compare(a.Key(), b.Key()) }

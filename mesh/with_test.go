@@ -68,7 +68,9 @@ func (r *dice) sequence() error {
 
 func truthOf(known map[string]any) *truth {
 	all := inOrder(known)
-	return newTruth(all.Workloads, all.Services, all.Places...)
+	t := newTruth(all.Workloads, all.Services, all.Places...)
+	t.policies = all.Policies
+	return t
 }
 
 func inOrder(known map[string]any) (all Changes) {
@@ -80,6 +82,8 @@ func inOrder(known map[string]any) (all Changes) {
 			all.Services = append(all.Services, x)
 		case *Place:
 			all.Places = append(all.Places, x)
+		case *Policy:
+			all.Policies = append(all.Policies, x)
 		}
 	}
 	return all
@@ -94,7 +98,21 @@ func (r *dice) changes(known map[string]any) (c Changes) {
 			continue
 		}
 		done[name] = true
-		switch r.IntN(8) {
+		switch r.IntN(9) {
+		case 8:
+			p := r.policy(name)
+			key := "policy " + p.Key()
+			_, had := known[key]
+			switch {
+			case done[key]:
+			case had && r.flip():
+				c.GonePolicies = append(c.GonePolicies, p.Key())
+				delete(known, key)
+			default:
+				c.Policies = append(c.Policies, p)
+				known[key] = p
+			}
+			done[key] = true
 		case 0, 1:
 			c.Gone = append(c.Gone, name)
 			delete(known, name)
@@ -121,8 +139,9 @@ func (r *dice) parts(c Changes) []Changes {
 		return []Changes{c}
 	}
 	i, j, k, l := r.IntN(len(c.Workloads)+1), r.IntN(len(c.Services)+1), r.IntN(len(c.Places)+1), r.IntN(len(c.Gone)+1)
-	part := Changes{c.Workloads[:i], c.Services[:j], c.Places[:k], c.Gone[:l], true}
-	return append([]Changes{part}, r.parts(Changes{c.Workloads[i:], c.Services[j:], c.Places[k:], c.Gone[l:], false})...)
+	m, n := r.IntN(len(c.Policies)+1), r.IntN(len(c.GonePolicies)+1)
+	part := Changes{c.Workloads[:i], c.Services[:j], c.Places[:k], c.Policies[:m], c.Gone[:l], c.GonePolicies[:n], true}
+	return append([]Changes{part}, r.parts(Changes{c.Workloads[i:], c.Services[j:], c.Places[k:], c.Policies[m:], c.Gone[l:], c.GonePolicies[n:], false})...)
 }
 
 // name is one that anything may have: what was a pod may be a service next.
@@ -164,6 +183,9 @@ func (r *dice) workload(uid string) *Workload {
 		}
 		w.Services[r.name()] = []Port{{r.port(), r.port()}, {r.port(), r.port()}}[:1+r.IntN(2)]
 	}
+	for range r.IntN(3) {
+		w.Policies = append(w.Policies, r.name())
+	}
 	for range r.IntN(2) {
 		p := HostPort{Port: r.port(), Target: uint16(8000 + r.IntN(9))}
 		if r.flip() {
@@ -186,6 +208,15 @@ func (r *dice) service(key string) *Service {
 		s.HealthPort = r.port()
 	}
 	return s
+}
+
+// policy has a name that anything else may have, too.
+func (r *dice) policy(key string) *Policy {
+	p := &Policy{Namespace: "d", Name: key[2:], Scope: []Scope{WholeMesh, WholeNamespace, Named}[r.IntN(3)], Action: []Action{Allow, Deny}[r.IntN(2)]}
+	if r.flip() {
+		p.Namespace = "other"
+	}
+	return p
 }
 
 func (r *dice) place(name string) *Place {
@@ -216,6 +247,12 @@ func differ(w *World, want *truth, now time.Time) error {
 			if got, want := endpoints(w.Endpoints(s, port)), endpointsTold(want.Endpoints(s, port)); !slices.Equal(got, want) {
 				return fmt.Errorf("endpoints of %s:%d: %v, want %v", key, port, got, want)
 			}
+		}
+	}
+	for p := range w.Workloads() {
+		got, unknown := w.PoliciesOf(p)
+		if all, none := want.PoliciesOf(p); !reflect.DeepEqual(got, all) || !slices.Equal(unknown, none) {
+			return fmt.Errorf("policies of %s: %v and unknown %v, want %v and %v", p.UID, got, unknown, all, none)
 		}
 	}
 	for _, p := range testRanges {

@@ -51,6 +51,9 @@ type Workload struct {
 	Ready bool
 	// Services lists, per service key, which ports this workload serves.
 	Services map[string][]Port
+	// Policies are the Keys of those that apply to this workload besides those of the whole
+	// mesh and of its namespace.
+	Policies []string
 
 	// What metrics and logs name it by. OwnerKind is deployment, job, cronjob or pod.
 	OwnerName         string

@@ -26,6 +26,7 @@ type World struct {
 	peers    trie[string, *Peer]
 	services trie[string, *Service]
 	places   trie[string, *Place]
+	policies trie[string, *Policy]
 
 	// What leads to it.
 	pods      claims[address, *Peer]
@@ -36,7 +37,9 @@ type World struct {
 	hostPorts trie[hostPort, []*Peer] // by UID
 	endpoints trie[servicePort, []Endpoint]
 	ranges    ranges
-	former    former
+	// broad are the policies of a namespace, and at "" those of the whole mesh, by Key.
+	broad  trie[string, []*Policy]
+	former former
 	// portRange has who says out of which ports services get ports of nodes, and healthPorts
 	// counts those that are kube-proxy's own.
 	portRange   claims[struct{}, *Place]

@@ -33,6 +33,9 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 	if w.Direct && (w.ID.IsZero() || w.ID.Namespace != w.Namespace) {
 		return nil, fmt.Errorf("direct with identity %q in namespace %q", w.ID, w.Namespace)
 	}
+	if err := checkPolicies(w.Policies); err != nil {
+		return nil, err
+	}
 	addresses, err := encodeAddrs(w.Addresses)
 	if err != nil {
 		return nil, err
@@ -46,7 +49,7 @@ func encodeWorkload(w *mesh.Workload) (*message.Address, error) {
 		Addresses: addresses, TrustDomain: w.ID.TrustDomain, ServiceAccount: w.ID.ServiceAccount,
 		WorkloadName: w.OwnerName, WorkloadType: kind,
 		CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision,
-		Services: encodeServices(w.Services),
+		Services: encodeServices(w.Services), AuthorizationPolicies: w.Policies,
 	}
 	if w.Zone != "" {
 		m.Locality = &message.Locality{Zone: w.Zone}
@@ -179,7 +182,10 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 		Listed:      isListed, Of: listed.GetOf(),
 		Ready:     m.GetStatus() == message.WorkloadStatus_HEALTHY,
 		OwnerName: m.GetWorkloadName(), OwnerKind: kind, Cluster: or(m.GetClusterId(), defaultCluster),
-		CanonicalName: m.GetCanonicalName(), CanonicalRevision: m.GetCanonicalRevision(),
+		CanonicalName: m.GetCanonicalName(), CanonicalRevision: m.GetCanonicalRevision(), Policies: m.GetAuthorizationPolicies(),
+	}
+	if err := checkPolicies(w.Policies); err != nil {
+		return nil, err
 	}
 	if w.Addresses, err = decodeAddrs(m.GetAddresses()); err != nil {
 		return nil, err
@@ -196,6 +202,13 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	w.MarkedPorts = excluded.GetMarkedPorts()
 	w.ExcludeOutbound, err = decodeExclusions(excluded.GetExcludeOutbound())
 	return w, err
+}
+
+func checkPolicies(names []string) error {
+	if len(names) > mesh.MaxPoliciesOf || slices.ContainsFunc(names, func(n string) bool { return n == "" || len(n) > maxName }) {
+		return fmt.Errorf("workload names %d policies: want at most %d, with names of 1 to %d bytes", len(names), mesh.MaxPoliciesOf, maxName)
+	}
+	return nil
 }
 
 // isEnrolled looks for the extension that says that a workload may be captured.

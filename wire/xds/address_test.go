@@ -33,6 +33,14 @@ func TestFieldNumbers(t *testing.T) {
 		{&message.NetworkAddress{}, "istio.workload.NetworkAddress", `network=1 address=2 length=3`},
 		{&message.GatewayAddress{}, "istio.workload.GatewayAddress", `hostname=1 address=2 hbone_mtls_port=3`},
 		{&message.LoadBalancing{}, "istio.workload.LoadBalancing", `routing_preference=1 mode=2 health_policy=3`},
+		{&message.Authorization{}, "istio.security.Authorization", `name=1 namespace=2 scope=3 action=4 rules=5 dry_run=6`},
+		{&message.Rule{}, "istio.security.Rule", `clauses=1 unenforceable=15012`},
+		{&message.Clause{}, "istio.security.Clause", `matches=2`},
+		{&message.Match{}, "istio.security.Match", `namespaces=1 not_namespaces=2 principals=3 not_principals=4 source_ips=5 not_source_ips=6
+			destination_ips=7 not_destination_ips=8 destination_ports=9 not_destination_ports=10 service_accounts=11 not_service_accounts=12`},
+		{&message.StringMatch{}, "istio.security.StringMatch", `exact=1 prefix=2 suffix=3 presence=4`},
+		{&message.IPRange{}, "istio.security.IPRange", `address=1 length=2`},
+		{&message.ServiceAccountMatch{}, "istio.security.ServiceAccountMatch", `namespace=1 service_account=2`},
 		{&message.DeltaDiscoveryRequest{}, "envoy.service.discovery.v3.DeltaDiscoveryRequest", `node=1 type_url=2 resource_names_subscribe=3
 			resource_names_unsubscribe=4 initial_resource_versions=5 response_nonce=6 error_detail=7 applied_nonce=15010 held=15011`},
 		{&message.DeltaDiscoveryResponse{}, "envoy.service.discovery.v3.DeltaDiscoveryResponse",
@@ -106,6 +114,11 @@ func TestRoundTrip(t *testing.T) {
 		}
 		if d := gocmp.Diff(any(p), got, cmpAddr, cmpPrefix); d != "" {
 			t.Fatalf("place (-want +got):\n%s", d)
+		}
+		q := r.policy(i % 200)
+		got, err = decodePolicy(encodeOrFail(t, q))
+		if d := gocmp.Diff(any(q), got, cmpAddr, cmpPrefix); err != nil || d != "" {
+			t.Fatalf("policy, error %v (-want +got):\n%s", err, d)
 		}
 	}
 }

@@ -23,6 +23,7 @@ func (s *Server) begin(sub *subscription, node string, req *message.DeltaDiscove
 	defer s.told.RUnlock()
 	t := s.tableFor(node, sub.typeURL)
 	held := req.GetHeld()
+	sub.whole = held != nil && sub.interest == nil
 	switch {
 	case sub.interest != nil:
 		sub.position = s.version // what it asks for is told apart

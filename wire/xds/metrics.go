@@ -75,6 +75,8 @@ func typeLabel(typeURL string) string {
 	switch typeURL {
 	case addressType:
 		return "address"
+	case policyType:
+		return "policy"
 	case podType:
 		return "pod"
 	case namespaceType:

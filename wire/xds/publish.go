@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	"tacit.dev/mesh"
@@ -27,7 +29,7 @@ func (s *Server) Update(u Update) (version uint64) {
 	defer s.publishing.Unlock()
 	bad := map[string]string{}
 	edits := map[mesh.Process]edit{
-		everyProxy: s.edit(s.world, worldResources(u.Changes), u.Gone, bad),
+		everyProxy: s.edit(s.world, worldResources(u.Changes), slices.Concat(u.Gone, policyNames(u.GonePolicies)), bad),
 		everyAgent: s.edit(s.namespaces, namespaceResources(u.Namespaces), u.GoneNamespaces, bad),
 	}
 	for node, c := range u.Pods {
@@ -190,7 +192,7 @@ func (r resource) entry(secret []byte, old *entry) (*entry, error) {
 }
 
 func worldResources(c mesh.Changes) []resource {
-	out := make([]resource, 0, len(c.Workloads)+len(c.Services)+len(c.Places))
+	out := make([]resource, 0, len(c.Workloads)+len(c.Services)+len(c.Places)+len(c.Policies))
 	for _, w := range c.Workloads {
 		out = append(out, resource{w.UID, w, func() (proto.Message, error) { return acceptable(encodeWorkload(w)) }})
 	}
@@ -199,6 +201,9 @@ func worldResources(c mesh.Changes) []resource {
 	}
 	for _, p := range c.Places {
 		out = append(out, resource{p.Name, p, func() (proto.Message, error) { return acceptable(encodePlace(p)) }})
+	}
+	for _, p := range c.Policies {
+		out = append(out, resource{policyPrefix + p.Key(), p, func() (proto.Message, error) { return encodePolicy(p) }})
 	}
 	return out
 }

@@ -5,10 +5,11 @@ import "tacit.dev/mesh"
 // Snapshot is all that control tells at one moment, for tests: control itself tells what
 // differs.
 type Snapshot struct {
-	// Workloads, Services and Places go to every proxy.
+	// Workloads, Services, Places and Policies go to every proxy.
 	Workloads []*mesh.Workload
 	Services  []*mesh.Service
 	Places    []*mesh.Place
+	Policies  []*mesh.Policy
 	// Pods go, by name of the node, to that node's agent and to no other.
 	Pods map[string][]mesh.Pod
 	// Namespaces go to every agent: those in which a pod may have to be enrolled.
@@ -22,7 +23,7 @@ func (s *Server) Publish(snap Snapshot) (version uint64) {
 	defer s.publishing.Unlock()
 	bad := map[string]string{}
 	replace := func(t *table, all []resource) edit { return s.edit(t, all, t.others(all), bad) }
-	world := mesh.Changes{Workloads: snap.Workloads, Services: snap.Services, Places: snap.Places}
+	world := mesh.Changes{Workloads: snap.Workloads, Services: snap.Services, Places: snap.Places, Policies: snap.Policies}
 	edits := map[mesh.Process]edit{
 		everyProxy: replace(s.world, worldResources(world)),
 		everyAgent: replace(s.namespaces, namespaceResources(snap.Namespaces)),

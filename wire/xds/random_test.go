@@ -15,6 +15,7 @@ type randomMesh struct {
 	*rand.Rand
 	workloads map[string]*mesh.Workload
 	services  map[string]*mesh.Service
+	policies  map[string]*mesh.Policy
 	pods      map[string]map[string]mesh.Pod
 }
 
@@ -23,6 +24,7 @@ func newRandomMesh(seed uint64) *randomMesh {
 		Rand:      rand.New(rand.NewPCG(seed, 0)),
 		workloads: map[string]*mesh.Workload{},
 		services:  map[string]*mesh.Service{},
+		policies:  map[string]*mesh.Policy{},
 		pods:      map[string]map[string]mesh.Pod{"n1": {}, "n2": {}, "n3": {}},
 	}
 }
@@ -30,10 +32,16 @@ func newRandomMesh(seed uint64) *randomMesh {
 // step changes up to n things.
 func (r *randomMesh) step(n int) {
 	for range r.IntN(n + 1) {
-		switch i := r.IntN(40); r.IntN(4) {
+		switch i := r.IntN(40); r.IntN(5) {
 		case 0:
 			w := r.workload(i)
 			r.workloads[w.UID] = w
+		case 4:
+			p := r.policy(i % 10)
+			r.policies[p.Key()] = p
+			if r.IntN(3) == 0 {
+				delete(r.policies, p.Key())
+			}
 		case 1:
 			delete(r.workloads, r.workload(i).UID)
 		case 2:
@@ -84,7 +92,61 @@ func (r *randomMesh) workload(i int) *mesh.Workload {
 			r.service(r.IntN(10)).Key(): {{Service: 80, Target: uint16(8080 + r.IntN(3))}, {Service: 443, Target: 8443}},
 		}
 	}
+	for range r.IntN(3) {
+		w.Policies = append(w.Policies, r.policy(r.IntN(10)).Key())
+	}
 	return w
+}
+
+// policy has the name of a service: nothing may take the one for the other.
+func (r *randomMesh) policy(i int) *mesh.Policy {
+	s := r.service(i)
+	p := &mesh.Policy{Namespace: s.Namespace, Name: s.Hostname, Scope: []mesh.Scope{mesh.WholeMesh, mesh.WholeNamespace, mesh.Named}[r.IntN(3)],
+		Action: []mesh.Action{mesh.Allow, mesh.Deny}[r.IntN(2)], DryRun: r.IntN(8) == 0}
+	for range r.IntN(3) {
+		p.Rules = append(p.Rules, r.rule(p.Action))
+	}
+	return p
+}
+
+func (r *randomMesh) rule(action mesh.Action) (rule mesh.Rule) {
+	if r.IntN(6) == 0 {
+		rule.Unenforceable = "a field of HTTP"
+		if action == mesh.Allow {
+			rule.Clauses = []mesh.Clause{{{}}}
+			return rule
+		}
+	}
+	for range r.IntN(3) {
+		c := mesh.Clause{}
+		for range r.IntN(3) {
+			c = append(c, r.match())
+		}
+		rule.Clauses = append(rule.Clauses, c)
+	}
+	return rule
+}
+
+func (r *randomMesh) match() (m mesh.Match) {
+	patterns := func() (all []mesh.Pattern) {
+		for range max(0, r.IntN(6)-3) {
+			all = append(all, []mesh.Pattern{{Text: "a"}, {Kind: mesh.Prefix, Text: "a/"}, {Kind: mesh.Suffix, Text: "/b"}, {Kind: mesh.Present}}[r.IntN(4)])
+		}
+		return all
+	}
+	ranges := func() (all []netip.Prefix) {
+		for range max(0, r.IntN(6)-3) {
+			all = append(all, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("fd00::/64")}[r.IntN(3)])
+		}
+		return all
+	}
+	m.Namespaces, m.NotNamespaces, m.Principals, m.NotPrincipals = patterns(), patterns(), patterns(), patterns()
+	m.SourceIPs, m.NotSourceIPs, m.DestinationIPs, m.NotDestinationIPs = ranges(), ranges(), ranges(), ranges()
+	if r.flip() {
+		m.DestinationPorts, m.NotDestinationPorts = []uint16{8080, 65535}, []uint16{1}
+		m.ServiceAccounts, m.NotServiceAccounts = []mesh.ServiceAccount{{Namespace: "a", Name: "b"}}, []mesh.ServiceAccount{{Namespace: "c", Name: "d"}}
+	}
+	return m
 }
 
 func (r *randomMesh) service(i int) *mesh.Service {
@@ -143,6 +205,10 @@ func (r *randomMesh) snapshot() Snapshot {
 		snap.Services = append(snap.Services, s)
 	}
 	slices.SortFunc(snap.Services, func(a, b *mesh.Service) int { return cmp.Compare(a.Key(), b.Key()) })
+	for _, p := range r.policies {
+		snap.Policies = append(snap.Policies, p)
+	}
+	slices.SortFunc(snap.Policies, func(a, b *mesh.Policy) int { return cmp.Compare(a.Key(), b.Key()) })
 	for node, pods := range r.pods {
 		for _, p := range pods {
 			snap.Pods[node] = append(snap.Pods[node], p)

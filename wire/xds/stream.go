@@ -77,11 +77,13 @@ type subscription struct {
 	claim *claim
 	// interest is what it asks for.
 	interest *interest
-	greeted  bool     // an answer went out, if an empty one
-	open     bool     // others of the last response's publication follow
-	nonce    uint64   // of the last response
-	unacked  []uint64 // versions of the last responses, 0 if others of the publication follow
-	decided  int      // so many of unacked the client decides by
+	// whole: it is of ours, and told all that is in the table. Others are told one type.
+	whole   bool
+	greeted bool     // an answer went out, if an empty one
+	open    bool     // others of the last response's publication follow
+	nonce   uint64   // of the last response
+	unacked []uint64 // versions of the last responses, 0 if others of the publication follow
+	decided int      // so many of unacked the client decides by
 }
 
 func (d discovery) DeltaAggregatedResources(g deltaStream) error {
@@ -228,6 +230,7 @@ func (s *Server) take(st *stream, req *message.DeltaDiscoveryRequest) error {
 	if err := checkNode(st.from.Node, req.GetNode().GetId()); err != nil {
 		return err
 	}
+	inward(req)
 	sub := st.subs[req.GetTypeUrl()]
 	if sub == nil {
 		return s.subscribe(st, req)
@@ -353,7 +356,7 @@ func (s *Server) next(st *stream) (*message.DeltaDiscoveryResponse, error) {
 // Called with told.
 func (s *Server) tableFor(node, typeURL string) *table {
 	switch typeURL {
-	case addressType:
+	case addressType, policyType:
 		return s.world
 	case podType:
 		return s.pods[node]
@@ -373,7 +376,7 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 		s.told.RUnlock()
 		return nil, false, status.Error(codes.Aborted, "too far behind to be told what was removed: begin again")
 	}
-	found, position, done := t.read(sub.position, s.portion, func(a slot) bool { return sub.claim.holds(a) || sub.interest.passes(a.entry) })
+	found, position, done := t.read(sub.position, s.portion, func(a slot) bool { return !sub.has(a.entry) || sub.claim.holds(a) || sub.interest.passes(a.entry) })
 	if version != 0 {
 		found = append(found, sub.interest.tell(t)...)
 	}
@@ -397,6 +400,12 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 		return nil, done, nil
 	}
 	return sub.sign(resp, version, done), done, nil
+}
+
+// has reports whether an entry of the table is of what the subscription is for.
+func (sub *subscription) has(e *entry) bool {
+	isWorld := sub.typeURL == addressType || sub.typeURL == policyType
+	return sub.whole || !isWorld || typeOf(e.name) == sub.typeURL
 }
 
 // isOlder reports whether the client may have something that was removed and is not
@@ -425,6 +434,9 @@ func add(resp *message.DeltaDiscoveryResponse, found []*entry) {
 		}
 		p := &parts[i]
 		p.body.TypeUrl, p.body.Value = resp.TypeUrl, e.body
+		if resp.TypeUrl == addressType {
+			p.body.TypeUrl = typeOf(e.name)
+		}
 		p.resource.Name, p.resource.Version, p.resource.Resource = e.name, e.hash.String(), &p.body
 		resp.Resources = append(resp.Resources, &p.resource)
 	}
@@ -435,6 +447,7 @@ func (sub *subscription) sign(resp *message.DeltaDiscoveryResponse, version uint
 	if !sub.greeted && sub.claim.isCompared() {
 		resp.Compared = &message.Compared{Differing: sub.claim.differing}
 	}
+	outward(resp)
 	resp.SystemVersionInfo = strconv.FormatUint(version, 10)
 	sub.nonce++
 	resp.Nonce = strconv.FormatUint(sub.nonce, 10)

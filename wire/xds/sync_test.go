@@ -81,6 +81,7 @@ func TestDeltasEqualSnapshot(t *testing.T) {
 	c.connected(t, nodes...)
 	c.settle(t, version)
 	want := mesh.NewWorld(snap.Workloads, snap.Services).All()
+	want.Policies = snap.Policies
 	for _, node := range nodes {
 		worlds[node].mu.Lock()
 		if got := worlds[node].world.All(); !reflect.DeepEqual(got, want) {

@@ -66,7 +66,11 @@ func (c *WorldClient) Run(ctx context.Context) error { return c.delta.run(ctx) }
 // Synced is closed at control's first word, that is after the first call of apply.
 func (c *WorldClient) Synced() <-chan struct{} { return c.delta.first }
 
+// unpackAddress opens what stands in the World's table.
 func unpackAddress(body *anypb.Any) (string, any, error) {
+	if body.GetTypeUrl() == policyType {
+		return unpackPolicy(body)
+	}
 	m := &message.Address{}
 	if err := unpack(body, addressType, m); err != nil {
 		return "", nil, err
@@ -75,7 +79,14 @@ func unpackAddress(body *anypb.Any) (string, any, error) {
 }
 
 func newChanges(changed []any, gone []string) mesh.Changes {
-	c := mesh.Changes{Gone: gone}
+	c := mesh.Changes{}
+	for _, name := range gone {
+		if key, is := strings.CutPrefix(name, policyPrefix); is {
+			c.GonePolicies = append(c.GonePolicies, key)
+		} else {
+			c.Gone = append(c.Gone, name)
+		}
+	}
 	for _, v := range changed {
 		switch v := v.(type) {
 		case *mesh.Workload:
@@ -84,6 +95,8 @@ func newChanges(changed []any, gone []string) mesh.Changes {
 			c.Services = append(c.Services, v)
 		case *mesh.Place:
 			c.Places = append(c.Places, v)
+		case *mesh.Policy:
+			c.Policies = append(c.Policies, v)
 		}
 	}
 	return c
