@@ -33,6 +33,9 @@ type contents struct {
 	// proxy and that the rules would let pass otherwise: all of them when the capture ends,
 	// else those that are excluded by now.
 	older, captured []flow
+	// again are clients of the proxy that came with the ends of a connection that conntrack
+	// knew and had not redirected.
+	again []flow
 	// former are local ends of connections that an agent before the guard has redirected
 	// by nat: they need conntrack.
 	former []netip.AddrPort
@@ -56,6 +59,7 @@ func (in contents) sets(drain bool) string {
 		tuple := fmt.Sprintf("type %s . inet_service . %[1]s . inet_service; flags dynamic; size 65536", addr)
 		end := fmt.Sprintf("type %s . inet_service; flags dynamic; size 65536", addr)
 		fmt.Fprintf(&b, "\tset captured%d { %s%s; }\n", n, tuple, elements(in.captured, is6, flow.tuple))
+		fmt.Fprintf(&b, "\tset again%d { %s%s; }\n", n, tuple, elements(in.again, is6, flow.tuple))
 		if !drain {
 			fmt.Fprintf(&b, "\tset older%d { %s%s; }\n", n, tuple, elements(in.older, is6, flow.tuple))
 		}

@@ -133,8 +133,11 @@ func familyOf(a netip.Addr) string {
 	return "ip"
 }
 
-// begins matches the first packet of a connection.
-const begins = "tcp flags & (fin | syn | rst | ack) == syn"
+// begins matches the first packet of a connection, opens also the answer to it.
+const (
+	begins = "tcp flags & (fin | syn | rst | ack) == syn"
+	opens  = "tcp flags & syn == syn"
+)
 
 // olderMark is of conntrack, on connections that are older than the rules and that the pod
 // itself translates.
@@ -162,6 +165,15 @@ const inner = `
 	chain inner_zone {
 		type filter hook output priority -310; policy accept;
 		meta mark %#[1]x oifname "lo" ct original zone set 1
+	}
+
+	# What came with the ends of a connection that conntrack knows and has not redirected
+	# (chain guard_begins) has a zone, too: there it is new.
+	chain again_zone {
+		type filter hook prerouting priority -310; policy accept;
+		iifname "lo" accept
+		ip daddr . tcp dport . ip saddr . tcp sport @again4 ct original zone set 2
+		ip6 daddr . tcp dport . ip6 saddr . tcp sport @again6 ct original zone set 2
 	}
 
 	# The application's replies on an inner connection go to a foreign address, and
@@ -192,6 +204,8 @@ const outbound = `
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 jump outbound_captured
 		jump excluded
 		` + begins + ` goto outbound_begins
+		` + opens + ` ip saddr . tcp sport . ip daddr . tcp dport @older4 goto outbound_late
+		` + opens + ` ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 goto outbound_late
 		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 accept
 		ip saddr . tcp sport @former4 accept
@@ -211,9 +225,21 @@ const outbound = `
 		notrack meta mark set %#[2]x
 	}
 
-	# What was captured before it was excluded stays captured until it ends.
+	# An application answers who comes with the ends of an older connection (chain guard_begins):
+	# that is over. The client comes again, and is led to the proxy.
+	chain outbound_late {
+		jump answers
+		delete @older4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		delete @older6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+		add @again4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		add @again6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+		notrack meta mark set %#[2]x
+	}
+
+	# What was captured before it was excluded stays captured until it ends, or until its ends
+	# are those of another one, which the pod opens or answers.
 	chain outbound_captured {
-		` + begins + ` goto outbound_ended
+		` + opens + ` goto outbound_ended
 		notrack meta mark set %#[2]x accept
 	}
 	chain outbound_ended {
@@ -235,7 +261,8 @@ const outbound = `
 // drain lets pass what begins, and keeps what was captured. The nat hooks stay
 // registered: without them the kernel would no longer translate what was redirected.
 const drain = `
-	# Nothing new is captured. What was is led to the proxy until it ends.
+	# Nothing new is captured. What was is led to the proxy until it ends, or until its ends
+	# are those of another one, which the pod opens or answers.
 	chain outbound {
 		type route hook output priority -300; policy accept;
 		meta l4proto != tcp accept
@@ -244,7 +271,7 @@ const drain = `
 		meta mark %#[2]x fib saddr type != local fib daddr type local notrack accept
 		meta mark %#[2]x accept
 		fib daddr type local accept
-		` + begins + ` goto outbound_begins
+		` + opens + ` goto outbound_begins
 		ip saddr . tcp sport . ip daddr . tcp dport @captured4 notrack meta mark set %#[2]x
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 notrack meta mark set %#[2]x
 	}
@@ -269,8 +296,9 @@ func led(c Config) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, ledOverLo, mesh.Mark, mesh.ReplyMark, mesh.OutboundPort)
 	if c.Drain {
-		return b.String() + "\tchain from_network {\n\t}\n"
+		return b.String() + "\tchain inner_begins {\n\t}\n\tchain from_network {\n\t}\n"
 	}
+	b.WriteString(innerBegins)
 	fmt.Fprintf(&b, fromNetwork, mesh.ResetMark)
 	return b.String()
 }
@@ -282,6 +310,7 @@ const ledOverLo = `
 		type filter hook prerouting priority -150; policy accept;
 		meta l4proto != tcp accept
 		iifname != "lo" goto from_network
+		meta mark %#[1]x ` + begins + ` jump inner_begins
 		meta mark %#[1]x meta mark set %#[2]x accept
 		meta mark %#[2]x ` + begins + ` goto to_proxy
 	}
@@ -289,6 +318,14 @@ const ledOverLo = `
 		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:%[3]d accept
 		meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:%[3]d accept
 		drop comment "nobody listens: it comes again"
+	}
+`
+
+const innerBegins = `
+	# Its client has proved to be there: what had the same ends before is over.
+	chain inner_begins {
+		delete @older4 { ip daddr . tcp dport . ip saddr . tcp sport }
+		delete @older6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
 	}
 `
 
@@ -357,7 +394,7 @@ const inboundTail = `	}
 
 // guardOut is the last chain that a packet meets on its way out of the pod.
 func guardOut(rest string) string {
-	return fmt.Sprintf(guardHead, mesh.ReplyMark, mesh.OutboundPort, mesh.InboundPort, mesh.Mark) + rest + "\t}\n"
+	return fmt.Sprintf(guardHead, mesh.ReplyMark, mesh.OutboundPort, mesh.InboundPort, mesh.Mark) + rest + "\t}\n" + guardOpens
 }
 
 const guardHead = `
@@ -376,7 +413,16 @@ const guardHead = `
 		meta mark %#[4]x accept
 `
 
-const capturedGuard = `		ip saddr . tcp sport . ip daddr . tcp dport @captured4 counter name outgoing drop
+const guardOpens = `	chain guard_opens {
+		delete @captured4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		delete @captured6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+	}
+`
+
+// capturedGuard stops what is left of a captured connection. Nat may have given another one
+// its ends only now: so they are no longer a captured one's.
+const capturedGuard = `		` + opens + ` jump guard_opens
+		ip saddr . tcp sport . ip daddr . tcp dport @captured4 counter name outgoing drop
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 counter name outgoing drop
 `
 
@@ -441,8 +487,8 @@ const passed = `
 	}
 `
 
-const drainGuard = `		` + begins + ` accept
-` + capturedGuard + `		ip saddr . tcp sport @former4 counter name outgoing drop
+const drainGuard = capturedGuard + `		` + begins + ` accept
+		ip saddr . tcp sport @former4 counter name outgoing drop
 		ip6 saddr . tcp sport @former6 counter name outgoing drop
 `
 
@@ -469,8 +515,22 @@ const guardInHead = `
 `
 
 const guardInTail = `	}
+	# Conntrack has taken it for another one, and has not redirected it. One that is older than
+	# the rules answers itself, if it is still there. Else it comes again within a second or two,
+	# and has the other zone then.
 	chain guard_begins {
 		jump left_alone
+		ip daddr . tcp dport . ip saddr . tcp sport @older4 accept
+		ip6 daddr . tcp dport . ip6 saddr . tcp sport @older6 accept
+		ip daddr . tcp dport . ip saddr . tcp sport @again4 goto guard_first_zone
+		ip6 daddr . tcp dport . ip6 saddr . tcp sport @again6 goto guard_first_zone
+		add @again4 { ip daddr . tcp dport . ip saddr . tcp sport }
+		add @again6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
+		counter name incoming drop
+	}
+	chain guard_first_zone {
+		delete @again4 { ip daddr . tcp dport . ip saddr . tcp sport }
+		delete @again6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
 		counter name incoming drop
 	}
 	chain guard_came {

@@ -101,11 +101,7 @@ func gather(ns *netns.NS, c Config, m *memory, lost bool) (in contents, err erro
 		return in, err
 	}
 	in.former = now.former
-	for _, f := range was.came {
-		if now.clients[f.remote] {
-			in.came = append(in.came, f)
-		}
-	}
+	in.came, in.again = now.ofClients(was.came), now.ofClients(was.again)
 	in.captured = now.behindProxy(was, m.rules)
 	if c.Drain {
 		return in, nil
@@ -128,6 +124,11 @@ func gather(ns *netns.NS, c Config, m *memory, lost bool) (in contents, err erro
 	return in, nil
 }
 
+// ofClients are those of flows that are clients of the proxy.
+func (now census) ofClients(flows []flow) []flow {
+	return slices.DeleteFunc(flows, func(f flow) bool { return !now.clients[f.remote] })
+}
+
 // behindProxy are the application's connections that went through the proxy, as far as can
 // be known: its end may be gone. rules are those that were there.
 func (now census) behindProxy(was history, rules Config) []flow {
@@ -144,7 +145,8 @@ type history struct {
 	// present: there are rules; guarded: that capture, with a guard; draining: that drain,
 	// with one.
 	present, guarded, draining bool
-	older, captured, came      []flow
+	older, captured            []flow
+	came, again                []flow
 }
 
 func readHistory(ns *netns.NS) (h history, err error) {
@@ -155,6 +157,9 @@ func readHistory(ns *netns.NS) (h history, err error) {
 		return h, err
 	}
 	if h.came, _, err = held(ns, "came"); err != nil {
+		return h, err
+	}
+	if h.again, _, err = held(ns, "again"); err != nil {
 		return h, err
 	}
 	h.captured, h.draining, err = held(ns, "captured")
