@@ -40,7 +40,7 @@ func FuzzClaim(f *testing.F) {
 			t.Fatalf("done: %v, error: %v", done, err)
 		}
 		told := map[string]bool{}
-		for _, r := range resp.GetResources() {
+		for _, r := range resp.whole().GetResources() {
 			told[r.GetName()] = true
 		}
 		for name, e := range s.world.entries {

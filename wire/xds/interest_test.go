@@ -27,14 +27,14 @@ func TestInterest(t *testing.T) {
 			t.Fatal(err)
 		}
 		var names []string
-		for _, r := range resp.GetResources() {
+		for _, r := range resp.whole().GetResources() {
 			names = append(names, r.GetName())
 		}
 		slices.Sort(names)
-		if removed := resp.GetRemovedResources(); !slices.Equal(names, told) || !slices.Equal(removed, gone) {
+		if removed := resp.whole().GetRemovedResources(); !slices.Equal(names, told) || !slices.Equal(removed, gone) {
 			t.Errorf("%s: told of %v, and that %v are gone: want %v and %v", what, names, removed, told, gone)
 		}
-		if len(resp.GetDigest()) > 0 {
+		if len(resp.whole().GetDigest()) > 0 {
 			t.Errorf("%s: a digest of what it was not told", what)
 		}
 	}

@@ -259,9 +259,12 @@ func inward(req *message.DeltaDiscoveryRequest) {
 }
 
 // outward takes it away again.
-func outward(resp *message.DeltaDiscoveryResponse) {
+func outward(resp *response) error {
 	if resp.GetTypeUrl() != policyType {
-		return
+		return nil
+	}
+	if err := resp.spell(); err != nil {
+		return err
 	}
 	for _, r := range resp.GetResources() {
 		r.Name = strings.TrimPrefix(r.GetName(), policyPrefix)
@@ -269,6 +272,7 @@ func outward(resp *message.DeltaDiscoveryResponse) {
 	for i, name := range resp.GetRemovedResources() {
 		resp.RemovedResources[i] = strings.TrimPrefix(name, policyPrefix)
 	}
+	return nil
 }
 
 // unpackPolicy gives the name that the policy has in the World's table.

@@ -60,7 +60,7 @@ func (s *Server) edit(t *table, resources []resource, gone []string, bad map[str
 			continue
 		}
 		seen[r.name] = true
-		next, err := r.entry(s.cfg.Secret, t.get(r.name))
+		next, err := r.entry(s.cfg.Secret, t.typeURL, t.get(r.name))
 		if err != nil {
 			bad[r.name] = err.Error()
 			continue
@@ -171,7 +171,7 @@ type resource struct {
 }
 
 // entry encodes r, and returns nil if it is the same as the old one.
-func (r resource) entry(secret []byte, old *entry) (*entry, error) {
+func (r resource) entry(secret []byte, typeURL string, old *entry) (*entry, error) {
 	if old != nil && r.source != nil && old.source == r.source {
 		return nil, nil
 	}
@@ -179,7 +179,7 @@ func (r resource) entry(secret []byte, old *entry) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	next, err := newEntry(secret, r.name, m)
+	next, err := newEntry(secret, typeURL, r.name, m)
 	if err != nil {
 		return nil, err
 	}

@@ -49,7 +49,7 @@ func drain(t testing.TB, s *Server, st *stream) (resources int) {
 		if resp == nil {
 			return resources
 		}
-		resources += len(resp.GetResources()) + len(resp.GetRemovedResources())
+		resources += resp.count()
 		if err := s.take(st, &message.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}); err != nil {
 			t.Fatal(err)
 		}

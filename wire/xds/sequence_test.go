@@ -191,7 +191,7 @@ func (m *sim) spoil(s *Server) {
 		return
 	}
 	bad := &message.Address{Type: &message.Address_Workload{Workload: &message.Workload{Name: fmt.Sprint(m.IntN(9))}}}
-	e, err := newEntry(nil, all[m.IntN(len(all))], bad)
+	e, err := newEntry(nil, addressType, all[m.IntN(len(all))], bad)
 	if err != nil {
 		panic(err)
 	}
@@ -315,7 +315,7 @@ func (c *simClient[T]) send() error {
 		return nil
 	}
 	if resp != nil {
-		c.coming = append(c.coming, resp)
+		c.coming = append(c.coming, resp.whole())
 	}
 	return nil
 }

@@ -55,6 +55,7 @@ func serverOptions(idle time.Duration) []grpc.ServerOption {
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.MaxConcurrentStreams(64),
 		grpc.MaxRecvMsgSize(16 << 20),
+		grpc.ForceServerCodecV2(newCodec()),
 		grpc.ReadBufferSize(4 << 10),
 		grpc.WriteBufferSize(16 << 10),
 	}

@@ -9,7 +9,6 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/types/known/anypb"
 
 	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
@@ -158,16 +157,15 @@ func (s *Server) send(g deltaStream, st *stream) error {
 		return nil
 	}
 	resp, err := s.next(st)
-	if resp == nil {
+	if resp == nil || err != nil {
 		return err
 	}
 	if !st.isOpen() {
 		st.rise()
 	}
-	n := len(resp.Resources) + len(resp.RemovedResources)
-	s.metrics.sent.WithLabelValues(typeLabel(resp.TypeUrl)).Add(float64(n))
+	s.metrics.sent.WithLabelValues(typeLabel(resp.TypeUrl)).Add(float64(resp.count()))
 	st.wake()
-	return g.Send(resp)
+	return g.SendMsg(resp)
 }
 
 // isOpen reports whether others of a publication follow what was sent last.
@@ -336,7 +334,7 @@ func (s *Server) noteAnswer(st *stream, typeURL string, version uint64, refused 
 }
 
 // next makes the response that is due, or nil.
-func (s *Server) next(st *stream) (*message.DeltaDiscoveryResponse, error) {
+func (s *Server) next(st *stream) (*response, error) {
 	for _, sub := range st.subs {
 		for !sub.isBehind() {
 			resp, done, err := s.cut(sub, st.from.Node)
@@ -369,7 +367,7 @@ func (s *Server) tableFor(node, typeURL string) *table {
 // cut takes the next response off the log, nil if none is due. It is done if it came to
 // the end: the client has then what was published at that moment, no more and no less,
 // since what changes while a large World is told has moved to the end of the log.
-func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscoveryResponse, done bool, err error) {
+func (s *Server) cut(sub *subscription, node string) (resp *response, done bool, err error) {
 	s.told.RLock()
 	t, version := s.tableFor(node, sub.typeURL), s.version
 	if sub.isOlder(t) {
@@ -380,7 +378,7 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 	if version != 0 {
 		found = append(found, sub.interest.tell(t)...)
 	}
-	resp = &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}
+	resp = &response{DeltaDiscoveryResponse: &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}}
 	if done && sub.interest == nil {
 		resp.Digest = t.digest()
 	}
@@ -392,14 +390,14 @@ func (s *Server) cut(sub *subscription, node string) (resp *message.DeltaDiscove
 	if done {
 		sub.position = version // also of a table that is younger than its position
 	}
-	add(resp, found)
+	resp.add(found)
 	if done {
-		done = sub.claim.finish(resp)
+		done = sub.claim.finish(resp.DeltaDiscoveryResponse)
 	}
-	if len(found)+len(resp.RemovedResources) == 0 && !(done && sub.owes()) {
+	if resp.count() == 0 && !(done && sub.owes()) {
 		return nil, done, nil
 	}
-	return sub.sign(resp, version, done), done, nil
+	return sub.sign(resp, version, done), done, outward(resp)
 }
 
 // has reports whether an entry of the table is of what the subscription is for.
@@ -422,32 +420,11 @@ func (sub *subscription) isOlder(t *table) bool {
 // of a publication.
 func (sub *subscription) owes() bool { return !sub.greeted || sub.open }
 
-func add(resp *message.DeltaDiscoveryResponse, found []*entry) {
-	parts := make([]struct {
-		resource message.Resource
-		body     anypb.Any
-	}, len(found)) // at once, since there may be thousands
-	for i, e := range found {
-		if e.gone {
-			resp.RemovedResources = append(resp.RemovedResources, e.name)
-			continue
-		}
-		p := &parts[i]
-		p.body.TypeUrl, p.body.Value = resp.TypeUrl, e.body
-		if resp.TypeUrl == addressType {
-			p.body.TypeUrl = typeOf(e.name)
-		}
-		p.resource.Name, p.resource.Version, p.resource.Resource = e.name, e.hash.String(), &p.body
-		resp.Resources = append(resp.Resources, &p.resource)
-	}
-}
-
 // sign makes resp the next response.
-func (sub *subscription) sign(resp *message.DeltaDiscoveryResponse, version uint64, done bool) *message.DeltaDiscoveryResponse {
+func (sub *subscription) sign(resp *response, version uint64, done bool) *response {
 	if !sub.greeted && sub.claim.isCompared() {
 		resp.Compared = &message.Compared{Differing: sub.claim.differing}
 	}
-	outward(resp)
 	resp.SystemVersionInfo = strconv.FormatUint(version, 10)
 	sub.nonce++
 	resp.Nonce = strconv.FormatUint(sub.nonce, 10)

@@ -14,7 +14,6 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/proto"
 
 	"tacit.dev/mesh"
 	"tacit.dev/wire/xds/message"
@@ -438,12 +437,9 @@ func (c *control) publishBroken(t *testing.T, uid string, change func(*message.W
 	t.Helper()
 	c.publishing.Lock()
 	defer c.publishing.Unlock()
-	m := &message.Address{}
-	if err := proto.Unmarshal(c.world.get(uid).body, m); err != nil {
-		t.Fatal(err)
-	}
+	m := c.world.get(uid).address(t)
 	change(m.GetWorkload())
-	e, err := newEntry(nil, uid, m)
+	e, err := newEntry(nil, addressType, uid, m)
 	if err != nil {
 		t.Fatal(err)
 	}

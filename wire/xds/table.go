@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -24,12 +25,12 @@ type entry struct {
 	name    string
 	version uint64 // of its last change
 	hash    hash
-	body    []byte // what stands in the Any
+	wire    mem.Buffer // as it stands in a response; nil if it is gone
 	gone    bool
 	source  any // what was encoded; the same pointer needs no second look
 }
 
-func newEntry(secret []byte, name string, m proto.Message) (*entry, error) {
+func newEntry(secret []byte, typeURL, name string, m proto.Message) (*entry, error) {
 	if name == "" || len(name) > maxName {
 		return nil, fmt.Errorf("name of %d bytes: want 1 to %d", len(name), maxName)
 	}
@@ -37,16 +38,26 @@ func newEntry(secret []byte, name string, m proto.Message) (*entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &entry{name: name, hash: newHash(secret, name, body), body: body}, nil
+	if typeURL == addressType {
+		typeURL = typeOf(name) // the World has policies, too
+	}
+	h := newHash(secret, name, body)
+	return &entry{name: name, hash: h, wire: writeResource(typeURL, name, h, body)}, nil
 }
 
 // size is about what e takes in a response.
-func (e *entry) size() int { return len(e.body) + len(e.name) + 96 }
+func (e *entry) size() int {
+	if e.wire == nil {
+		return len(e.name) + 4
+	}
+	return e.wire.Len()
+}
 
 // table is what is published of one type, ordered by last changes: who has everything up
 // to a version is told what follows it. A resource stands in it once, be it that it is
 // gone. Only the publisher changes it; guarded by Server.told.
 type table struct {
+	typeURL string
 	entries map[string]*entry
 	log     []slot // by version
 	least   int    // so many removals are remembered at least
@@ -66,7 +77,7 @@ type slot struct {
 }
 
 func newTable(typeURL string, since uint64) *table {
-	return &table{entries: make(map[string]*entry), least: minGone, since: since, digests: newDigests(typeURL)}
+	return &table{typeURL: typeURL, entries: make(map[string]*entry), least: minGone, since: since, digests: newDigests(typeURL)}
 }
 
 // get returns what is there under the name.
