@@ -1,7 +1,11 @@
 package main
 
 import (
-	"bytes"
+	"crypto/tls"
+	"crypto/x509"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -24,7 +28,7 @@ func TestParseWrk(t *testing.T) {
 Transfer/sec:    541.39KB
 `
 	got, err := parseWrk(strings.Replace(said, "%s", "", 1))
-	if err != nil || got.rate != 5382.39 || got.p50 != 47.5 || got.p99 != 2800 {
+	if err != nil || got.requests != 5384 || got.rate != 5382.39 || got.p50 != 47.5 || got.p99 != 2800 {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	for _, bad := range []string{
@@ -47,54 +51,100 @@ func TestParseIperf3(t *testing.T) {
 	}
 }
 
-// measured is a result with Tacit at the given share of two splicing proxies.
-func measured(share float64) *result {
-	r := newResult([]mode{{name: "none"}, {name: "splice"}, {name: "tacit"}})
-	for round := range 3 {
-		drift := float64(round + 1)
-		r.add(round, "splice", sample{
-			"rr_p50_1": 40 * drift, "rr_p99_64": 900, "throughput_1": 10 / drift, "throughput_8": 12, "new_connections": 4000,
-			"throughput_1_cpu_seconds": 1, "throughput_1_gigabytes": 2, "throughput_8_cpu_seconds": 1, "throughput_8_gigabytes": 2})
-		r.add(round, "tacit", sample{
-			"rr_p50_1": 40 * drift / share, "rr_p99_64": 900, "throughput_1": 10 / drift * share, "throughput_8": 6, "new_connections": 4000 * share,
-			"throughput_1_cpu_seconds": 1 / share, "throughput_1_gigabytes": 2, "throughput_8_cpu_seconds": 1 / share, "throughput_8_gigabytes": 2})
+func TestTakes(t *testing.T) {
+	all := []mode{
+		{name: "none", small: way{pod: "client"}, beside: true},
+		{name: "splice", beside: true},
+		{name: "tacit", small: way{pod: "other"}},
+		{name: "copy", beside: true, only: bulkOnly},
 	}
-	r.few, r.many = 1_000, 10_000
-	for when, mb := range map[string]float64{"idle": 15, "few": 30, "many": 15 + 200/share} {
-		r.memory("proxy n1", when, mb*1e6)
-		r.memory("proxy n2", when, 10e6)
-	}
-	return r
-}
-
-func TestRatiosAreOfTheSameRound(t *testing.T) {
-	got := measured(0.9).file()
-	want := map[string]float64{"rr_p50_1": 1 / 0.9, "rr_p99_64": 1, "throughput_1": 0.9, "throughput_8": 0.5,
-		"cpu_per_gb": 1 / 0.9, "new_connections": 0.9}
-	for name, v := range want {
-		if d := got.Ratios[name] - v; d > 1e-9 || d < -1e-9 {
-			t.Errorf("ratio %s is %v, want %v", name, got.Ratios[name], v)
+	for _, tt := range []struct {
+		what  string
+		round int
+		want  string
+	}{
+		{"throughput_8", 0, "none splice tacit copy"},
+		{"throughput_8", 1, "tacit"},
+		{"rr64", 0, "none splice tacit"},
+		{"rr64", 1, "tacit"},
+		{"fairness", 0, "none tacit"},
+		{"fairness", 1, ""},
+	} {
+		what := measures()[slices.Index(measureNames(), tt.what)]
+		var got []string
+		for _, m := range all {
+			if what.takes(m, tt.round) {
+				got = append(got, m.name)
+			}
+		}
+		if strings.Join(got, " ") != tt.want {
+			t.Errorf("%s takes %v in round %d, want %s", tt.what, got, tt.round, tt.want)
 		}
 	}
-	if diff := cmp.Diff(map[string]float64{"proxy_idle_mb": 15, "proxy_kb_per_connection": 200 / 0.9 / 10}, got.RSS); diff != "" {
-		t.Errorf("memory (-want +got):\n%s", diff)
-	}
-	if n := len(got.Ratios); n != len(want) {
-		t.Errorf("%d ratios, want %d", n, len(want))
+}
+
+// What a mode is restricted to has to be there.
+func TestBulkOnly(t *testing.T) {
+	for _, name := range bulkOnly {
+		if !slices.Contains(measureNames(), name) {
+			t.Errorf("there is no measure %s", name)
+		}
 	}
 }
 
-func TestBounds(t *testing.T) {
-	var out bytes.Buffer
-	if !measured(0.9).print(&out) {
-		t.Errorf("the bounds are not met by:\n%s", out.String())
+func TestCarrier(t *testing.T) {
+	for words, want := range map[string]string{
+		"/t/splice 127.0.0.1:1=10.0.0.1:2 127.0.0.1:3=10.0.0.1:4": "splice: splice client",
+		"/t/splice --copy 10.0.0.1:2=127.0.0.1:1":                 "copy: copy server",
+		"haproxy -db -f /t/client.cfg":                            "haproxy: haproxy client",
+		"/t/wireguard -f wg-server":                               "wireguard: wireguard wg-server",
+		"/b/tacit-node proxy --token t --node n1 --log-format x":  "tacit: proxy n1",
+		"/b/tacit-control control":                                "tacit: control",
+		"/t/load answer 8080":                                     ": ",
+		"":                                                        ": ",
+	} {
+		if mode, name := carrier(strings.Fields(words)); mode+": "+name != want {
+			t.Errorf("carrier of %q is %s: %s, want %s", words, mode, name, want)
+		}
 	}
-	out.Reset()
-	if measured(0.3).print(&out) || !strings.Contains(out.String(), "NOT MET") {
-		t.Errorf("the bounds are met by:\n%s", out.String())
+}
+
+func TestHeldCounts(t *testing.T) {
+	for most, want := range map[int][]int{
+		10_000: {1_000, 4_000, 10_000},
+		9_750:  {1_000, 4_000, 9_750},
+		4_000:  {1_000, 4_000},
+		200:    {200},
+	} {
+		if diff := cmp.Diff(want, heldCounts(most)); diff != "" {
+			t.Errorf("at most %d (-want +got):\n%s", most, diff)
+		}
 	}
-	// What was not measured meets nothing.
-	if newResult(nil).print(&out) {
-		t.Error("the bounds are met by nothing")
+}
+
+// What HAProxy is given has to serve both sides of a mutual handshake.
+func TestCertificates(t *testing.T) {
+	dir := t.TempDir()
+	if err := makeCertificates(dir); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(filepath.Join(dir, "root.pem"))
+	roots := x509.NewCertPool()
+	if err != nil || !roots.AppendCertsFromPEM(text) {
+		t.Fatalf("no root in %q: %v", text, err)
+	}
+	for side, name := range map[string]string{"client": "client.bench", "server": serverName} {
+		path := filepath.Join(dir, side+".pem")
+		pair, err := tls.LoadX509KeyPair(path, path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if pair.Leaf.PublicKeyAlgorithm != x509.ECDSA {
+			t.Errorf("%s has a key of %v", side, pair.Leaf.PublicKeyAlgorithm)
+		}
+		usage := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth}
+		if _, err := pair.Leaf.Verify(x509.VerifyOptions{Roots: roots, DNSName: name, KeyUsages: usage}); err != nil {
+			t.Errorf("%s: %v", side, err)
+		}
 	}
 }

@@ -1,11 +1,13 @@
 // Command bench tells what Tacit costs. It makes a lab of two nodes and measures,
-// in turn and in one run: no proxy; two splicing proxies without TLS
-// (bench/splice) where Tacit's would stand; Tacit; and, in throughput, two proxies
-// that copy and do not encrypt. It prints a table, writes
-// result.json, and its exit code is 1 if a bound is not met.
+// in turn and in one run: two HAProxies with mutual TLS where Tacit's proxies would
+// stand; Tacit; and beside them, in the first round and without a bound, no proxy, two
+// splicing proxies without TLS (bench/splice), in throughput two proxies that copy and do
+// not encrypt, and wireguard-go, and in new connections an HAProxy that resumes
+// sessions. It prints a table, writes result.json, and its exit code is 1 if a bound is
+// not met.
 //
-// Absolute numbers are those of the machine, which also runs client and server;
-// the ratios of one run are what counts.
+// Absolute numbers are those of the machine, which also runs client and server; what
+// counts are the ratios of Tacit to HAProxy in the same round.
 package main
 
 import (
@@ -16,6 +18,8 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -31,7 +35,7 @@ type config struct {
 	result string
 	// rounds is how often everything is measured, seconds how long at a time.
 	rounds, seconds int
-	// only leaves out everything but one measure, and memory.
+	// only leaves out everything but one measure.
 	only string
 	// logs is a folder that gets the lab's logs at the end; "" means none.
 	logs string
@@ -45,9 +49,9 @@ func main() {
 	flag.StringVar(&cfg.result, "result", "bench/result.json", "`file` to write")
 	flag.IntVar(&cfg.rounds, "rounds", 3, "how often everything is measured")
 	flag.IntVar(&cfg.seconds, "seconds", 2, "how long each measurement takes")
-	flag.StringVar(&cfg.only, "only", "", "take this `measure` only")
+	flag.StringVar(&cfg.only, "only", "", "take this `measure` only: "+strings.Join(measureNames(), ", "))
 	flag.StringVar(&cfg.logs, "logs", "", "copy the logs of all processes to this `folder`")
-	flag.DurationVar(&cfg.limit, "limit", 3*time.Minute, "give up after this time")
+	flag.DurationVar(&cfg.limit, "limit", 4*time.Minute, "give up after this time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -60,6 +64,9 @@ func main() {
 func run(ctx context.Context, cfg config) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, cfg.limit)
 	defer cancel()
+	if cfg.only != "" && !slices.Contains(measureNames(), cfg.only) {
+		return fmt.Errorf("there is no measure %q: want one of %s", cfg.only, strings.Join(measureNames(), ", "))
+	}
 	if cfg.bin, err = filepath.Abs(cfg.bin); err != nil {
 		return err
 	}
@@ -80,4 +87,12 @@ func run(ctx context.Context, cfg config) (err error) {
 		return errBounds
 	}
 	return nil
+}
+
+func measureNames() []string {
+	var names []string
+	for _, m := range measures() {
+		names = append(names, m.name)
+	}
+	return append(names, memory)
 }

@@ -12,7 +12,8 @@ type Bound struct {
 	Name  string
 	Value float64 // NaN if it was not measured: then no bound is met
 	Limit float64
-	Least bool // Limit is the least value, not the most
+	Least bool    // Limit is the least value, not the most
+	Aim   float64 // a value that is better than Limit, and wanted; 0 if there is none
 }
 
 // Met reports whether it is so.
@@ -21,6 +22,14 @@ func (b Bound) Met() bool {
 		return b.Value >= b.Limit
 	}
 	return b.Value <= b.Limit
+}
+
+// Near is how much of the aim is reached: 1 or more if it is.
+func (b Bound) Near() float64 {
+	if b.Least {
+		return b.Value / b.Aim
+	}
+	return b.Aim / b.Value
 }
 
 // Table is a table of text.
@@ -52,9 +61,20 @@ func (t Table) Bounds(list []Bound) bool {
 		if !b.Met() {
 			verdict, met = "NOT MET", false
 		}
-		t.Row(b.Name, Number(b.Value), fmt.Sprintf("%s %g", sign, b.Limit), verdict)
+		cells := []string{Number(b.Value), fmt.Sprintf("%s %g", sign, b.Limit), verdict}
+		if b.Aim != 0 {
+			cells = append(cells, fmt.Sprintf("aim %g", b.Aim), percent(b.Near()))
+		}
+		t.Row(b.Name, cells...)
 	}
 	return met
+}
+
+func percent(v float64) string {
+	if math.IsNaN(v) || math.IsInf(v, 0) {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f%% of it", 100*v)
 }
 
 // Number has three digits that say something.
