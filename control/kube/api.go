@@ -49,6 +49,7 @@ type API struct {
 	// mu guards pending. Each informer has a goroutine that puts events there.
 	mu      sync.Mutex
 	pending Pending
+	alike   alike
 }
 
 // NewAPI starts nothing.
@@ -73,7 +74,7 @@ func NewAPI(cfg APIConfig) *API {
 // changed, never twice at the same time. It returns nil when ctx ended. It is
 // called once.
 func (a *API) Run(ctx context.Context, apply func([]Event)) error {
-	factory := informers.NewSharedInformerFactoryWithOptions(a.cfg.Client, 0, informers.WithTransform(keepRead))
+	factory := informers.NewSharedInformerFactoryWithOptions(a.cfg.Client, 0, informers.WithTransform(a.keep))
 	known, err := a.watch(factory)
 	if err != nil {
 		return fmt.Errorf("watch the API server: %w", err)
@@ -201,6 +202,15 @@ func (a *API) await(ctx context.Context) {
 			quiet.Reset(a.cfg.Quiet)
 		}
 	}
+}
+
+// keep is keepRead of what the API server sends.
+func (a *API) keep(v any) (any, error) {
+	kept, err := keepRead(v)
+	if p, is := kept.(*corev1.Pod); is {
+		a.alike.share(p)
+	}
+	return kept, err
 }
 
 // keepRead leaves of an object what Build reads: of a pod that is a tenth, and a

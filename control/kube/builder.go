@@ -101,6 +101,7 @@ type serviceState struct {
 	service *mesh.Service
 	key     string                    // of service, one string for all who serve it
 	pods    []*podState               // those that serve it
+	alone   map[string][]mesh.Port    // what a pod serves that serves nothing else
 	listed  map[string]*mesh.Workload // by UID
 	asks    asks
 }

@@ -374,6 +374,9 @@ func (p *podState) joined(was *podWas) *mesh.Workload {
 	for _, s := range p.serves {
 		serveBy(&w, s.service.key, s.ports)
 	}
+	if len(p.serves) == 1 { // as most do, and their siblings do the same
+		unify(&w.Services, &p.serves[0].service.alone)
+	}
 	if was.workload != nil && reflect.DeepEqual(*was.workload, w) {
 		return was.workload
 	}
