@@ -1,6 +1,6 @@
-// Package memory gives back to the kernel what a burst took. It stands beside what a
-// process does, and refuses to have a part in it: it sets no limit, and slows down nobody
-// who is busy.
+// Package memory keeps a process small: it gives back to the kernel what a burst took, and
+// lets little garbage lie about. It stands beside what a process does, and refuses to have a
+// part in it: it slows down nobody who is busy, unless his container is nearly full.
 //
 // Go gives memory back as it collects garbage, and collects as memory is allocated. A
 // process that is quiet after a burst allocates next to nothing: it collects every two
@@ -33,6 +33,8 @@ const (
 type Config struct {
 	// Every is how often is looked. Default 10 s: what a burst took is back in 20 to 60 s.
 	Every time.Duration
+	// Lean has garbage collected early where much is in use, as long as the process is not busy.
+	Lean bool
 	// Registry gets the metrics. nil means none.
 	Registry prometheus.Registerer
 	// Log tells of each time at level debug. nil means nowhere.
@@ -60,6 +62,13 @@ func Run(ctx context.Context, cfg Config) error {
 			}, func() float64 { n, _ := sockets(cgroups); return n }))
 		}
 	}
+	garbage := usual
+	if cfg.Lean {
+		// What is learned at first is kept, and lies the closer together the less garbage is
+		// among it.
+		garbage = leastPercent
+		defer debug.SetGCPercent(debug.SetGCPercent(garbage))
+	}
 	tick := time.NewTicker(cfg.Every)
 	defer tick.Stop()
 	var k keeper
@@ -70,6 +79,9 @@ func Run(ctx context.Context, cfg Config) error {
 		case <-tick.C:
 		}
 		now := look()
+		if cfg.Lean {
+			garbage = setPercent(garbage, percent(inUse(), now.allocated-k.last, cfg.Every))
+		}
 		if !k.isDue(now) {
 			continue
 		}

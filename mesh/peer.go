@@ -26,13 +26,21 @@ type Spot struct{ Node, Zone string }
 // Kind is what the pods of, say, one Deployment have in common; see Workload.
 type Kind struct {
 	Traits
+	*Rarities
+	// Services are the ports that it serves, by the key of their service.
+	Services []Serving
+}
+
+// Rarities are what most Kinds have nothing of, who share that: it is never nil.
+type Rarities struct {
 	ExcludeInbound  []uint16
 	ExcludeOutbound []Exclusion
 	HostPorts       []HostPort
-	// Services are the ports that it serves, by the key of their service.
-	Services []Serving
-	Policies []string
+	Policies        []string
 }
+
+// nothingRare is read only.
+var nothingRare = &Rarities{}
 
 // Traits are those of a Kind that are no lists.
 type Traits struct {
@@ -68,12 +76,16 @@ func (w *Workload) spot() Spot { return Spot{Node: w.Node, Zone: w.Zone} }
 
 // kind points to lists of the workload, and puts those that it makes into room.
 func (w *Workload) kind(room []Serving) Kind {
+	rare := nothingRare
+	if len(w.ExcludeInbound)+len(w.ExcludeOutbound)+len(w.HostPorts)+len(w.Policies) > 0 {
+		rare = &Rarities{w.ExcludeInbound, w.ExcludeOutbound, w.HostPorts, w.Policies}
+	}
 	return Kind{
 		Traits: Traits{
 			Namespace: w.Namespace, ID: w.ID, MarkedPorts: w.MarkedPorts, Listed: w.Listed, HostNetwork: w.HostNetwork, Of: w.Of,
 			OwnerName: w.OwnerName, OwnerKind: w.OwnerKind, CanonicalName: w.CanonicalName, CanonicalRevision: w.CanonicalRevision, Cluster: w.Cluster,
 		},
-		ExcludeInbound: w.ExcludeInbound, ExcludeOutbound: w.ExcludeOutbound, HostPorts: w.HostPorts, Services: servings(room, w.Services), Policies: w.Policies,
+		Rarities: rare, Services: servings(room, w.Services),
 	}
 }
 
@@ -150,12 +162,14 @@ func (k *Kind) copy(one func(string) string) *Kind {
 	} {
 		*s = one(*s)
 	}
-	c.ExcludeInbound, c.ExcludeOutbound, c.HostPorts = slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts)
 	c.Services = slices.Clone(k.Services)
 	for i := range c.Services {
 		c.Services[i].Service = one(c.Services[i].Service)
 	}
-	c.Policies = slices.Clone(k.Policies)
+	if k.Rarities == nothingRare {
+		return &c
+	}
+	c.Rarities = &Rarities{slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts), slices.Clone(k.Policies)}
 	for i := range c.Policies {
 		c.Policies[i] = one(c.Policies[i])
 	}

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -18,6 +19,7 @@ import (
 	"tacit.dev/bench/scale/api"
 	"tacit.dev/control"
 	"tacit.dev/control/kube"
+	"tacit.dev/memory"
 )
 
 // The namespace and the account that nodes' tokens are of, and whom they are for.
@@ -27,6 +29,9 @@ const (
 	proxyAudience = "tacit-proxy"
 	agentAudience = "tacit-agent"
 )
+
+// heapLimit is what tacit-control would make of a container's limit of 1,500 MB.
+const heapLimit = 1_350_000_000
 
 // planeFlags are those of tacit-control in a lab, as far as they matter here, and our own.
 type planeFlags struct {
@@ -71,6 +76,7 @@ func runPlane(ctx context.Context, args []string) error {
 		return err
 	}
 	cfg.Log = log.Logger
+	memory.Bound(heapLimit)
 	client, err := kube.NewClient(f.kubeconfig)
 	if err != nil {
 		return err
@@ -85,7 +91,10 @@ func runPlane(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		return c.Run(ctx)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return c.Run(ctx) })
+		g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: cfg.Registry, Log: cfg.Log}) })
+		return g.Wait()
 	})
 }
 

@@ -11,7 +11,10 @@ import (
 	"os/signal"
 	"syscall"
 
+	"golang.org/x/sync/errgroup"
+
 	"tacit.dev/control"
+	"tacit.dev/memory"
 )
 
 // version is set by the linker.
@@ -31,11 +34,17 @@ func run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
+	if limit, told := memory.Limit(); told {
+		memory.Bound(limit / 10 * 9) // the rest is for the program itself, and what the kernel charges
+	}
 	return log.While(func() error {
 		c, err := control.New(cfg)
 		if err != nil {
 			return err
 		}
-		return c.Run(ctx)
+		g, ctx := errgroup.WithContext(ctx)
+		g.Go(func() error { return c.Run(ctx) })
+		g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: cfg.Registry, Log: cfg.Log}) })
+		return g.Wait()
 	})
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -85,6 +86,9 @@ func runProxy(ctx context.Context, args []string) error {
 	if err := dropPrivileges(); err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
+	if !f.profiles {
+		runtime.MemProfileRate = 0 // what samples would be kept in is more than a megabyte
+	}
 	conn, err := xds.Dial(f.dial)
 	if err != nil {
 		return fmt.Errorf("proxy: %w", err)
@@ -115,6 +119,9 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	if cfg.MaxQueued == 0 {
 		cfg.MaxQueued = maxQueued()
 	}
+	if limit, told := memory.Limit(); told {
+		memory.Bound(limit - cfg.MaxQueued)
+	}
 	p, err := proxy.New(cfg)
 	if err != nil {
 		return err
@@ -127,7 +134,7 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	g.Go(func() error { return keeper.Run(ctx) })
 	g.Go(func() error { return world.Run(ctx) })
 	g.Go(func() error { return p.Run(ctx) })
-	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log}) })
+	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log, Lean: true}) })
 	g.Go(func() error {
 		return admin.Run(ctx, admin.Config{
 			Addr: f.admin, Metrics: f.metrics, Profiles: f.profiles, Registry: reg, Ready: p.Ready, Log: log,
