@@ -31,8 +31,8 @@ const (
 	// reviewRate is how many reviews a second the API server is asked for, and
 	// maxReviewing how many may wait for it, each for reviewTime at most. Anybody who
 	// reaches control can ask for one; a new leader asks for two per node at once.
-	reviewRate   = 200
-	maxReviewing = 1000
+	reviewRate   = 400
+	maxReviewing = 4000
 	reviewTime   = 10 * time.Second
 )
 

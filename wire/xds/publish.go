@@ -193,8 +193,8 @@ func (r resource) entry(secret []byte, typeURL string, old *entry) (*entry, erro
 
 func worldResources(c mesh.Changes) []resource {
 	out := make([]resource, 0, len(c.Workloads)+len(c.Services)+len(c.Places)+len(c.Policies))
-	for _, w := range c.Workloads {
-		out = append(out, resource{w.UID, w, func() (proto.Message, error) { return acceptable(encodeWorkload(w)) }})
+	for _, w := range c.Workloads { // most are made for this one time: their pointers say nothing
+		out = append(out, resource{w.UID, nil, func() (proto.Message, error) { return acceptable(encodeWorkload(w)) }})
 	}
 	for _, s := range c.Services {
 		out = append(out, resource{s.Key(), s, func() (proto.Message, error) { return acceptable(encodeService(s)) }})
