@@ -17,6 +17,8 @@ const (
 	// busy is how many bytes a second a process allocates that has better things to do than to
 	// collect garbage often.
 	busy = 16 << 20
+	// learning is for how many looks a busy process is taken for one that has just begun.
+	learning = 6
 )
 
 // Bound has Go collect garbage the more often the nearer it comes to so many bytes. What
@@ -27,21 +29,40 @@ func Bound(bytes int64) {
 	}
 }
 
-// percent is how much garbage a lean process may have, in percent of what is in use: it has
-// allocated fresh bytes in that time.
-func percent(inUse, fresh uint64, in time.Duration) int {
-	if inUse == 0 || float64(fresh) > busy*in.Seconds() {
+// lean collects garbage early where much is in use, as long as the process is not busy.
+type lean struct {
+	before, percent int
+	looks           int
+}
+
+// begin: what is learned at first is kept, and lies the closer together the less garbage is
+// among it.
+func (l *lean) begin() {
+	l.percent = leastPercent
+	l.before = debug.SetGCPercent(l.percent)
+}
+
+func (l *lean) end() { debug.SetGCPercent(l.before) }
+
+// look is told what is in use, and what was allocated since the last look.
+func (l *lean) look(inUse, fresh uint64, since time.Duration) {
+	if next := l.next(inUse, float64(fresh) > busy*since.Seconds()); next != l.percent {
+		l.percent = next
+		debug.SetGCPercent(next)
+	}
+}
+
+// next is how much garbage there may be, in percent of what is in use. Who is busy in the
+// beginning is learning.
+func (l *lean) next(inUse uint64, isBusy bool) int {
+	l.looks++
+	switch {
+	case isBusy && l.percent == leastPercent && l.looks <= learning:
+		return leastPercent
+	case isBusy || inUse == 0:
 		return usual
 	}
 	return int(min(max(100*spare/inUse, leastPercent), usual))
-}
-
-// setPercent stops the world only if something is different.
-func setPercent(before, now int) int {
-	if now != before {
-		debug.SetGCPercent(now)
-	}
-	return now
 }
 
 // inUse is what the last collection has found.

@@ -8,21 +8,25 @@ import (
 	"time"
 )
 
-func TestPercent(t *testing.T) {
-	for _, row := range []struct {
-		inUse, fresh uint64 // in MB, the latter in 10 s
-		want         int
+func TestLeanByWhatIsInUse(t *testing.T) {
+	l := lean{percent: leastPercent}
+	for i, row := range []struct {
+		inUse uint64 // in MB
+		busy  bool
+		want  int
 	}{
-		{0, 0, 100},     // nothing is known yet
-		{4, 0, 100},     // a small process: there is nothing to save
-		{32, 1, 50},     //
-		{50, 150, 32},   // a large one, with changes of the mesh coming in
-		{50, 200, 100},  // and one that is busy
-		{1000, 100, 25}, // never less
+		{0, true, 25}, {30, true, 25}, // it learns what there is
+		{50, false, 32},  // a large one, with changes of the mesh coming in
+		{50, true, 100},  // now it has better things to do
+		{32, false, 50},  //
+		{4, false, 100},  // a small one: there is nothing to save
+		{999, false, 25}, // never less
+		{999, true, 100}, // the beginning is over
 	} {
-		if got := percent(row.inUse<<20, row.fresh<<20, 10*time.Second); got != row.want {
-			t.Errorf("%d MB in use, %d allocated: %d %%, want %d", row.inUse, row.fresh, got, row.want)
+		if got := l.next(row.inUse<<20, row.busy); got != row.want {
+			t.Errorf("row %d: %d %%, want %d", i, got, row.want)
 		}
+		l.percent = row.want
 	}
 }
 

@@ -62,12 +62,10 @@ func Run(ctx context.Context, cfg Config) error {
 			}, func() float64 { n, _ := sockets(cgroups); return n }))
 		}
 	}
-	garbage := usual
+	var l lean
 	if cfg.Lean {
-		// What is learned at first is kept, and lies the closer together the less garbage is
-		// among it.
-		garbage = leastPercent
-		defer debug.SetGCPercent(debug.SetGCPercent(garbage))
+		l.begin()
+		defer l.end()
 	}
 	tick := time.NewTicker(cfg.Every)
 	defer tick.Stop()
@@ -80,7 +78,7 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 		now := look()
 		if cfg.Lean {
-			garbage = setPercent(garbage, percent(inUse(), now.allocated-k.last, cfg.Every))
+			l.look(inUse(), now.allocated-k.last, cfg.Every)
 		}
 		if !k.isDue(now) {
 			continue
