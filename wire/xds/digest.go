@@ -76,9 +76,6 @@ func (d digests) bucket(name string) int {
 	return int(h.Sum64() % uint64(len(d)))
 }
 
-func (d digests) add(name string, h hash)    { d[d.bucket(name)].add(h) }
-func (d digests) remove(name string, h hash) { d[d.bucket(name)].remove(h) }
-
 // total is the digest of everything.
 func (d digests) total() []byte {
 	var sum digest

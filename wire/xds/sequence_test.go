@@ -428,8 +428,8 @@ func (c *simClient[T]) finish(last *leader, plain func(T) any, want func(string)
 			return fmt.Errorf("%v knows %+v: want %+v", c.from, v, w)
 		}
 	}
-	if len(c.applied) != n || max(len(c.held.hashes), len(c.foreign)) != n {
-		return fmt.Errorf("%v has applied %d and holds %d resources: want %d", c.from, len(c.applied), len(c.held.hashes), n)
+	if len(c.applied) != n || max(c.held.count, len(c.foreign)) != n {
+		return fmt.Errorf("%v has applied %d and holds %d resources: want %d", c.from, len(c.applied), c.held.count, n)
 	}
 	return nil
 }
