@@ -152,6 +152,8 @@ type enrolment struct {
 	withdrawn uint64
 	// told are its addresses by its agent, nil if that has not said.
 	told []netip.Addr
+	// others are further ones, as its agent sees them in the pod.
+	others []netip.Addr
 	// unkept says that its state is not remembered yet, so that nobody is told of it.
 	unkept bool
 	// markedPorts is mesh.Workload's, by its agent; news says that it has changed and no
@@ -168,9 +170,10 @@ type enrolment struct {
 	// counts is how it is counted.
 	counts counted
 	// at is where it is announced, nil if it is not; spreading is the publication that said
-	// so, 0 when every node decides by it.
-	at        []netip.Addr
-	spreading uint64
+	// so, 0 when every node decides by it. everywhere are those of at by which every node
+	// decides already.
+	at, everywhere []netip.Addr
+	spreading      uint64
 }
 
 // outlook is what an enrolment sees of the world besides its own pod.
@@ -220,11 +223,11 @@ func (e *enrolment) hear(r xds.Report) {
 	e.word, e.reason = free, r.Reason
 	switch r.State {
 	case xds.Captured:
-		e.word, e.told = captured, r.Addresses
+		e.word, e.told, e.others = captured, r.Addresses, r.Others
 		e.news = e.news || e.markedPorts != r.MarkedPorts
 		e.markedPorts = r.MarkedPorts
 	case xds.Released:
-		e.told = nil
+		e.told, e.others = nil, nil
 	case xds.Unprotected: // it is where it was
 	}
 }
@@ -237,9 +240,10 @@ func (e *enrolment) direct() bool { return e.state.direct() && !e.unkept }
 func (e *enrolment) announced(version uint64) bool {
 	switch {
 	case !e.direct() || e.pod.Workload == nil:
-		e.at, e.spreading = nil, 0
+		e.at, e.everywhere, e.spreading = nil, nil, 0
 	case !slices.Equal(e.at, e.pod.Workload.Addresses):
 		e.at, e.spreading = e.pod.Workload.Addresses, version
+		e.everywhere = slices.DeleteFunc(slices.Clone(e.everywhere), func(a netip.Addr) bool { return !slices.Contains(e.at, a) })
 		return true
 	}
 	return false
@@ -251,16 +255,8 @@ func (e *enrolment) spread(applied func() uint64) bool {
 	if e.spreading == 0 || applied() < e.spreading {
 		return false
 	}
-	e.spreading = 0
+	e.everywhere, e.spreading = e.at, 0
 	return true
-}
-
-// known is where every node knows the pod as announced.
-func (e *enrolment) known() []netip.Addr {
-	if e.spreading != 0 {
-		return nil
-	}
-	return e.at
 }
 
 // advance steps until nothing changes any more, and tells whether anything did.

@@ -2,7 +2,11 @@ package control
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 	"testing"
+
+	"tacit.dev/mesh"
 )
 
 // rule is one line of the state machine as a person would write it: "-" is any.
@@ -133,5 +137,35 @@ func TestMachineComesToRest(t *testing.T) {
 				})
 			}
 		}
+	}
+}
+
+// Where every node knows a pod stays so while they hear of more addresses of it.
+func TestKnownWhileMoreSpreads(t *testing.T) {
+	first, second := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.2.0.1")
+	e := &enrolment{state: Announced}
+	applied := uint64(0)
+	for version, step := range []struct{ at, before, after []netip.Addr }{
+		{[]netip.Addr{first}, nil, []netip.Addr{first}},
+		{[]netip.Addr{first, second}, []netip.Addr{first}, []netip.Addr{first, second}},
+		{[]netip.Addr{second}, []netip.Addr{second}, []netip.Addr{second}},
+	} {
+		e.pod.Workload = &mesh.Workload{Addresses: step.at}
+		if !e.announced(uint64(version) + 1) {
+			t.Errorf("%v: not announced", step.at)
+		}
+		e.spread(func() uint64 { return applied })
+		if !slices.Equal(e.everywhere, step.before) {
+			t.Errorf("%v is known before every node knows it: %v, want %v", step.at, e.everywhere, step.before)
+		}
+		applied = uint64(version) + 1
+		e.spread(func() uint64 { return applied })
+		if !slices.Equal(e.everywhere, step.after) {
+			t.Errorf("%v is known to every node: %v, want %v", step.at, e.everywhere, step.after)
+		}
+	}
+	e.state = Withdrawing
+	if e.announced(9); e.everywhere != nil {
+		t.Errorf("withdrawn, and known at %v", e.everywhere)
 	}
 }

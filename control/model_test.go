@@ -194,9 +194,9 @@ func (m *model) reconcile() {
 		m.t.Fatalf("not read: %+v", m.r.roster.said)
 	}
 	o := m.told.Objects()
-	o.Told, o.Vouched = make(map[string][]netip.Addr), make(map[string]bool)
+	o.Told, o.Others, o.Vouched = make(map[string][]netip.Addr), make(map[string][]netip.Addr), make(map[string]bool)
 	for uid, e := range m.r.roster.pods {
-		o.Told[uid], o.Vouched[uid] = e.said.Told, e.said.Vouched
+		o.Told[uid], o.Others[uid], o.Vouched[uid] = e.said.Told, e.said.Others, e.said.Vouched
 	}
 	if want, got := kube.Build(o, m.r.build), m.r.objects.Result(); !reflect.DeepEqual(want, got) {
 		m.t.Fatalf("control has read %+v\nthe objects say %+v; steps:\n%s", got, want, strings.Join(m.trace, "\n"))

@@ -288,7 +288,7 @@ func (r *roster) settle(e *enrolment, now time.Time) {
 	}
 	said := kube.Said{UID: e.pod.UID}
 	if !long {
-		said.Told, said.Vouched = e.told, e.word == captured && e.pod.Enrol && e.state.enrol()
+		said.Told, said.Others, said.Vouched = e.told, e.others, e.word == captured && e.pod.Enrol && e.state.enrol()
 	}
 	r.say(e, said)
 	want := e.condition(now, long)
@@ -304,7 +304,7 @@ func (r *roster) settle(e *enrolment, now time.Time) {
 // them, and whether it holds the pod captured as its labels ask. What one said that is away
 // for long may not be true any more.
 func (r *roster) say(e *enrolment, said kube.Said) {
-	if said.Vouched != e.said.Vouched || !slices.Equal(said.Told, e.said.Told) {
+	if said.Vouched != e.said.Vouched || !slices.Equal(said.Told, e.said.Told) || !slices.Equal(said.Others, e.said.Others) {
 		e.said = said
 		r.said = append(r.said, said)
 	}
@@ -331,7 +331,7 @@ func (r *roster) update() xds.Update {
 	for _, e := range slices.SortedFunc(maps.Keys(r.stirred), byUID) {
 		r.allowed.replace(&e.allowed, e.allowance())
 		told := e.pod.Pod
-		told.Enrol, told.Known = e.state.enrol(), e.known()
+		told.Enrol, told.Known = e.state.enrol(), e.everywhere
 		c := u.Pods[e.pod.Node]
 		c.Pods = append(c.Pods, told)
 		u.Pods[e.pod.Node], e.toldNode = c, true

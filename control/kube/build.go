@@ -33,6 +33,8 @@ type Objects struct {
 	// Told are the addresses of pods, by UID, as their agents have them: they know them
 	// before the pod's object says so.
 	Told map[string][]netip.Addr
+	// Others are further addresses of pods, by UID, that their agents see in them.
+	Others map[string][]netip.Addr
 	// Vouched are the pods, by UID, that a live agent holds captured, as their labels ask.
 	Vouched map[string]bool
 }
@@ -168,6 +170,7 @@ type build struct {
 func (b *build) labels(namespace string) map[string]string { return b.namespaces[namespace] }
 func (b *build) zone(node string) string                   { return b.zones[node] }
 func (b *build) told(uid string) []netip.Addr              { return b.objects.Told[uid] }
+func (b *build) others(uid string) []netip.Addr            { return b.objects.Others[uid] }
 func (b *build) vouched(uid string) bool                   { return b.objects.Vouched[uid] }
 func (b *build) at(a netip.Addr) *mesh.Workload            { return b.byAddress[a] }
 
@@ -208,12 +211,10 @@ func (b *build) places() {
 
 // claims decides about addresses that several objects claim.
 func (b *build) claims() {
-	claimed := make(map[netip.Addr][]*corev1.Pod, len(b.objects.Pods))
+	claimed := make(map[netip.Addr]*claimants, len(b.objects.Pods))
 	for _, p := range b.objects.Pods {
 		b.pods[p.Namespace+"/"+p.Name] = p
-		for _, a := range b.claimed(p) {
-			claimed[a] = append(claimed[a], p)
-		}
+		b.claimed(p, func(a netip.Addr) *claimants { return find(claimed, a, func() *claimants { return &claimants{} }) })
 	}
 	others := make(map[netip.Addr]claim, len(b.objects.Services)+len(b.objects.Nodes))
 	add := func(a netip.Addr, c claim) {
@@ -232,8 +233,9 @@ func (b *build) claims() {
 		}
 	}
 	b.result.Disputed = make(map[netip.Addr]bool)
-	for a, pods := range claimed {
-		if other, is := others[a]; is || len(pods) > 1 {
+	for a, all := range claimed {
+		other := others[a]
+		if pods, is := all.rivals(other); is {
 			d := b.decide(a, pods, other)
 			if b.disputes[a] = d; d.contested {
 				b.result.Places = append(b.result.Places, b.contestedPlace(a))

@@ -207,6 +207,73 @@ func TestClaims(t *testing.T) {
 	}
 }
 
+// What an agent sees in a pod besides is the pod's where the cluster's ranges have it, and nobody
+// else claims it: anybody who may change the network of a pod can give it any address.
+func TestOtherAddresses(t *testing.T) {
+	const objects = `
+apiVersion: v1
+kind: Pod
+metadata: {name: a, namespace: default, uid: uid-a, labels: {tacit.dev/mesh: "on"}}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.1}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: b, namespace: default, uid: uid-b}
+spec: {nodeName: n1}
+status: {podIP: 10.1.0.2}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: n1}
+status: {addresses: [{type: InternalIP, address: 10.8.0.1}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: s, namespace: default}
+spec: {clusterIP: 10.9.0.1}
+`
+	for _, row := range []struct {
+		name      string
+		a, b      string // what is seen in them
+		wantA     string
+		contested bool
+	}{
+		{"in a range", "10.1.0.9", "", "[10.1.0.1 10.1.0.9]", false},
+		{"its own one", "10.1.0.1", "", "[10.1.0.1]", false},
+		{"outside", "192.0.2.1", "", "[10.1.0.1]", false},
+		{"another pod's", "10.1.0.2", "", "[10.1.0.1]", false},
+		{"a node's", "10.8.0.1", "", "[10.1.0.1]", false},
+		{"a service's", "10.9.0.1", "", "[10.1.0.1]", false},
+		{"seen in both", "10.1.0.9", "10.1.0.9", "[10.1.0.1]", true},
+		{"its own one is seen in the other", "", "10.1.0.1", "[10.1.0.1]", false},
+		{"of the link", "fe80::1", "", "[10.1.0.1]", false},
+	} {
+		o, err := Decode([]byte(objects))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Others = make(map[string][]netip.Addr)
+		for uid, at := range map[string]string{"uid-a": row.a, "uid-b": row.b} {
+			if at != "" {
+				o.Others[uid] = []netip.Addr{netip.MustParseAddr(at)}
+			}
+		}
+		cfg := labConfig
+		cfg.Ranges = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
+		r := Build(o, cfg)
+		contested := slices.ContainsFunc(r.Places, func(p *mesh.Place) bool { return p.Contested })
+		if got := fmt.Sprint(r.Workloads[0].Addresses); got != row.wantA || contested != row.contested || len(r.Workloads) != 2 {
+			t.Errorf("%s: %s, contested %v, %d workloads: want %s, %v, 2", row.name, got, contested, len(r.Workloads), row.wantA, row.contested)
+		}
+		for _, p := range r.Pods {
+			if p.Contested {
+				t.Errorf("%s: pod %s counts as contested, which has its own address", row.name, p.Name)
+			}
+		}
+	}
+}
+
 // archive reads the objects of an archive, and finds its file "want".
 func archive(t *testing.T, a *txtar.Archive) (o Objects, want *txtar.File) {
 	t.Helper()

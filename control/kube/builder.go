@@ -21,7 +21,8 @@ import (
 //	Namespace                    its pods, if its labels differ
 //	Node                         its pods, if its zone differs; who claims its addresses
 //	Service, EndpointSlice       the service and its endpoints; who claims its addresses
-//	ranges                       services that name a pod which is not there
+//	ranges                       services that name a pod which is not there; pods in which their
+//	                             agents see others
 //	Mesh                         all pods, if its policy differs
 //
 // What stays the same keeps its pointer, and nothing that was given away is changed. One
@@ -59,6 +60,8 @@ type Said struct {
 	UID string
 	// Told are its addresses: see Objects.
 	Told []netip.Addr
+	// Others: see Objects.
+	Others []netip.Addr
 	// Vouched: see Objects.
 	Vouched bool
 }
@@ -67,7 +70,7 @@ type Said struct {
 type podState struct {
 	name      string // NAMESPACE/NAME
 	object    *corev1.Pod
-	addresses []netip.Addr // where it is, as it or its agent says
+	addresses []netip.Addr // where it is, as it or its agent says, others included
 	workload  *mesh.Workload
 	known     *Pod // whether or not another pod has its UID
 	serves    []share
@@ -379,12 +382,16 @@ func (b *Builder) claim(had, now []netip.Addr, name string, by func(*addressStat
 }
 
 func (b *Builder) hear(s Said) {
-	if len(s.Told) == 0 && !s.Vouched {
+	if len(s.Told)+len(s.Others) == 0 && !s.Vouched {
 		delete(b.said, s.UID)
 	} else {
 		b.said[s.UID] = s
 	}
-	if u := b.uids[s.UID]; u != nil {
+	b.rereadUID(s.UID)
+}
+
+func (b *Builder) rereadUID(uid string) {
+	if u := b.uids[uid]; u != nil {
 		for _, p := range u.pods {
 			b.batch.pods[p] = struct{}{}
 		}

@@ -155,16 +155,16 @@ func newBuilderTest() *builderTest {
 func (b *builderTest) apply(events []Event, said []Said) string {
 	b.objects.Apply(events)
 	for _, s := range said {
-		if b.said[s.UID] = s; len(s.Told) == 0 && !s.Vouched {
+		if b.said[s.UID] = s; len(s.Told)+len(s.Others) == 0 && !s.Vouched {
 			delete(b.said, s.UID)
 		}
 	}
 	had := b.builder.Result()
 	d := b.builder.Apply(events, said)
 	o := b.objects.Objects()
-	o.Told, o.Vouched = make(map[string][]netip.Addr), make(map[string]bool)
+	o.Told, o.Others, o.Vouched = make(map[string][]netip.Addr), make(map[string][]netip.Addr), make(map[string]bool)
 	for uid, s := range b.said {
-		o.Told[uid], o.Vouched[uid] = s.Told, s.Vouched
+		o.Told[uid], o.Others[uid], o.Vouched[uid] = s.Told, s.Others, s.Vouched
 	}
 	cfg := labConfig
 	cfg.Before = b.before
@@ -493,6 +493,11 @@ func (g *generator) said() Said {
 	s := Said{UID: g.of("u1", "u2", "u3", "u4", "u5", "u6"), Vouched: g.is(2)}
 	if g.is(2) {
 		s.Told = []netip.Addr{netip.MustParseAddr(g.podAddress())}
+	}
+	for g.is(2) {
+		if a, err := netip.ParseAddr(g.anyAddress()); err == nil && !slices.Contains(s.Others, a) {
+			s.Others = append(s.Others, a)
+		}
 	}
 	return s
 }

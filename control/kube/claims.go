@@ -29,12 +29,30 @@ func (c claim) before(d claim) bool {
 	return c.object < d.object
 }
 
-// claimed are the addresses that a pod claims for itself alone.
-func (r *reader) claimed(p *corev1.Pod) []netip.Addr {
+// claimants are the pods that claim an address for themselves alone: as their own one, or among
+// others that an agent sees in them. Whoever may change the network of a pod can give it any
+// address. So the latter count for nothing where anybody else claims it.
+type claimants struct{ own, among []*corev1.Pod }
+
+// claimed adds what a pod claims.
+func (r *reader) claimed(p *corev1.Pod, by func(netip.Addr) *claimants) {
 	if !isThere(p) || p.Spec.HostNetwork {
-		return nil
+		return
 	}
-	return r.addresses(p)
+	for _, a := range r.addresses(p) {
+		by(a).own = append(by(a).own, p)
+	}
+	for _, a := range r.others(p) {
+		by(a).among = append(by(a).among, p)
+	}
+}
+
+// rivals are the pods among which one is to be chosen, if that is not plain.
+func (c *claimants) rivals(other claim) (pods []*corev1.Pod, disputed bool) {
+	if other.object == "" && len(c.own) == 0 {
+		return c.among, len(c.among) > 1
+	}
+	return c.own, len(c.own) > 1 || len(c.among) > 0 || len(c.own) == 1 && other.object != ""
 }
 
 // decide finds out whose an address is that several objects claim. Addresses are given to
@@ -107,7 +125,7 @@ func (r *reader) isVouched(p *corev1.Pod, a netip.Addr) bool {
 // has spoken of the pod.
 func (r *reader) mayBeOfMesh(p *corev1.Pod) bool {
 	uid := string(p.UID)
-	return r.around.vouched(uid) || len(r.around.told(uid)) > 0 || r.quiet().wanted(p)
+	return r.around.vouched(uid) || len(r.around.told(uid)) > 0 || len(r.around.others(uid)) > 0 || r.quiet().wanted(p)
 }
 
 // tellClaims reports a claim that is not the usual: an address that goes from a pod that is

@@ -93,13 +93,17 @@ func (r *reader) podUID(p *corev1.Pod) string { return r.workloadUID("/Pod", p.N
 
 // workload is the pod as the others see it, nil while it has no address.
 func (r *reader) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
-	addrs := slices.DeleteFunc(r.addresses(p), func(a netip.Addr) bool {
+	isAnothers := func(a netip.Addr) bool {
 		d, is := r.around.disputed(a)
 		return is && d.holder != p
-	})
+	}
+	addrs := slices.DeleteFunc(r.addresses(p), isAnothers)
 	if len(addrs) == 0 {
 		return nil
 	}
+	// Those by which services lead to it come first.
+	addrs = slices.Concat(addrs, slices.DeleteFunc(r.others(p), isAnothers))
+	addrs = addrs[:min(len(addrs), maxAddresses)]
 	if len(p.Status.PodIPs) >= maxAddresses {
 		r.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d addresses: the others are not read", maxAddresses))
 	}
@@ -140,6 +144,18 @@ func (r *reader) addresses(p *corev1.Pod) []netip.Addr {
 		return slices.ContainsFunc(told, func(t netip.Addr) bool { return t.Is4() == a.Is4() })
 	})
 	return append(slices.Clone(told), all...)
+}
+
+// others are further addresses of the pod, as its agent sees them there, in the cluster's ranges.
+// Where they are in none, a wrong word would take what is really there from the whole mesh.
+func (r *reader) others(p *corev1.Pod) []netip.Addr {
+	if p.Spec.HostNetwork {
+		return nil
+	}
+	own := r.addresses(p)
+	return slices.DeleteFunc(slices.Clone(r.around.others(string(p.UID))), func(a netip.Addr) bool {
+		return slices.Contains(own, a) || !a.IsGlobalUnicast() || !r.around.isOurs(a)
+	})
 }
 
 func podAddresses(p *corev1.Pod) []netip.Addr {

@@ -25,6 +25,8 @@ type around interface {
 	zone(node string) string
 	// told are the addresses of a pod, by UID, as its agent has them.
 	told(uid string) []netip.Addr
+	// others are further addresses that its agent sees in it.
+	others(uid string) []netip.Addr
 	// vouched tells whether a live agent holds the pod captured, as its labels ask.
 	vouched(uid string) bool
 	// disputed tells whose an address is that several objects claim; is is false for others.

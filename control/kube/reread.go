@@ -82,10 +82,17 @@ func (b *Builder) tellNode(n *nodeState, name string) {
 // readAddresses finds out where the pods of the batch are. About all those addresses is
 // decided again: it depends on more of a pod.
 func (b *Builder) readAddresses() {
+	if b.batch.ranges {
+		for uid, s := range b.said {
+			if len(s.Others) > 0 {
+				b.rereadUID(uid)
+			}
+		}
+	}
 	for p := range b.batch.pods {
 		var now []netip.Addr
 		if p.object != nil && isThere(p.object) {
-			now = b.reader.addresses(p.object)
+			now = slices.Concat(b.reader.addresses(p.object), b.reader.others(p.object))
 		}
 		for _, a := range p.addresses {
 			if b.batch.addresses[a] = struct{}{}; !slices.Contains(now, a) {
@@ -110,7 +117,8 @@ func (b *Builder) decide() {
 		x := b.address(a)
 		had, holder, place := x.disputed, x.holder, x.place
 		x.disputed, x.holder, x.place = false, nil, nil
-		if pods, other := b.claims(x); len(pods) > 1 || len(pods) == 1 && other.object != "" {
+		all, other := b.claims(a, x)
+		if pods, is := all.rivals(other); is {
 			d := b.reader.decide(a, pods, other)
 			if x.disputed = true; d.holder != nil {
 				x.holder = b.pods[d.holder.Namespace+"/"+d.holder.Name]
@@ -135,11 +143,14 @@ func (b *Builder) decide() {
 }
 
 // claims are who claims an address for itself alone.
-func (b *Builder) claims(x *addressState) (pods []*corev1.Pod, other claim) {
+func (b *Builder) claims(a netip.Addr, x *addressState) (pods claimants, other claim) {
 	for _, p := range x.pods {
-		if !p.object.Spec.HostNetwork {
-			pods = append(pods, p.object)
-		}
+		b.reader.claimed(p.object, func(c netip.Addr) *claimants {
+			if c != a {
+				return &claimants{}
+			}
+			return &pods
+		})
 	}
 	if len(x.services) > 0 {
 		return pods, claimOfService(slices.Min(x.services))
@@ -490,8 +501,9 @@ func (b *Builder) zone(node string) string {
 	return ""
 }
 
-func (b *Builder) told(uid string) []netip.Addr { return b.said[uid].Told }
-func (b *Builder) vouched(uid string) bool      { return b.said[uid].Vouched }
+func (b *Builder) told(uid string) []netip.Addr   { return b.said[uid].Told }
+func (b *Builder) others(uid string) []netip.Addr { return b.said[uid].Others }
+func (b *Builder) vouched(uid string) bool        { return b.said[uid].Vouched }
 
 func (b *Builder) disputed(a netip.Addr) (d dispute, is bool) {
 	x := b.addresses[a]
@@ -524,6 +536,8 @@ func (b *Builder) at(a netip.Addr) *mesh.Workload {
 }
 
 func (b *Builder) isOurs(a netip.Addr) bool {
-	b.asks.ranges = true
+	if b.asks != nil { // of a pod it is known without
+		b.asks.ranges = true
+	}
 	return b.ranges.has(a)
 }

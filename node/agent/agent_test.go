@@ -53,14 +53,14 @@ func isClean(t *testing.T, ns *netns.NS) {
 	}
 }
 
-func isCaptured(t *testing.T, ns *netns.NS) {
+func isCaptured(t *testing.T, ns *netns.NS, own ...netip.Addr) {
 	t.Helper()
 	k, err := redirect.NewKernel()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer k.Close()
-	if err := k.Check(t.Context(), ns, redirect.Config{}); err != nil {
+	if err := k.Check(t.Context(), ns, redirect.Config{Own: own}); err != nil {
 		t.Error(err)
 	}
 	if n := listening(t, ns); n != 4 {
@@ -110,7 +110,7 @@ func TestAddWaitsUntilKnown(t *testing.T) {
 	if said := n.reports.until(t, "a", xds.Captured); !slices.Equal(said.Addresses, add.Addresses) {
 		t.Errorf("control was told of the addresses %v, want %v", said.Addresses, add.Addresses)
 	}
-	isCaptured(t, ns)
+	isCaptured(t, ns, add.Addresses...)
 	told.Known = []netip.Addr{netip.MustParseAddr("10.1.2.2")} // of an earlier sandbox
 	n.agent.Apply([]mesh.Pod{told})
 	n.ask(cni.Request{Command: cni.Del, ContainerID: "nobody"}) // what came before it has been heard
@@ -136,7 +136,7 @@ func TestAddWaitsNotForEver(t *testing.T) {
 	if err := n.ask(add); err != nil {
 		t.Errorf("ADD: %v", err)
 	}
-	isCaptured(t, ns)
+	isCaptured(t, ns, add.Addresses...)
 }
 
 func TestAddOfAPodOutsideTheMesh(t *testing.T) {

@@ -25,9 +25,11 @@ const (
 	partlyFor = time.Hour
 )
 
-// partlyReason is what control and people are told of such a pod.
-const partlyReason = "it forwards TCP for others (containers, machines or VPN clients within it), which is refused: it would leave in clear. " +
+// forwardsReason and othersReason are what control and people are told of such a pod.
+const forwardsReason = "it forwards TCP for others (containers, machines or VPN clients within it), which is refused: it would leave in clear. " +
 	"Exclude the destinations by the annotation tacit.dev/exclude-outbound, make what is within pods of their own, or label the pod tacit.dev/mesh=off"
+const othersReason = "it has addresses that the mesh does not know (tacit-control --cluster-cidr, clusterCIDRs of the chart, has no range for them), " +
+	"where TCP to it is refused: nobody would speak TLS. Add their ranges, or exclude the ports by the annotation tacit.dev/exclude-inbound"
 
 // guard is what the guard of a pod has dropped.
 type guard struct {
@@ -36,8 +38,9 @@ type guard struct {
 	// told is when the log was told, untold what it was not told of since.
 	told   time.Time
 	untold map[string]uint64
-	// forwarded is when it was last seen that forwarded packets were refused.
-	forwarded time.Time
+	// forwarded is when it was last seen that forwarded packets were refused, otherwise when
+	// that was so of connections to an address that the mesh does not know.
+	forwarded, otherwise time.Time
 }
 
 // countersOf reads the counters; that they cannot be read is told by who reads the rules.
@@ -73,16 +76,27 @@ func (g *guard) see(now map[string]uint64) map[string]uint64 {
 	return fresh
 }
 
-// noteForwarded takes in what is new in the counters.
-func (g *guard) noteForwarded(fresh map[string]uint64, now time.Time) {
+// noteRefused takes in what is new in the counters.
+func (g *guard) noteRefused(fresh map[string]uint64, now time.Time) {
 	if fresh["forwarded"] > 0 {
 		g.forwarded = now
 	}
+	if fresh["other_address"] > 0 {
+		g.otherwise = now
+	}
 }
 
-// isPartly reports whether the pod is partly protected: not all that it would send may leave.
-func (g *guard) isPartly(now time.Time) bool {
-	return !g.forwarded.IsZero() && now.Sub(g.forwarded) < partlyFor
+// partly is why the pod is partly protected, if it is: not all that it would send or get may
+// leave or come in.
+func (g *guard) partly(now time.Time) (reason string) {
+	is := func(last time.Time) bool { return !last.IsZero() && now.Sub(last) < partlyFor }
+	switch {
+	case is(g.forwarded):
+		return forwardsReason
+	case is(g.otherwise):
+		return othersReason
+	}
+	return ""
 }
 
 // hearGuard tells metrics and log what the guard of p has dropped.
@@ -92,7 +106,7 @@ func (a *Agent) hearGuard(p *pod, counters map[string]uint64, now time.Time) {
 	for kind, n := range fresh {
 		a.metrics.dropped.WithLabelValues(kind).Add(float64(n))
 	}
-	g.noteForwarded(fresh, now)
+	g.noteRefused(fresh, now)
 	if len(g.untold) == 0 || now.Sub(g.told) < guardSilence {
 		return
 	}

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -154,6 +156,42 @@ func shell(t *testing.T, ns *netns.NS, script string) {
 	}
 }
 
+// Addresses that a pod gets while it runs are told, and until the mesh knows them nobody gets in
+// there.
+func TestOtherAddressesAreTold(t *testing.T) {
+	n := startNode(t, t.TempDir(), nil)
+	dialProxy(t, n.dir, nil)
+	ns, path := namespace(t, "a")
+	peer, peerPath := namespace(t, "peer")
+	shell(t, ns, "ip link add up0 type veth peer name up1 netns "+peerPath+" && ip addr add 10.50.0.1/24 dev up0 && ip link set up0 up")
+	shell(t, peer, "ip addr add 10.50.0.9/24 dev up1 && ip link set up1 up")
+	n.agent.Apply([]mesh.Pod{word("a", true)})
+	add := addOf("a", path)
+	add.Addresses = []netip.Addr{netip.MustParseAddr("10.50.0.1")}
+	told := make(chan error, 1)
+	go func() { told <- n.ask(add) }()
+	n.reports.until(t, "a", xds.Captured)
+	other := netip.MustParseAddr("10.50.0.2")
+	shell(t, ns, "ip addr add 10.50.0.2/24 dev up0")
+	r := n.reports.untilIs
+	r(t, "the other address is told", func() bool { return slices.Equal(n.reports.last["a"].Others, []netip.Addr{other}) })
+	dial := func() error {
+		return peer.Do(func() error { _, err := net.DialTimeout("tcp", "10.50.0.2:80", 2*time.Second); return err })
+	}
+	if err := dial(); !errors.Is(err, unix.ECONNREFUSED) {
+		t.Errorf("before the mesh knows the address: %v, want refused", err)
+	}
+	w := word("a", true)
+	w.Known = []netip.Addr{netip.MustParseAddr("10.50.0.1"), other}
+	n.agent.Apply([]mesh.Pod{w})
+	if err := <-told; err != nil {
+		t.Fatal(err)
+	}
+	n.eventually("it is captured there", func() bool { return dial() == nil })
+	shell(t, ns, "ip addr del 10.50.0.2/24 dev up0")
+	r(t, "it is told that the address is gone", func() bool { return len(n.reports.last["a"].Others) == 0 })
+}
+
 // Who forwards again and again is told of once, and an hour after the last time no more.
 func TestPartlyProtectedForAWhile(t *testing.T) {
 	var g guard
@@ -169,10 +207,12 @@ func TestPartlyProtectedForAWhile(t *testing.T) {
 		{partlyFor, map[string]uint64{"forwarded": 1}, true},
 		{2*partlyFor - time.Second, nil, true},
 		{2 * partlyFor, nil, false},
+		{3 * partlyFor, map[string]uint64{"other_address": 1}, true},
+		{4 * partlyFor, nil, false},
 	} {
 		at := now.Add(step.after)
-		g.noteForwarded(step.fresh, at)
-		if got := g.isPartly(at); got != step.partly {
+		g.noteRefused(step.fresh, at)
+		if got := g.partly(at) != ""; got != step.partly {
 			t.Errorf("after %v: %v", step.after, got)
 		}
 	}

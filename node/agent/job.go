@@ -183,21 +183,22 @@ func (a *Agent) capture(ctx context.Context, p *pod) {
 		return
 	}
 	ns, word := p.ns, *p.rec.Word
+	rules := p.redirectionBy(word)
 	apply := a.kernel.Apply
 	if p.rules == stale {
 		apply = a.kernel.Repair
 	}
 	p.rules = stale // if it fails, nobody knows
 	a.job(ctx, p, func(ctx context.Context) error {
-		return apply(ctx, ns, redirection(word))
+		return apply(ctx, ns, rules)
 	}, func(err error) {
 		a.metrics.captures.WithLabelValues(result(err)).Inc()
 		p.fail(err, time.Now())
 		// Control may have said something else meanwhile.
-		if err == nil && sameRules(word, *p.rec.Word) {
+		if err == nil && p.sameRules(word, *p.rec.Word) {
 			p.rules = capturing
 		}
-		p.guard.last, p.guard.forwarded = nil, time.Time{} // other rules may refuse something else
+		p.guard.last, p.guard.forwarded, p.guard.otherwise = nil, time.Time{}, time.Time{} // other rules may refuse something else
 		a.checkSoon(p)
 		a.watch(ctx, p)
 	})
@@ -351,6 +352,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 	var wrong error
 	var ports [2]uint16
 	var counters map[string]uint64
+	var at []netip.Addr
 	p.check = time.Now().Add(a.cfg.CheckInterval*9/10 + rand.N(a.cfg.CheckInterval/5+1))
 	p.checked = time.Now()
 	a.job(ctx, p, func(ctx context.Context) error {
@@ -362,7 +364,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		if rules != capturing && rules != draining {
 			return nil
 		}
-		ports, counters = ephemeralPorts(ns), countersOf(ns)
+		ports, counters, at = ephemeralPorts(ns), countersOf(ns), addressesOf(ns)
 		wrong = a.kernel.Check(ctx, ns, want)
 		if wrong == nil {
 			return nil
@@ -370,6 +372,7 @@ func (a *Agent) check(ctx context.Context, p *pod) {
 		return a.kernel.Repair(ctx, ns, want)
 	}, func(err error) {
 		a.hearPorts(p, ports)
+		p.hearAddresses(at)
 		a.hearGuard(p, counters, time.Now())
 		switch {
 		case wrong == nil:

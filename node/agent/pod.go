@@ -84,11 +84,14 @@ type pod struct {
 	// recovering: not yet looked at since the agent began.
 	recovering bool
 	// reported is the last state that control has been told, and of a captured pod
-	// reportedPorts the last markedPorts.
-	reported      xds.PodState
-	reportedPorts bool
+	// reportedPorts the last markedPorts, reportedOthers the last others.
+	reported       xds.PodState
+	reportedPorts  bool
+	reportedOthers []netip.Addr
 	// markedPorts: the namespace gives programs source ports that hint at direct.
 	markedPorts bool
+	// others are addresses that the namespace has besides those of reached.
+	others []netip.Addr
 	// ports are those that the proxy has been told last; zeros if it has not.
 	ports  [2]uint16
 	logged string // last reason told of it being unprotected
@@ -267,11 +270,19 @@ func (p *pod) redirection() redirect.Config {
 	if p.rules == draining || p.rec.Word == nil {
 		return redirect.Config{Drain: true}
 	}
-	return redirection(*p.rec.Word)
+	return p.redirectionBy(*p.rec.Word)
 }
 
-func redirection(w mesh.Pod) redirect.Config {
-	return redirect.Config{ExcludeOutbound: w.ExcludeOutbound, ExcludeInbound: w.ExcludeInbound, ProbePorts: w.ProbePorts}
+// redirectionBy is the rules that a word asks for.
+func (p *pod) redirectionBy(w mesh.Pod) redirect.Config {
+	return redirect.Config{ExcludeOutbound: w.ExcludeOutbound, ExcludeInbound: w.ExcludeInbound, ProbePorts: w.ProbePorts, Own: p.own(w)}
+}
+
+// own is where the mesh knows the pod, or is about to; nothing if nobody has said so yet.
+func (p *pod) own(w mesh.Pod) []netip.Addr {
+	all := slices.Concat(p.reached(), w.Known)
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all)
 }
 
 // info is what the proxy is told.
@@ -294,7 +305,7 @@ func (p *pod) hear(w mesh.Pod, now time.Time) bool {
 	if old != nil && old.ID != w.ID && p.proxy != saidDrain && p.proxy != saysDrained {
 		p.proxy = unsaid
 	}
-	if p.rules == capturing && (old == nil || !sameRules(*old, w)) {
+	if p.rules == capturing && (old == nil || !p.sameRules(*old, w)) {
 		p.rules = stale
 	}
 	p.rec.Word = &w
@@ -303,8 +314,8 @@ func (p *pod) hear(w mesh.Pod, now time.Time) bool {
 }
 
 // sameRules: what the node's addresses are, which some rules need, does not change.
-func sameRules(a, b mesh.Pod) bool {
-	return redirect.Ruleset(redirection(a)) == redirect.Ruleset(redirection(b)) && slices.Equal(a.ProbePorts, b.ProbePorts)
+func (p *pod) sameRules(a, b mesh.Pod) bool {
+	return redirect.Ruleset(p.redirectionBy(a)) == redirect.Ruleset(p.redirectionBy(b)) && slices.Equal(a.ProbePorts, b.ProbePorts)
 }
 
 func sameWord(a, b mesh.Pod) bool {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
+	"slices"
 	"time"
 
 	"tacit.dev/mesh"
@@ -207,24 +209,26 @@ func (a *Agent) report(p *pod, now time.Time) {
 	case p.isRestless() && !p.gone:
 		state, reason = xds.Unprotected, p.restlessReason()
 	case p.rules == capturing && !p.gone:
-		if state = xds.Captured; p.guard.isPartly(now) {
-			reason = partlyReason
-		}
+		state, reason = xds.Captured, p.guard.partly(now)
 	case p.unprotected(now, a.cfg.ProtectWithin):
 		state, reason = xds.Unprotected, p.waitsFor(a.proxy != nil)
 	case p.reported != "" && !p.enrolled() && p.rules == noRules && len(p.listeners) == 0:
 		state = xds.Released
 	}
 	ports := state == xds.Captured && p.markedPorts
+	var others []netip.Addr
+	if state == xds.Captured {
+		others = p.others
+	}
 	same := reason == p.logged || reason == "" && p.rules != capturing
-	if state == p.reported && ports == p.reportedPorts && same {
+	if state == p.reported && ports == p.reportedPorts && slices.Equal(others, p.reportedOthers) && same {
 		return
 	}
-	p.reported, p.reportedPorts, p.logged = state, ports, reason
-	a.cfg.Log.Log(context.Background(), levelOf(state), "pod "+string(state), append(p.attrs(), "reason", reason, "marked_ports", ports)...)
+	p.reported, p.reportedPorts, p.reportedOthers, p.logged = state, ports, others, reason
+	a.cfg.Log.Log(context.Background(), levelOf(state), "pod "+string(state), append(p.attrs(), "reason", reason, "marked_ports", ports, "other_addresses", others)...)
 	said := xds.Report{UID: p.uid(), Namespace: p.rec.Namespace, Name: p.rec.Name, State: state, Reason: reason}
 	if state == xds.Captured {
-		said.Addresses, said.MarkedPorts = p.reached(), ports
+		said.Addresses, said.MarkedPorts, said.Others = p.reached(), ports, others
 	}
 	a.tellControl(said)
 	if state == xds.Released {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -338,8 +339,7 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 	if err != nil {
 		return nil, &finalError{err}
 	}
-	f := d.facts.Load()
-	own, ok := f.address(t.addr.Addr().Is6())
+	own, ok := d.source(t)
 	if !ok {
 		return nil, refuse(reasonNoAddress, flagUpstreamFailure, "dial %s: the pod has no address of that family", t.addr)
 	}
@@ -368,6 +368,21 @@ func (d *pod) handshake(ctx context.Context, tn *turn, t target, j *journey, fir
 	pc := d.newPeerConn(c, leaf)
 	pc.to = to
 	return pc, nil
+}
+
+// source is from where t is dialed: the pod's own address of that family. To a further address of
+// a pod a network may lead by which nothing comes back to the own one: there it is the kernel's
+// choice.
+func (d *pod) source(t target) (netip.Addr, bool) {
+	to := t.addr.Addr()
+	first, ok := addressLike(t.workload, to)
+	if ok && first != to && slices.Contains(t.workload.Addresses, to) {
+		if to.Is6() {
+			return netip.IPv6Unspecified(), true
+		}
+		return netip.IPv4Unspecified(), true
+	}
+	return d.facts.Load().address(to.Is6())
 }
 
 // awaitsTLS reports whether the receiver waits for TLS from this pod even if the port does

@@ -329,3 +329,32 @@ func TestBegunWhileItIsDialled(t *testing.T) {
 	say(t, conn, "hello")
 	await(t, "it is counted", func() bool { return n1.count("tacit_connections_total", "direction=outbound", "kind=mutual_tls") == 1 })
 }
+
+// A pod has an address in a second network: it is reached there by TLS, from the client's own
+// address there, for the network may know no other.
+func TestFurtherAddressOfAPod(t *testing.T) {
+	c, client, server := pair(t)
+	further := map[*testPod][]netip.Addr{
+		client: {netip.MustParseAddr("10.99.0.1"), netip.MustParseAddr("fd99::1")},
+		server: {netip.MustParseAddr("10.99.0.2"), netip.MustParseAddr("fd99::2")},
+	}
+	for p, at := range further {
+		p.space.do(t, func() error {
+			return sh(fmt.Sprintf("ip addr add %s/24 dev eth0; ip addr add %s/64 dev eth0 nodad", at[0], at[1]))
+		})
+		p.wl.Addresses = append(p.wl.Addresses, at...)
+	}
+	c.publish()
+	app := server.serve(8080, echo)
+	for i, at := range further[server] {
+		say(t, mustDial(t, client, netip.AddrPortFrom(at, 8080)), "in the second network")
+		if from := <-app.seen; from.Addr() != further[client][i] {
+			t.Errorf("the server saw %s: want %s", from, further[client][i])
+		}
+	}
+	for _, n := range c.nodes {
+		if n := n.count("tacit_connections_total", "kind=mutual_tls"); n != 2 {
+			t.Errorf("%v by TLS: want 2", n)
+		}
+	}
+}

@@ -14,10 +14,11 @@ import (
 //	incoming      from the network, past the proxy
 //	forwarded     of somebody else, through the pod; it is reset
 //	link_local    a connection from an IPv6 link-local address; it is reset
+//	other_address a connection to an address of the pod's that the mesh does not know; it is reset
 //	source_port   a connection that an application opens from a port that is left alone on
 //	              the way in; it is reset
 func Kinds() []string {
-	return []string{"reply", "untranslated", "outgoing", "incoming", "forwarded", "link_local", "source_port"}
+	return []string{"reply", "untranslated", "outgoing", "incoming", "forwarded", "link_local", "other_address", "source_port"}
 }
 
 // maxFlows bounds what each set holds from the start.

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -716,5 +717,49 @@ func TestEndsOfACapturedOneServeAgain(t *testing.T) {
 				talk(t, "new, with the same ends", fresh, w.accept(atPod))
 			})
 		})
+	}
+}
+
+// At an address at which the mesh does not know the pod nobody would speak TLS.
+func TestOtherAddressesAreRefused(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		other := netip.MustParseAddr(map[int]string{4: "10.77.0.9", 6: "fd77::9"}[f.number])
+		w.do(w.pod, func() error { return addAddress("toPeer", other) })
+		inbound, atPod := w.listen(w.pod, f.any, mesh.InboundPort), w.listen(w.pod, f.any, 8080)
+		older := w.dial(w.peer, other, 8080)
+		olderApp := w.accept(atPod)
+		var own []netip.Addr
+		for _, f := range families() {
+			own = append(own, f.pod)
+		}
+		w.apply(Config{Own: own, ExcludeInbound: []uint16{22}})
+		talk(t, "older", older, olderApp)
+		if err := w.peer.Do(func() error { return try(netip.AddrPortFrom(other, 8080)) }); !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("to an address that is not known: %v, want refused", err)
+		}
+		if n, err := Counters(w.pod); err != nil || n["other_address"] != 1 {
+			t.Errorf("counted %v, %v", n, err)
+		}
+		talk(t, "to a known one", w.dial(w.peer, f.pod, 8080), w.accept(inbound))
+		excluded := w.listen(w.pod, f.any, 22)
+		talk(t, "to an excluded port", w.dial(w.peer, other, 22), w.accept(excluded))
+		w.apply(Config{Own: append(own, other)})
+		talk(t, "known by now", w.dial(w.peer, other, 8080), w.accept(inbound))
+		talk(t, "older, still", older, olderApp)
+	})
+}
+
+// What others may reach the pod by: no address of lo, of the link, or within.
+func TestAddressesByWhichOthersReachIt(t *testing.T) {
+	w := newWorld(t)
+	w.within()
+	w.do(w.pod, func() error { return addAddress("lo", netip.MustParseAddr("10.99.0.1")) })
+	got, err := Addresses(w.pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []netip.Addr{netip.MustParseAddr("10.77.0.2"), netip.MustParseAddr("10.88.0.1"), netip.MustParseAddr("fd77::2"), netip.MustParseAddr("fd88::1")}
+	if !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
 	}
 }

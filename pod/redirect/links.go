@@ -3,11 +3,14 @@ package redirect
 import (
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/pod/netns"
 )
 
 // links are the interfaces of a pod that are up, without lo, by index.
@@ -122,6 +125,35 @@ func defaultLinks(h *netlink.Handle) (found []int, err error) {
 	}
 	return found, nil
 }
+
+// Addresses are those, sorted, by which others may reach the pod: global ones of the
+// interfaces by which packets may leave it.
+func Addresses(ns *netns.NS) (all []netip.Addr, err error) {
+	err = inside(ns, func(h *netlink.Handle, families []int) error {
+		out, err := outLinks(h)
+		if err != nil {
+			return err
+		}
+		for _, f := range families {
+			addrs, err := h.AddrList(nil, f)
+			if err != nil {
+				return fmt.Errorf("list addresses: %w", err)
+			}
+			for _, a := range addrs {
+				ip, _ := netip.AddrFromSlice(a.IP)
+				if ip = ip.Unmap(); ip.IsGlobalUnicast() && slices.Contains(out, a.LinkIndex) && a.Flags&unusable == 0 {
+					all = append(all, ip)
+				}
+			}
+		}
+		return nil
+	})
+	slices.SortFunc(all, netip.Addr.Compare)
+	return slices.Compact(all), err
+}
+
+// unusable has an address that is not the pod's yet, or that another host has (IPv6).
+const unusable = unix.IFA_F_TENTATIVE | unix.IFA_F_DADFAILED
 
 // upLinks are lo and those that a socket may be bound to: it then has no other routes than
 // those of that interface.

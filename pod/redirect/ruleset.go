@@ -24,6 +24,9 @@ type Config struct {
 	// ProbePorts are left alone for those who call from the pod's node, and from
 	// nowhere else. Only Kernel knows their addresses.
 	ProbePorts []uint16
+	// Own are the addresses at which the mesh knows the pod. At others of the pod's nobody
+	// would speak TLS, so what comes there is refused. None means that it is not known.
+	Own []netip.Addr
 	// Drain captures nothing new, and keeps what was captured alive: a pod on
 	// its way out.
 	Drain bool
@@ -300,6 +303,7 @@ func led(c Config) string {
 	}
 	b.WriteString(innerBegins)
 	fmt.Fprintf(&b, fromNetwork, mesh.ResetMark)
+	b.WriteString(otherAddress(c))
 	return b.String()
 }
 
@@ -339,12 +343,27 @@ const fromNetwork = `
 	}
 	chain from_network_begins {
 		ip6 saddr fe80::/10 goto link_local
+		jump other_address
 	}
 	chain link_local {
 		jump left_alone
 		meta mark set %#[1]x counter name link_local meta l4proto tcp reject with tcp reset
 	}
 `
+
+// otherAddress refuses what comes to an address at which the mesh does not know the pod.
+func otherAddress(c Config) string {
+	var b strings.Builder
+	b.WriteString("\tchain other_address {\n")
+	for _, a := range c.Own {
+		fmt.Fprintf(&b, "\t\t%s daddr %s return\n", familyOf(a), a)
+	}
+	if len(c.Own) > 0 {
+		fmt.Fprintf(&b, "\t\tjump left_alone\n\t\tmeta mark set %#x counter name other_address meta l4proto tcp reject with tcp reset\n", mesh.ResetMark)
+	}
+	b.WriteString("\t}\n")
+	return b.String()
+}
 
 // inbound leads what comes to the proxy. The nat chains see only packets of which
 // conntrack knows nothing: the first one of a connection, or one from the middle when it has

@@ -28,6 +28,9 @@ func configs() map[string]Config {
 			},
 			ExcludeInbound: []uint16{22, 9090},
 		},
+		"own": {
+			Own: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")},
+		},
 		"probes": {
 			ProbePorts: []uint16{8080, 9090},
 			node:       []netip.Addr{netip.MustParseAddr("10.244.1.1"), netip.MustParseAddr("fd00::1")},

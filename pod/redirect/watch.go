@@ -13,7 +13,7 @@ import (
 )
 
 // Watch calls changed, from one of two goroutines, whenever somebody, we
-// included, changes nftables, routing rules, routes or filters in the namespace, until
+// included, changes nftables, routing rules, routes, filters or addresses in the namespace, until
 // ctx ends; it then returns nil. One call may stand for several changes, also
 // for changes that were lost. The namespace may be closed meanwhile; it lives
 // until Watch returns.
@@ -24,7 +24,8 @@ func Watch(ctx context.Context, ns *netns.NS, changed func()) error {
 	}
 	defer nft.Close()
 	route, err := subscribe(ns, unix.NETLINK_ROUTE,
-		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC)
+		unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE, unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE, unix.RTNLGRP_TC,
+		unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR)
 	if err != nil {
 		return err
 	}

@@ -167,7 +167,7 @@ func encodeReport(r Report, sequence uint64) *message.PodReport {
 	case Unprotected:
 		state = message.PodState_POD_STATE_UNPROTECTED
 	}
-	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason, Addresses: encodeAddresses(r.Addresses), MarkedPorts: r.MarkedPorts}
+	return &message.PodReport{Sequence: sequence, Uid: r.UID, Namespace: r.Namespace, Name: r.Name, State: state, Reason: r.Reason, Addresses: encodeAddresses(r.Addresses), MarkedPorts: r.MarkedPorts, Others: encodeAddresses(r.Others)}
 }
 
 func decodeReport(m *message.PodReport) (Report, error) {
@@ -190,6 +190,9 @@ func decodeReport(m *message.PodReport) (Report, error) {
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: %v", r.UID, err)
 	}
 	r.Addresses = mesh.OneOfEach(r.Addresses)
+	if r.Others, err = decodeAddresses(m.GetOthers()); err != nil {
+		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: further %v", r.UID, err)
+	}
 	if r.UID == "" || max(len(r.UID), len(r.Namespace), len(r.Name)) > maxName || len(r.Reason) > 4*maxName {
 		return r, status.Errorf(codes.InvalidArgument, "report of pod %.64q: want a uid, and names and a reason that are short", r.UID)
 	}

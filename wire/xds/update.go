@@ -50,6 +50,9 @@ type Report struct {
 	// Addresses are where a captured pod is reached, if a runtime has told the agent:
 	// control knows them by this before they are in the pod's object.
 	Addresses []netip.Addr
+	// Others are further addresses that a captured pod has, as its kernel tells: of a second
+	// network, or given by the network itself.
+	Others []netip.Addr
 	// MarkedPorts is mesh.Workload's, of a captured pod.
 	MarkedPorts bool
 }

@@ -761,7 +761,9 @@ type PodReport struct {
 	// Where a captured pod is reached, if a runtime has told the agent.
 	Addresses [][]byte `protobuf:"bytes,8,rep,name=addresses,proto3" json:"addresses,omitempty"`
 	// The pod's kernel gives its programs source ports that hint at direct.
-	MarkedPorts   bool `protobuf:"varint,9,opt,name=marked_ports,json=markedPorts,proto3" json:"marked_ports,omitempty"`
+	MarkedPorts bool `protobuf:"varint,9,opt,name=marked_ports,json=markedPorts,proto3" json:"marked_ports,omitempty"`
+	// Further addresses that a captured pod has, as its kernel tells.
+	Others        [][]byte `protobuf:"bytes,10,rep,name=others,proto3" json:"others,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -857,6 +859,13 @@ func (x *PodReport) GetMarkedPorts() bool {
 		return x.MarkedPorts
 	}
 	return false
+}
+
+func (x *PodReport) GetOthers() [][]byte {
+	if x != nil {
+		return x.Others
+	}
+	return nil
 }
 
 // ReportAck says that control has taken every report up to sequence.
@@ -957,7 +966,7 @@ const file_node_proto_rawDesc = "" +
 	"\tExclusion\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\x12\x12\n" +
-	"\x04port\x18\x03 \x01(\rR\x04port\"\x8b\x02\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\"\xa3\x02\n" +
 	"\tPodReport\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x16\n" +
 	"\x06synced\x18\x02 \x01(\bR\x06synced\x12\x10\n" +
@@ -967,7 +976,9 @@ const file_node_proto_rawDesc = "" +
 	"\x05state\x18\x06 \x01(\x0e2\x17.tacit.node.v1.PodStateR\x05state\x12\x16\n" +
 	"\x06reason\x18\a \x01(\tR\x06reason\x12\x1c\n" +
 	"\taddresses\x18\b \x03(\fR\taddresses\x12!\n" +
-	"\fmarked_ports\x18\t \x01(\bR\vmarkedPorts\"'\n" +
+	"\fmarked_ports\x18\t \x01(\bR\vmarkedPorts\x12\x16\n" +
+	"\x06others\x18\n" +
+	" \x03(\fR\x06others\"'\n" +
 	"\tReportAck\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence*p\n" +
 	"\bPodState\x12\x19\n" +
