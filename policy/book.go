@@ -1,0 +1,115 @@
+package policy
+
+import (
+	"hash/maphash"
+	"slices"
+
+	"tacit.dev/mesh"
+)
+
+// Book has what was compiled, so that it is compiled once: a policy for all workloads, and a
+// Set for all workloads to which the same policies apply. The zero Book is empty and usable.
+// It is not safe for concurrent use; its Sets are.
+type Book struct {
+	policies map[*mesh.Policy]*compiled
+	sets     map[uint64][]*page
+	before   *Book
+}
+
+// page is a Set, and of what it was made.
+type page struct {
+	policies []*mesh.Policy
+	unknown  []string
+	set      *Set
+}
+
+// Next is the Book for the time after a change. It takes over from b what it is asked for,
+// until Close.
+func (b *Book) Next() *Book { return &Book{before: b} }
+
+// Close forgets what nobody has asked this Book for.
+func (b *Book) Close() { b.before = nil }
+
+// Compile is the package's, but that it does nothing twice. Policies are the same if they
+// are the same pointers.
+func (b *Book) Compile(policies []*mesh.Policy, unknown []string) *Set {
+	h := hashOf(policies, unknown)
+	if p := b.find(h, policies, unknown); p != nil {
+		return p.set
+	}
+	p := b.before.find(h, policies, unknown)
+	if p == nil {
+		p = &page{slices.Clone(policies), slices.Clone(unknown), b.newSet(policies, unknown)}
+	}
+	for _, one := range policies {
+		b.policy(one) // what a Set was made of is kept as long as it
+	}
+	if b.sets == nil {
+		b.sets = make(map[uint64][]*page)
+	}
+	b.sets[h] = append(b.sets[h], p)
+	return p.set
+}
+
+var seed = maphash.MakeSeed()
+
+func hashOf(policies []*mesh.Policy, unknown []string) uint64 {
+	var h maphash.Hash
+	h.SetSeed(seed)
+	for _, p := range policies {
+		maphash.WriteComparable(&h, p)
+	}
+	for _, name := range unknown {
+		maphash.WriteComparable(&h, name)
+	}
+	return h.Sum64()
+}
+
+func (b *Book) find(h uint64, policies []*mesh.Policy, unknown []string) *page {
+	if b == nil {
+		return nil
+	}
+	for _, p := range b.sets[h] {
+		if slices.Equal(p.policies, policies) && slices.Equal(p.unknown, unknown) {
+			return p
+		}
+	}
+	return nil
+}
+
+func (b *Book) newSet(policies []*mesh.Policy, unknown []string) *Set {
+	s := &Set{unknown: slices.Clone(unknown)}
+	var enforced, tried []*compiled
+	for _, p := range policies {
+		c := b.policy(p)
+		tried = append(tried, c)
+		if !c.dryRun {
+			enforced = append(enforced, c)
+		}
+	}
+	s.enforced = newDecision(enforced)
+	if len(tried) > len(enforced) {
+		d := newDecision(tried)
+		s.tried = &d
+	}
+	return s
+}
+
+// policy compiles p, unless this Book or the one before has it.
+func (b *Book) policy(p *mesh.Policy) *compiled {
+	if c := b.policies[p]; c != nil {
+		return c
+	}
+	var c *compiled
+	if b.before != nil {
+		c = b.before.policies[p]
+	}
+	if c == nil {
+		c = compile(p)
+	}
+	if b.policies == nil {
+		b.policies = make(map[*mesh.Policy]*compiled)
+	}
+	b.policies[p] = c
+	return c
+}
