@@ -69,7 +69,13 @@ var only = map[string][]string{
 }
 
 // standard packages import the standard library and each other, nothing else.
-var standard = []string{"mesh", "pause", "pod/cni", "cmd/tacit-cni"}
+var standard = []string{"mesh", "pause", "pod/cni", "cmd/tacit-cni", "policy"}
+
+// pure packages decide: they import nothing that reads a clock, does I/O, or waits.
+var (
+	pure = []string{"policy", "waypoint/route"}
+	acts = []string{"context", "io", "log", "log/slog", "net", "net/http", "os", "sync", "syscall", "time"}
+)
 
 // never: what a package must not import, whatever its layer allows.
 var never = map[string][]string{
@@ -215,6 +221,9 @@ func TestImportsOfModules(t *testing.T) {
 				if to, ok := ours(imported); ok && strings.HasPrefix(to, prefix) {
 					t.Errorf("%s imports %s: never", folder, to)
 				}
+			}
+			if slices.Contains(pure, folder) && slices.Contains(acts, imported) {
+				t.Errorf("%s imports %s: it only decides", folder, imported)
 			}
 			to, _ := ours(imported)
 			if slices.Contains(standard, folder) && outside(imported) && !slices.Contains(standard, to) {

@@ -56,6 +56,9 @@ type Flow struct {
 	Opened, Closed time.Time
 	// Sent went from source to destination, Received came back; bytes of the application.
 	Sent, Received int64
+	// Policy is the Key of the policy that decided, "" for none. DryRun says what would have
+	// been decided if those of a dry run were enforced, "" if the same.
+	Policy, DryRun string
 	// Flags are Envoy's response flags ("" is "-"): UF upstream failure, UH no
 	// endpoint, UC and DC reset by either end, UAEX denied, UMSDR overload, DT timeout.
 	Flags string

@@ -218,3 +218,10 @@ func (w *World) Policy(key string) *Policy {
 	p, _ := w.policies.get(key)
 	return p
 }
+
+// PolicyVersion is another number when a policy is another one than in a World before.
+func (w *World) PolicyVersion() uint64 { return w.policyVersion }
+
+// HasNamed reports whether there are policies that apply to who names them: they may be for
+// a workload that the World does not know yet.
+func (w *World) HasNamed() bool { return w.named > 0 }

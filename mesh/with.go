@@ -23,6 +23,9 @@ func (w *World) With(c Changes, now time.Time) *World {
 	for _, name := range c.Gone {
 		m.remove(name)
 	}
+	if len(c.Policies)+len(c.GonePolicies) > 0 {
+		next.policyVersion++
+	}
 	for _, key := range c.GonePolicies {
 		m.removePolicy(key)
 	}
@@ -243,6 +246,9 @@ func (m *making) removePlace(p *Place) {
 
 func (m *making) addPolicy(p *Policy) {
 	m.policies.set(m.era, p.Key(), p)
+	if p.Scope == Named {
+		m.named++
+	}
 	if at, is := p.broad(); is {
 		had, _ := m.broad.get(at)
 		i, _ := slices.BinarySearchFunc(had, p, byPolicyKey)
@@ -256,6 +262,9 @@ func (m *making) removePolicy(key string) {
 		return
 	}
 	m.policies.del(m.era, key)
+	if p.Scope == Named {
+		m.named--
+	}
 	if at, is := p.broad(); is {
 		had, _ := m.broad.get(at)
 		had = slices.DeleteFunc(slices.Clone(had), func(o *Policy) bool { return o == p })

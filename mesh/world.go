@@ -38,8 +38,11 @@ type World struct {
 	endpoints trie[servicePort, []Endpoint]
 	ranges    ranges
 	// broad are the policies of a namespace, and at "" those of the whole mesh, by Key.
-	broad  trie[string, []*Policy]
-	former former
+	broad trie[string, []*Policy]
+	// policyVersion counts the changes of policies, and named those that workloads name.
+	policyVersion uint64
+	named         int
+	former        former
 	// portRange has who says out of which ports services get ports of nodes, and healthPorts
 	// counts those that are kube-proxy's own.
 	portRange   claims[struct{}, *Place]

@@ -14,6 +14,7 @@ type Book struct {
 	policies map[*mesh.Policy]*compiled
 	sets     map[uint64][]*page
 	before   *Book
+	count    int // of sets
 }
 
 // page is a Set, and of what it was made.
@@ -48,8 +49,12 @@ func (b *Book) Compile(policies []*mesh.Policy, unknown []string) *Set {
 		b.sets = make(map[uint64][]*page)
 	}
 	b.sets[h] = append(b.sets[h], p)
+	b.count++
 	return p.set
 }
+
+// Len is how many Sets it has.
+func (b *Book) Len() int { return b.count }
 
 var seed = maphash.MakeSeed()
 

@@ -123,6 +123,7 @@ func (d *pod) finished(j *journey) {
 	if j.inbound {
 		d.arrivals.end(j.flow.SourceAddr.Addr())
 	}
+	d.passages.leave(j.passage)
 	d.p.queues.leave(j.queued)
 	if d.quota.give() && d.drains.Load() {
 		d.wake()

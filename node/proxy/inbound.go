@@ -120,6 +120,9 @@ func (d *pod) peek(ctx context.Context, j *journey, limit time.Duration) (direct
 // an idle connection of a pool costs as little here as when it is joined.
 func (d *pod) admitFirstWord(ctx context.Context, j *journey) (relay.Conn, error) {
 	app, err := d.admitPlaintext(ctx, j)
+	if isDenied(err) {
+		return d.admitLate(ctx, j, err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -146,11 +149,24 @@ func (d *pod) admitFirstWord(ctx context.Context, j *journey) (relay.Conn, error
 	return app, nil
 }
 
+// admitLate waits for the ClientHello of who has said nothing yet, where plaintext is denied.
+func (d *pod) admitLate(ctx context.Context, j *journey, denied error) (relay.Conn, error) {
+	until, cancel := context.WithTimeout(ctx, d.p.cfg.HandshakeTimeout)
+	defer cancel()
+	if kind, err := d.peek(until, j, 0); err == nil && kind == direct.KindDirect {
+		return d.admitDirect(ctx, j)
+	}
+	return nil, denied
+}
+
 // admitPlaintext passes a connection from outside the mesh on: the mode is permissive.
 func (d *pod) admitPlaintext(ctx context.Context, j *journey) (relay.Conn, error) {
 	j.kind = outside
 	if j.flow.Source != nil {
 		j.kind = plaintext
+	}
+	if err := d.permit(j, mesh.ID{}); err != nil {
+		return nil, err
 	}
 	return d.dialApplication(ctx, j, j.flow.SourceAddr.Port())
 }
@@ -188,6 +204,9 @@ func (d *pod) admit(ctx context.Context, j *journey, pc *peerConn, hello direct.
 // admitPeer dials the application for a peer whose identity is proved.
 func (d *pod) admitPeer(ctx context.Context, j *journey, id mesh.ID, hello direct.Hello) (relay.Conn, error) {
 	if err := j.identify(id); err != nil {
+		return nil, err
+	}
+	if err := d.permit(j, id); err != nil {
 		return nil, err
 	}
 	j.flow.Service = serviceNamed(d.p.know.world(), j.flow.Destination, hello.Service)

@@ -30,7 +30,9 @@ type journey struct {
 	lease *epoch
 	// queued is what waits in it, from when it has a place of the pod's quota.
 	queued *queued
-	flow   mesh.Flow
+	// passage is where a policy finds it again, if it comes in.
+	passage *passage
+	flow    mesh.Flow
 }
 
 // newJourney begins with what is known at accept.

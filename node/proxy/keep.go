@@ -439,6 +439,8 @@ func (d *pod) awaitNext(ctx context.Context, j *journey, pc *peerConn) (direct.H
 	}
 	wait, cancel := context.WithTimeout(ctx, keepWait)
 	defer cancel()
+	unwatch := d.watchKept(j, pc, cancel)
+	defer unwatch()
 	done := d.idle.await(pc, cancel)
 	defer func() {
 		done()

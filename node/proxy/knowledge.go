@@ -3,6 +3,7 @@ package proxy
 import (
 	"cmp"
 	"context"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,6 +36,9 @@ type knowledge struct {
 	// partial is the World with parts of what is to be applied, nil for none. It is guarded
 	// by making.
 	partial *mesh.World
+	// review judges what is open by a World that decides now, which is not settled before. Sources are
+	// addresses of which the World says something new, nil for all.
+	review func(w *mesh.World, sources []netip.Addr)
 
 	// mu guards older and what hangs on it.
 	mu sync.Mutex
@@ -59,7 +63,7 @@ type epoch struct {
 }
 
 func newKnowledge() *knowledge {
-	k := &knowledge{known: make(chan struct{})}
+	k := &knowledge{known: make(chan struct{}), review: func(*mesh.World, []netip.Addr) {}}
 	first := newEpoch()
 	k.older = []*epoch{first}
 	k.current.Store(&reign{&mesh.World{}, first})
@@ -83,6 +87,7 @@ func (k *knowledge) apply(c mesh.Changes) <-chan struct{} {
 		k.partial = next.world
 		return had.settled
 	}
+	sources := addressesOf(c, k.partial != nil)
 	k.partial = nil
 	k.mu.Lock()
 	k.older = append(k.older, e)
@@ -92,8 +97,22 @@ func (k *knowledge) apply(c mesh.Changes) <-chan struct{} {
 	}
 	k.mu.Unlock()
 	close(had.over)
+	k.review(next.world, sources)
 	k.release(had.epoch)
 	return e.settled
+}
+
+// addressesOf are those of the workloads that are new or other ones; nil, for all, if only the last
+// part is there.
+func addressesOf(c mesh.Changes, isPart bool) []netip.Addr {
+	if isPart {
+		return nil
+	}
+	all := make([]netip.Addr, 0, len(c.Workloads))
+	for _, w := range c.Workloads {
+		all = append(all, w.Addresses...)
+	}
+	return all
 }
 
 // isKnown reports whether a World has ever been applied.

@@ -46,6 +46,8 @@ type metrics struct {
 	otherPorts   *prometheus.CounterVec
 	retries      prometheus.Counter
 	acceptErrors prometheus.Counter
+	policyResets prometheus.Counter
+	dryRuns      prometheus.Counter
 	// waited are how long handshakes waited for their turn, if they did.
 	waited [2]prometheus.Observer
 }
@@ -69,7 +71,15 @@ func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
 			Help: "Failures to accept a connection, such as no free descriptor.",
 		}),
 	}
-	reg.MustRegister(m.refusals, m.otherPorts, m.retries, m.acceptErrors)
+	m.policyResets = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "tacit_policy_resets_total",
+		Help: "Open or kept connections that were ended because a policy, or the identity at the source address, changed.",
+	})
+	m.dryRuns = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "tacit_policy_dry_runs_total",
+		Help: "Inbound connections that dry-run policies would decide otherwise.",
+	})
+	reg.MustRegister(m.refusals, m.otherPorts, m.retries, m.acceptErrors, m.policyResets, m.dryRuns)
 	m.registerKinds(reg)
 	m.registerWaits(reg)
 	registerGauges(reg, p)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"tacit.dev/mesh"
+	"tacit.dev/policy"
 	"tacit.dev/relay"
 	"tacit.dev/wire/handle"
 )
@@ -75,6 +76,11 @@ type pod struct {
 	announced atomic.Int64
 	// alive is what connections have for keepalive; nil until the first one.
 	alive atomic.Pointer[alive]
+	// lawful is what applied to the pod last, nil for never.
+	lawful   atomic.Pointer[law]
+	passages passages
+	// reviewed is by what passages were judged last. It belongs to Proxy.review.
+	reviewed *policy.Set
 	// facts may be replaced by a newer message of the agent.
 	facts atomic.Pointer[facts]
 

@@ -31,6 +31,7 @@ import (
 
 	"tacit.dev/identity"
 	"tacit.dev/mesh"
+	"tacit.dev/policy"
 	"tacit.dev/relay"
 )
 
@@ -180,6 +181,7 @@ type Proxy struct {
 	// looking counts the connections that have not said yet what they are, of all pods.
 	looking atomic.Int64
 	queues  *queues
+	laws    laws
 	// departs is how far the end of this proxy is, a departure.
 	departs atomic.Int32
 	// starved counts the dials that had to wait for a socket.
@@ -210,6 +212,8 @@ func New(cfg Config) (*Proxy, error) {
 	p.dialling = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(false)])
 	p.answering = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(true)])
 	p.link = newLink(p)
+	p.laws.book = new(policy.Book)
+	p.know.review = p.review
 	return p, nil
 }
 

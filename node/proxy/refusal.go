@@ -193,5 +193,9 @@ func replyOf(r *refusal) direct.Reply {
 	if errors.As(r.err, &errno) {
 		reply.Reason = errno.Error()
 	}
+	var by denial
+	if errors.As(r.err, &by) {
+		reply.Reason = "policy " + by.Policy
+	}
 	return reply
 }

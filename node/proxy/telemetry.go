@@ -202,6 +202,12 @@ func (t *telemetry) logClosed(f *mesh.Flow) {
 		slog.Int64("sent", f.Sent),
 		slog.Int64("received", f.Received),
 		slog.Duration("duration", f.Closed.Sub(f.Opened)))
+	if f.Policy != "" {
+		attrs = append(attrs, slog.String("policy", f.Policy))
+	}
+	if f.DryRun != "" {
+		attrs = append(attrs, slog.String("dry_run", f.DryRun))
+	}
 	if f.Flags != "" {
 		attrs = append(attrs, slog.String("flags", f.Flags))
 	}

@@ -94,6 +94,8 @@ type cluster struct {
 	// pods in the order of their making.
 	pods     []*testPod
 	services []*mesh.Service
+	// policies are those that order has told.
+	policies []*mesh.Policy
 	nodes    []*node
 	log      *logBuffer
 	// making is held while an agent opens files.
