@@ -27,7 +27,8 @@ const mostQuiets = 5
 // APIConfig is what NewAPI needs.
 type APIConfig struct {
 	// Client talks to the API server. It needs list and watch for namespaces,
-	// pods, services, endpointslices, nodes, servicecidrs and meshes: docs/rights.md.
+	// pods, services, endpointslices, nodes, servicecidrs, meshes and authorizationpolicies:
+	// docs/rights.md.
 	Client Client
 	// Quiet is how long nothing must have changed before the objects are told,
 	// at most five times as long after the first change. 0 means 10 ms.
@@ -91,13 +92,18 @@ func (a *API) Run(ctx context.Context, apply func([]Event)) error {
 	if err != nil {
 		return fmt.Errorf("watch the API server: %w", err)
 	}
+	policies, err := a.watchPolicies()
+	if err != nil {
+		return fmt.Errorf("watch the API server: %w", err)
+	}
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
 	watching.Go(func() { meshes.informer.RunWithContext(ctx) })
 	watching.Go(func() { ranges.informer.RunWithContext(ctx) })
+	watching.Go(func() { policies.informer.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
-	cache.WaitForCacheSync(ctx.Done(), append(known, meshes.known, ranges.known)...)
+	cache.WaitForCacheSync(ctx.Done(), append(known, meshes.known, ranges.known, policies.known)...)
 	for first := true; ctx.Err() == nil; first = false {
 		if events := a.take(); first || len(events) > 0 {
 			apply(events)
@@ -230,6 +236,8 @@ func keepRead(v any) (any, error) {
 	case *Mesh:
 		// How it was managed is long, and changes with each status.
 		return &Mesh{ObjectMeta: keepMesh(o.ObjectMeta), Spec: o.Spec, Status: o.Status}, nil
+	case *AuthorizationPolicy:
+		return keepPolicy(o), nil
 	case *corev1.Node:
 		return &corev1.Node{
 			ObjectMeta: keepMeta(o.ObjectMeta),
@@ -262,6 +270,7 @@ func keepPod(p *corev1.Pod) *corev1.Pod {
 		},
 		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
 	}
+	kept.Labels = keepLabels(p.Labels)
 	for _, c := range p.Status.Conditions {
 		switch c.Type {
 		case corev1.PodReady:

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -41,6 +42,7 @@ func TestBuildMissesNothingThatAPIDrops(t *testing.T) {
 		keepAll(t, kept.Nodes)
 		keepAll(t, kept.ServiceCIDRs)
 		keepAll(t, kept.Meshes)
+		keepAll(t, kept.Policies)
 		if diff := cmp.Diff(want, text(Build(kept, labConfig))); diff != "" {
 			t.Errorf("%s: (-whole +kept)\n%s", path, diff)
 		}
@@ -72,13 +74,27 @@ func TestAPITellsOfChanges(t *testing.T) {
 	mesh := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"enrolment": "all"}}}
 	mesh.SetGroupVersionKind(MeshResource().GroupVersion().WithKind("Mesh"))
 	mesh.SetName(MeshName)
-	meshes := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{MeshResource(): "MeshList"})
+	older := PolicyResources()[1]
+	meshes := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		MeshResource(): "MeshList", PolicyResources()[0]: "AuthorizationPolicyList", older: "AuthorizationPolicyList",
+	})
+	// The newer version is not there, as before Istio 1.22.
+	meshes.PrependReactor("*", older.Resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
+		return a.GetResource() != older, nil, apierrors.NewNotFound(older.GroupResource(), "")
+	})
+	policy := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"action": "DENY"}, "status": map[string]any{"conditions": "odd"}}}
+	policy.SetGroupVersionKind(older.GroupVersion().WithKind("AuthorizationPolicy"))
+	policy.SetNamespace("default")
+	policy.SetName("p")
+	if err := meshes.Tracker().Create(older, policy, "default"); err != nil {
+		t.Fatal(err)
+	}
 	if err := meshes.Tracker().Create(MeshResource(), mesh, ""); err != nil {
 		t.Fatal(err)
 	}
 	client.PrependWatchReactor("*", noWatchList)
 	meshes.PrependWatchReactor("*", noWatchList)
-	api := NewAPI(APIConfig{Client: Client{Interface: client, Meshes: meshes.Resource(MeshResource())}, Quiet: time.Millisecond})
+	api := NewAPI(APIConfig{Client: Client{Interface: client, Meshes: meshes.Resource(MeshResource()), Policies: Policies(meshes)}, Quiet: time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	told, ended := make(chan string, 100), make(chan error, 1)
 	go func() {
@@ -107,9 +123,9 @@ func TestAPITellsOfChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await("default default default/a default/b")
+	await("default default default/a default/b default/p")
 	update(pod("a", "4", func(p *corev1.Pod) {
-		p.Status.Message, p.Labels = "nobody reads this", map[string]string{"nor": "this"}
+		p.Status.Message, p.Finalizers = "nobody reads this", []string{"nor.this/x"}
 	}))
 	update(pod("b", "5", func(p *corev1.Pod) { p.Status.PodIP = "10.0.0.1" }))
 	await("default/b")

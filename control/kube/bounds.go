@@ -169,7 +169,27 @@ func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	return kept
 }
 
-// keepMesh is keepMeta for a Mesh, of which the generation is read.
+// keepLabels leaves of a pod's labels at most one more than are read; selectors of policies
+// may name any of them.
+func keepLabels(labels map[string]string) map[string]string {
+	if len(labels) == 0 {
+		return nil
+	}
+	keys := slices.Collect(maps.Keys(labels))
+	if len(keys) > maxPodLabels {
+		slices.SortFunc(keys, func(x, y string) int {
+			return cmp.Or(slices.Index(readLabels(), y)-slices.Index(readLabels(), x), cmp.Compare(x, y))
+		})
+		keys = keys[:maxPodLabels+1]
+	}
+	kept := make(map[string]string, len(keys))
+	for _, k := range keys {
+		kept[head(k, 2*maxName)] = head(labels[k], maxLabel+1)
+	}
+	return kept
+}
+
+// keepMesh is keepMeta for an object of which the generation is read.
 func keepMesh(m metav1.ObjectMeta) metav1.ObjectMeta {
 	kept := keepMeta(m)
 	kept.Generation = m.Generation

@@ -30,6 +30,7 @@ type Objects struct {
 	Nodes          []*corev1.Node
 	ServiceCIDRs   []*networkingv1.ServiceCIDR
 	Meshes         []*Mesh
+	Policies       []*AuthorizationPolicy
 	// Told are the addresses of pods, by UID, as their agents have them: they know them
 	// before the pod's object says so.
 	Told map[string][]netip.Addr
@@ -49,6 +50,9 @@ type BuildConfig struct {
 	Domain string
 	// Namespace is control's own: like kube-system it is never enrolled.
 	Namespace string
+	// RootNamespace is where an AuthorizationPolicy applies to the whole mesh. "" means
+	// Namespace.
+	RootNamespace string
 	// Ranges are those of the cluster's pods and services that no object names.
 	Ranges []netip.Prefix
 	// NodePorts are those out of which Services get ports of nodes.
@@ -60,6 +64,7 @@ type BuildConfig struct {
 func (c BuildConfig) withDefaults() BuildConfig {
 	c.Cluster = cmp.Or(c.Cluster, "Kubernetes")
 	c.Domain = cmp.Or(c.Domain, "cluster.local")
+	c.RootNamespace = cmp.Or(c.RootNamespace, c.Namespace)
 	return c
 }
 
@@ -105,6 +110,7 @@ type Result struct {
 	Workloads []*mesh.Workload
 	Services  []*mesh.Service
 	Places    []*mesh.Place
+	Policies  []*mesh.Policy
 	Pods      []Pod
 	// Disputed are the addresses that several objects claim, with whether they are
 	// contested: who is vouched for decides.
@@ -113,6 +119,8 @@ type Result struct {
 	Exceptions []Exception
 	Nodes      []Node
 	Mesh       MeshFacts
+	// Policed is what people should see of each policy.
+	Policed []PolicyFacts
 	// Namespaces are those in which a pod may have to be enrolled, by a label of theirs
 	// or of a pod that is there. Sorted.
 	Namespaces []string
@@ -148,6 +156,7 @@ func Build(o Objects, cfg BuildConfig) Result {
 	b.claims()
 	b.readPods()
 	b.readServices()
+	b.readPolicies()
 	b.enrolling()
 	return b.sorted()
 }
@@ -318,6 +327,8 @@ func (r *Result) sort() {
 	slices.SortFunc(r.Workloads, func(x, y *mesh.Workload) int { return cmp.Compare(x.UID, y.UID) })
 	slices.SortFunc(r.Services, func(x, y *mesh.Service) int { return cmp.Compare(x.Key(), y.Key()) })
 	slices.SortFunc(r.Places, func(x, y *mesh.Place) int { return cmp.Compare(x.Name, y.Name) })
+	slices.SortFunc(r.Policies, func(x, y *mesh.Policy) int { return cmp.Compare(x.Key(), y.Key()) })
+	slices.SortFunc(r.Policed, PolicyFacts.compare)
 	slices.SortFunc(r.Nodes, func(x, y Node) int { return cmp.Compare(x.Name, y.Name) })
 	slices.SortFunc(r.Pods, func(x, y Pod) int { return cmp.Compare(x.UID, y.UID) })
 	slices.SortFunc(r.Exceptions, Exception.compare)

@@ -24,6 +24,7 @@ import (
 //	ranges                       services that name a pod which is not there; pods in which their
 //	                             agents see others
 //	Mesh                         all pods, if its policy differs
+//	AuthorizationPolicy          itself; pods that it is for, if those differ
 //
 // What stays the same keeps its pointer, and nothing that was given away is changed. One
 // goroutine uses it.
@@ -40,6 +41,8 @@ type Builder struct {
 	uids       map[string]*uidState
 	cidrs      map[string]*networkingv1.ServiceCIDR
 	meshes     map[string]*Mesh
+	policed    map[string]*policed // by namespace
+	counts     podCounts           // of all pods
 	facts      MeshFacts
 	cluster    *mesh.Place
 	ranges     rangeSet
@@ -76,6 +79,7 @@ type podState struct {
 	serves    []share
 	asked     []*serviceState // services that have asked for it
 	enrols    bool
+	counted   counted
 }
 
 // share is what a pod serves of a service.
@@ -88,6 +92,7 @@ type spaceState struct {
 	object *corev1.Namespace
 	pods   map[*podState]struct{}
 	enrols int // how many of them may have to be enrolled
+	counts podCounts
 }
 
 type nodeState struct {
@@ -162,6 +167,7 @@ func NewBuilder(cfg BuildConfig) *Builder {
 		uids:       make(map[string]*uidState),
 		cidrs:      make(map[string]*networkingv1.ServiceCIDR),
 		meshes:     make(map[string]*Mesh),
+		policed:    make(map[string]*policed),
 		rangeAsked: make(map[*serviceState]bool),
 		disputes:   make(map[netip.Addr]bool),
 		enrolling:  make(map[string]bool),
@@ -182,8 +188,10 @@ type batch struct {
 	addresses map[netip.Addr]struct{}
 	services  map[*serviceState]struct{}
 	uids      map[string]struct{}
-	unnamed   []*podState // which a service has asked for and does not any more
-	emptied   []string    // nodes that have lost a pod
+	policed   map[string]struct{}       // namespaces with policies that are different
+	shown     map[*policyState]struct{} // of which people may have to see something else
+	unnamed   []*podState               // which a service has asked for and does not any more
+	emptied   []string                  // nodes that have lost a pod
 	mesh      bool
 	cluster   bool
 	ranges    bool
@@ -205,6 +213,8 @@ func newBatch() batch {
 		addresses: make(map[netip.Addr]struct{}),
 		services:  make(map[*serviceState]struct{}),
 		uids:      make(map[string]struct{}),
+		policed:   make(map[string]struct{}),
+		shown:     make(map[*policyState]struct{}),
 	}
 }
 
@@ -223,9 +233,11 @@ func (b *Builder) Apply(events []Event, said []Said) Delta {
 	b.decide()
 	b.readPods()
 	b.readServices()
+	b.readPolicies()
 	b.join()
 	b.readUIDs()
 	b.readSpaces()
+	b.tellPoliced()
 	b.sweep()
 	d := b.batch.delta
 	d.Problems = b.tally.stale()
@@ -260,6 +272,9 @@ func (b *Builder) take(e Event) {
 		o, _ := e.Object.(*Mesh)
 		keepOrDelete(b.meshes, e.Name, o)
 		b.batch.mesh = true
+	case "AuthorizationPolicy":
+		o, _ := e.Object.(*AuthorizationPolicy)
+		b.takePolicy(e, o)
 	}
 }
 

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"encoding/json"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -117,7 +118,7 @@ func TestBuilderForgets(t *testing.T) {
 		x := b.builder
 		for what, n := range map[string]int{
 			"said": len(x.said), "pods": len(x.pods), "spaces": len(x.spaces), "nodes": len(x.nodes), "services": len(x.services), "sliced": len(x.sliced),
-			"addresses": len(x.addresses), "uids": len(x.uids), "range asked": len(x.rangeAsked), "disputes": len(x.disputes), "enrolling": len(x.enrolling),
+			"addresses": len(x.addresses), "uids": len(x.uids), "range asked": len(x.rangeAsked), "disputes": len(x.disputes), "policed": len(x.policed), "counted": x.counts.all + x.counts.outside, "enrolling": len(x.enrolling),
 			"exceptions": len(x.exceptions), "told": len(x.tally.at), "told by namespace": len(x.tally.spaces), "ranges": len(x.ranges.count) + len(x.ranges.lengths),
 		} {
 			if n != 0 {
@@ -137,6 +138,8 @@ type builderTest struct {
 	workloads map[string]*mesh.Workload
 	services  map[string]*mesh.Service
 	places    map[string]*mesh.Place
+	policies  map[string]*mesh.Policy
+	policed   map[string]PolicyFacts
 	pods      map[string]*Pod
 	nodes     map[string]Node
 	// copies are the workloads as they were when they were told.
@@ -146,7 +149,7 @@ type builderTest struct {
 func newBuilderTest() *builderTest {
 	return &builderTest{
 		builder: NewBuilder(labConfig), objects: make(Set), said: make(map[string]Said), workloads: make(map[string]*mesh.Workload),
-		services: make(map[string]*mesh.Service), places: make(map[string]*mesh.Place), pods: make(map[string]*Pod), nodes: make(map[string]Node),
+		services: make(map[string]*mesh.Service), places: make(map[string]*mesh.Place), policies: make(map[string]*mesh.Policy), policed: make(map[string]PolicyFacts), pods: make(map[string]*Pod), nodes: make(map[string]Node),
 		copies: make(map[string]mesh.Workload),
 	}
 }
@@ -217,6 +220,24 @@ func (b *builderTest) hear(d Delta) string {
 		}
 		b.places[p.Name] = p
 	}
+	for _, key := range d.GonePoliced {
+		delete(b.policed, key)
+	}
+	for _, f := range d.Policed {
+		b.policed[f.Key()] = f
+	}
+	for _, key := range d.GonePolicies {
+		if b.policies[key] == nil {
+			return "gone, and was not there: policy " + key
+		}
+		delete(b.policies, key)
+	}
+	for _, p := range d.Policies {
+		if reflect.DeepEqual(b.policies[p.Key()], p) {
+			return "told again: policy " + p.Key()
+		}
+		b.policies[p.Key()] = p
+	}
 	for _, uid := range d.GonePods {
 		delete(b.pods, uid)
 	}
@@ -255,6 +276,22 @@ func (b *builderTest) compare(r Result) string {
 	for _, p := range r.Places {
 		if b.places[p.Name] != p {
 			return fmt.Sprintf("told %+v, is %+v", b.places[p.Name], p)
+		}
+	}
+	if len(r.Policies) != len(b.policies) {
+		return fmt.Sprintf("told of %d policies: want %d", len(b.policies), len(r.Policies))
+	}
+	if len(r.Policed) != len(b.policed) {
+		return fmt.Sprintf("told what to show of %d policies: want %d", len(b.policed), len(r.Policed))
+	}
+	for _, f := range r.Policed {
+		if !reflect.DeepEqual(b.policed[f.Key()], f) {
+			return fmt.Sprintf("told to show %+v, is %+v", b.policed[f.Key()], f)
+		}
+	}
+	for _, p := range r.Policies {
+		if b.policies[p.Key()] != p {
+			return fmt.Sprintf("told %+v, is %+v", b.policies[p.Key()], p)
 		}
 	}
 	for _, p := range r.Pods {
@@ -329,7 +366,9 @@ func (g *generator) nodeAddress() string    { return fmt.Sprintf("10.8.0.%d", 1+
 // event changes an object that is there as often as it makes a new one.
 func (g *generator) event(known Set) Event {
 	var o metav1.Object
-	switch n := g.random.IntN(20); {
+	switch n := g.random.IntN(23); {
+	case n >= 20:
+		o = g.policy()
 	case n < 9:
 		o = g.pod()
 	case n < 11:
@@ -393,13 +432,40 @@ func (g *generator) labels(more ...string) map[string]string {
 	for i := 0; i < len(more); i += 2 {
 		labels[more[i]] = more[i+1]
 	}
+	if g.is(40) {
+		for i := range maxPodLabels + 1 {
+			labels[fmt.Sprint("l", i)] = ""
+		}
+	}
 	return labels
+}
+
+// policy is for a namespace, for some of its pods, or for who serves a service; those of tacit
+// are for the whole mesh.
+func (g *generator) policy() *AuthorizationPolicy {
+	p := &AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: g.of("a", "a", "b", labConfig.Namespace), Name: g.of("x", "y", "z"), Generation: g.random.Int64N(3)}}
+	var fields []string
+	if g.is(2) {
+		fields = append(fields, `"selector":{"matchLabels":`+g.of(`{"app":"1"}`, `{"app":"2"}`, `{"app":"1","tacit.dev/mesh":"on"}`, `{}`, `{"*":""}`)+`}`)
+	}
+	if g.is(4) {
+		fields = append(fields, `"targetRefs":[{"kind":"Service","name":"`+g.of("s1", "s2", "s3")+`"}`+g.of("", `,{"kind":"Gateway","name":"g"}`, `,{"kind":"Service","name":"s2"}`)+`]`)
+	}
+	fields = append(fields, `"action":"`+g.of("ALLOW", "DENY", "", "AUDIT", "CUSTOM", "?")+`"`)
+	if g.is(2) {
+		fields = append(fields, `"rules":[{"to":[{"operation":{`+g.of(`"ports":["80"]`, `"methods":["GET"]`, ``, `"ports":["x"]`)+`}}]}]`)
+	}
+	p.Spec = json.RawMessage("{" + strings.Join(fields, ",") + "}")
+	if g.is(4) {
+		p.Annotations = map[string]string{AnnotationDryRun: g.of("true", "false", "?")}
+	}
+	return p
 }
 
 func (g *generator) pod() *corev1.Pod {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
-			Namespace: g.namespace(), Name: g.of("p1", "p2", "p3"), UID: types.UID(g.of("u1", "u2", "u3", "u4", "u5", "u6", "")), Labels: g.labels(),
+			Namespace: g.namespace(), Name: g.of("p1", "p2", "p3"), UID: types.UID(g.of("u1", "u2", "u3", "u4", "u5", "u6", "")), Labels: g.labels("app", g.of("1", "2", "3")),
 		},
 		Spec:   corev1.PodSpec{NodeName: g.of("n1", "n1", "n2", "n3", ""), ServiceAccountName: g.of("", "sa", "sa", "sa", "not/one")},
 		Status: corev1.PodStatus{PodIP: g.anyAddress()},

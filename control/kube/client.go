@@ -17,6 +17,8 @@ type Client struct {
 	Reviews kubernetes.Interface
 	// Meshes are those of our own kind.
 	Meshes dynamic.ResourceInterface
+	// Policies are the AuthorizationPolicies, as of PolicyResources.
+	Policies []dynamic.NamespaceableResourceInterface
 }
 
 // NewClient talks to the API server that a kubeconfig names, or, if path is "", to
@@ -47,5 +49,13 @@ func NewClient(path string) (Client, error) {
 	if err != nil {
 		return Client{}, fmt.Errorf("talk to the API server: %w", err)
 	}
-	return Client{c, reviews, d.Resource(MeshResource())}, nil
+	return Client{c, reviews, d.Resource(MeshResource()), Policies(d)}, nil
+}
+
+// Policies are the AuthorizationPolicies of a cluster, as of PolicyResources.
+func Policies(d dynamic.Interface) (list []dynamic.NamespaceableResourceInterface) {
+	for _, at := range PolicyResources() {
+		list = append(list, d.Resource(at))
+	}
+	return list
 }

@@ -3,6 +3,7 @@ package kube
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -91,6 +92,10 @@ func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 		o.ServiceCIDRs, err = add(o.ServiceCIDRs, raw)
 	case "tacit.dev/v1alpha1 Mesh":
 		o.Meshes, err = add(o.Meshes, raw)
+	case "security.istio.io/v1 AuthorizationPolicy", "security.istio.io/v1beta1 AuthorizationPolicy":
+		if o.Policies, err = add(o.Policies, raw); err == nil && !(isSegment(head.Metadata.Name) && isSegment(cmp.Or(head.Metadata.Namespace, "default"))) {
+			err = errors.New("want a name and a namespace of a-z 0-9 . -")
+		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s %s: %w%s", head.Kind, head.Metadata.Name, err, hint(err))
@@ -150,6 +155,7 @@ func (o *Objects) append(more Objects, seen map[string]bool) (twice []string) {
 	o.Nodes = merge(o.Nodes, more.Nodes, "Node", seen, &twice)
 	o.ServiceCIDRs = merge(o.ServiceCIDRs, more.ServiceCIDRs, "ServiceCIDR", seen, &twice)
 	o.Meshes = merge(o.Meshes, more.Meshes, "Mesh", seen, &twice)
+	o.Policies = merge(o.Policies, more.Policies, "AuthorizationPolicy", seen, &twice)
 	return twice
 }
 
@@ -166,4 +172,4 @@ func merge[T metav1.Object](to, from []T, kind string, seen map[string]bool, twi
 	return to
 }
 
-var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}}
+var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}, &AuthorizationPolicy{}}

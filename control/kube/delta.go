@@ -16,6 +16,9 @@ type Delta struct {
 	GonePods  []string // by UID
 	Nodes     []Node
 	GoneNodes []string
+	// Policed is what people should see of policies, GonePoliced are Keys of those.
+	Policed     []PolicyFacts
+	GonePoliced []string
 	// Mesh, Namespaces, Problems, Exceptions and Disputed tell that what Builder's method of
 	// that name returns may be different. Who does not ask pays nothing.
 	Mesh, Namespaces, Problems, Exceptions, Disputed bool
@@ -75,6 +78,17 @@ func (b *Builder) Result() Result {
 	}
 	for a := range b.disputes {
 		place(b.addresses[a].place)
+	}
+	for _, x := range b.policed {
+		for _, s := range x.policies {
+			r.Policed = append(r.Policed, s.facts)
+			if s.read.policy != nil {
+				r.Policies = append(r.Policies, s.read.policy)
+			}
+		}
+		if x.standIn != nil {
+			r.Policies = append(r.Policies, x.standIn)
+		}
 	}
 	place(b.cluster)
 	r.sort()

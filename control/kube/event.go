@@ -36,6 +36,8 @@ func keyOf(o metav1.Object) (k Key, ok bool) {
 		k.Kind = "ServiceCIDR"
 	case *Mesh:
 		k.Kind = "Mesh"
+	case *AuthorizationPolicy:
+		k.Kind = "AuthorizationPolicy"
 	default:
 		return k, false
 	}
@@ -108,6 +110,8 @@ func (s Set) Objects() (o Objects) {
 			o.ServiceCIDRs = append(o.ServiceCIDRs, v)
 		case *Mesh:
 			o.Meshes = append(o.Meshes, v)
+		case *AuthorizationPolicy:
+			o.Policies = append(o.Policies, v)
 		}
 	}
 	return o
@@ -123,6 +127,7 @@ func (o Objects) Set() Set {
 	put(s, o.Nodes)
 	put(s, o.ServiceCIDRs)
 	put(s, o.Meshes)
+	put(s, o.Policies)
 	return s
 }
 
@@ -143,6 +148,7 @@ func (o Objects) kept() Objects {
 	keep(o.Nodes)
 	keep(o.ServiceCIDRs)
 	keep(o.Meshes)
+	keep(o.Policies)
 	return o
 }
 

@@ -187,13 +187,19 @@ func (b *Builder) countEnrols(p *podState, enrols bool) {
 	if enrols == p.enrols {
 		return
 	}
-	namespace, _, _ := strings.Cut(p.name, "/")
+	namespace := namespaceOf(p.name)
 	if p.enrols = enrols; enrols {
 		b.space(namespace).enrols++
 	} else {
 		b.space(namespace).enrols--
 	}
 	b.batch.spaces[namespace] = struct{}{}
+}
+
+// namespaceOf is that of NAMESPACE/NAME.
+func namespaceOf(name string) string {
+	namespace, _, _ := strings.Cut(name, "/")
+	return namespace
 }
 
 // readServicesOf has services read again whose endpoints may lead elsewhere, since the pod is
@@ -351,7 +357,7 @@ func (b *Builder) replaceListed(s *serviceState, list []*mesh.Workload) {
 // join puts together what pods are and what they serve.
 func (b *Builder) join() {
 	for p, was := range b.batch.was {
-		p.workload = p.joined(was)
+		p.workload = b.joined(p, was)
 		switch {
 		case p.workload == was.workload:
 		case p.workload == nil:
@@ -375,9 +381,11 @@ func (b *Builder) join() {
 	}
 }
 
-// joined is the workload with what it serves; the one before if that is the same.
-func (p *podState) joined(was *podWas) *mesh.Workload {
+// joined is the workload with what it serves, and its policies; the one before if that is the
+// same.
+func (b *Builder) joined(p *podState, was *podWas) *mesh.Workload {
 	if p.workload == nil {
+		b.police(p, nil)
 		return nil
 	}
 	w := *p.workload
@@ -388,6 +396,7 @@ func (p *podState) joined(was *podWas) *mesh.Workload {
 	if len(p.serves) == 1 { // as most do, and their siblings do the same
 		unify(&w.Services, &p.serves[0].service.alone)
 	}
+	b.police(p, &w)
 	if was.workload != nil && reflect.DeepEqual(*was.workload, w) {
 		return was.workload
 	}

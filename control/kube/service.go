@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,6 +30,12 @@ func clusterIPs(s *corev1.Service) []netip.Addr {
 
 func (r *reader) hostname(s *corev1.Service) string {
 	return s.Name + "." + s.Namespace + ".svc." + r.cfg.Domain
+}
+
+// serviceKey is the mesh.Service.Key of NAMESPACE/NAME.
+func (r *reader) serviceKey(name string) string {
+	namespace, name, _ := strings.Cut(name, "/")
+	return namespace + "/" + name + "." + namespace + ".svc." + r.cfg.Domain
 }
 
 // reach is internalTrafficPolicy and trafficDistribution.

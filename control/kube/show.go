@@ -39,6 +39,8 @@ type View struct {
 	Pods []PodView
 	// Mesh is the status of the Mesh; nil if there is none, or it shows it already.
 	Mesh *MeshStatus
+	// Policies whose conditions have to change.
+	Policies []PolicyView
 	// NoMesh: there is none, and so no place for a status.
 	NoMesh bool
 	// Untaint are nodes that are ready, and still tainted with TaintNotReady.
@@ -60,6 +62,8 @@ type Display struct {
 	limit   flowcontrol.RateLimiter
 	mu      sync.Mutex // guards written; workers write several pods at once
 	written map[string]written
+	// policies are the conditions of policies that were written, by NAMESPACE/NAME.
+	policies map[string]writtenPolicy
 	// tried is when a Mesh was last made, or not: see makeMesh.
 	tried time.Time
 }
@@ -69,20 +73,20 @@ type written struct {
 	at time.Time
 }
 
-// NewDisplay writes nothing. It needs patch of pods/status, meshes/status and nodes,
-// and create of events and meshes. A nil log means nowhere.
+// NewDisplay writes nothing. It needs patch of pods/status, meshes/status,
+// authorizationpolicies/status and nodes, and create of events and meshes. A nil log means nowhere.
 func NewDisplay(c Client, log *slog.Logger) *Display {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Display{client: c, log: log, limit: flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesPerSecond), written: make(map[string]written)}
+	return &Display{client: c, log: log, limit: flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesPerSecond), written: make(map[string]written), policies: make(map[string]writtenPolicy)}
 }
 
 // Show writes what differs. What fails is in the error, and not written; the caller
 // comes again with what then still differs.
 func (d *Display) Show(ctx context.Context, v View) error {
 	d.forget(time.Now())
-	errs := []error{d.showPods(ctx, v.Pods), d.showMesh(ctx, v.Mesh)}
+	errs := []error{d.showPods(ctx, v.Pods), d.showMesh(ctx, v.Mesh), d.showPolicies(ctx, v.Policies)}
 	if v.NoMesh && time.Since(d.tried) > makeEvery {
 		d.tried = time.Now()
 		errs = append(errs, d.makeMesh(ctx))
@@ -98,6 +102,11 @@ func (d *Display) forget(now time.Time) {
 	for uid, w := range d.written {
 		if now.Sub(w.at) > echo {
 			delete(d.written, uid)
+		}
+	}
+	for key, w := range d.policies {
+		if now.Sub(w.at) > echo {
+			delete(d.policies, key)
 		}
 	}
 }

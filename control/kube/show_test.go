@@ -1,11 +1,17 @@
 package kube
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	dynamicfake "k8s.io/client-go/dynamic/fake"
 	"k8s.io/client-go/kubernetes/fake"
 )
 
@@ -76,5 +82,66 @@ func TestStatusOfMesh(t *testing.T) {
 		if c.Status != metav1.ConditionFalse || c.LastTransitionTime.Unix() != 3000 {
 			t.Errorf("%+v, want False from now on", c)
 		}
+	}
+}
+
+// Conditions of a policy come and change; those of others stay, also if they write meanwhile.
+func TestDisplayOfPolicies(t *testing.T) {
+	at := PolicyResources()[0]
+	object := &unstructured.Unstructured{Object: map[string]any{"status": map[string]any{
+		"observedGeneration": "1", "conditions": []any{map[string]any{"type": "ZtunnelAccepted", "status": "True", "observedGeneration": "7"}},
+	}}}
+	object.SetGroupVersionKind(at.GroupVersion().WithKind("AuthorizationPolicy"))
+	object.SetNamespace("shop")
+	object.SetName("p")
+	client := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
+		at: "AuthorizationPolicyList", PolicyResources()[1]: "AuthorizationPolicyList",
+	}, object)
+	d := NewDisplay(Client{Policies: Policies(client)}, nil)
+	show := func(f PolicyFacts) (types string) {
+		t.Helper()
+		want, differs := f.Conditions(time.Unix(1000, 0))
+		if !differs {
+			t.Errorf("%s shows %s already", f.Key(), f.Shown.Conditions)
+		}
+		if err := d.Show(t.Context(), View{Policies: []PolicyView{{Namespace: f.Namespace, Name: f.Name, Is: f.Shown.Conditions, Want: want}}}); err != nil && !strings.Contains(err.Error(), "test failed") { // 422 of a server
+			t.Fatal(err)
+		}
+		o, err := client.Resource(at).Namespace("shop").Get(t.Context(), "p", metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		object = o
+		list, _, _ := unstructured.NestedSlice(o.Object, "status", "conditions")
+		for _, c := range list {
+			types += fmt.Sprint(c.(map[string]any)["type"], "=", c.(map[string]any)["status"], " ")
+		}
+		return types
+	}
+	facts := func() PolicyFacts {
+		v, err := new(API).readPolicy(object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := reader{cfg: policyConfig}
+		p := v.(*AuthorizationPolicy)
+		read := r.translate(p)
+		return factsOf(p, &read, podCounts{all: 1})
+	}
+	stale := facts()
+	if got, want := show(facts()), "ZtunnelAccepted=True tacit.dev/Accepted=True tacit.dev/Enforced=True "; got != want {
+		t.Errorf("conditions %s: want %s", got, want)
+	}
+	if _, differs := facts().Conditions(time.Unix(2000, 0)); differs {
+		t.Error("what is shown is to be shown again")
+	}
+	before := len(client.Actions())
+	show(stale) // the view of somebody who has not heard of it yet
+	if n := len(client.Actions()) - before; n != 1 {
+		t.Errorf("%d requests for what was written already, want only the test's own", n)
+	}
+	stale.Want[0].Status = metav1.ConditionFalse
+	if got := show(stale); !strings.Contains(got, "Accepted=True tacit.dev/Enforced=True") {
+		t.Errorf("conditions %s: somebody who knew others has written", got)
 	}
 }

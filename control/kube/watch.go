@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"encoding/json"
 	"sync/atomic"
 
 	networkingv1 "k8s.io/api/networking/v1"
@@ -10,6 +11,7 @@ import (
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	apiwatch "k8s.io/apimachinery/pkg/watch"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 )
 
@@ -82,4 +84,48 @@ func (a *API) readMesh(v any) (any, error) {
 		m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrolment: "?"}}
 	}
 	return keepRead(&m)
+}
+
+// watchPolicies watches the kind AuthorizationPolicy, in the first version that there is.
+// Where it is not installed, as before Istio 1.22 the first version, there are no policies.
+func (a *API) watchPolicies() (*optionalWatch, error) {
+	return a.watchOptional(&cache.ListWatch{
+		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+			return firstFound(a.cfg.Client.Policies, func(r dynamic.NamespaceableResourceInterface) (runtime.Object, error) { return r.List(ctx, o) })
+		},
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
+			return firstFound(a.cfg.Client.Policies, func(r dynamic.NamespaceableResourceInterface) (apiwatch.Interface, error) { return r.Watch(ctx, o) })
+		},
+	}, &unstructured.Unstructured{}, a.readPolicy, apierrors.IsNotFound, "the kind AuthorizationPolicy is not installed, there are no policies")
+}
+
+// firstFound asks for each version of a kind until the API server knows one.
+func firstFound[T any](versions []dynamic.NamespaceableResourceInterface, ask func(dynamic.NamespaceableResourceInterface) (T, error)) (found T, err error) {
+	for _, v := range versions {
+		if found, err = ask(v); !apierrors.IsNotFound(err) {
+			return found, err
+		}
+	}
+	return found, err
+}
+
+// readPolicy makes an AuthorizationPolicy of what the API server sends. One that cannot be
+// read denies.
+func (a *API) readPolicy(v any) (any, error) {
+	u, is := v.(*unstructured.Unstructured)
+	if !is {
+		return keepRead(v)
+	}
+	p := AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{
+		Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration(), Annotations: u.GetAnnotations(),
+	}}
+	var err error
+	if p.Spec, err = json.Marshal(u.Object["spec"]); err != nil {
+		a.cfg.Log.Error("AuthorizationPolicy not understood", "namespace", u.GetNamespace(), "name", u.GetName(), "error", err)
+		p.Spec = json.RawMessage(`"?"`)
+	}
+	if status, err := json.Marshal(u.Object["status"]); err == nil && len(status) <= maxPolicyStatus {
+		_ = p.Status.UnmarshalJSON(status) // never fails
+	}
+	return keepRead(&p)
 }
