@@ -85,6 +85,9 @@ type Config struct {
 	TrustDomain string
 	// Namespace is that of control and the nodes' processes. It is never enrolled.
 	Namespace string
+	// RootNamespace is where an AuthorizationPolicy applies to the whole mesh. "" means
+	// Namespace.
+	RootNamespace string
 	// Display shows people how far the mesh is. nil means nowhere.
 	Display Display
 	// Cluster is the cluster's name. "" means Kubernetes.

@@ -54,6 +54,8 @@ type roster struct {
 	said    []kube.Said
 	counts  counts
 	views   map[string]kube.PodView // conditions that pods should show and do not, by UID
+	// policed are conditions that policies should show and do not, by NAMESPACE/NAME.
+	policed map[string]kube.PolicyView
 }
 
 func newRoster(past []memory, log *slog.Logger) *roster {
@@ -75,6 +77,7 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 		allowed:  newAllowances(),
 		counts:   newCounts(),
 		views:    make(map[string]kube.PodView),
+		policed:  make(map[string]kube.PolicyView),
 	}
 	for _, m := range past {
 		r.past[m.UID] = m
@@ -85,6 +88,7 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 // objects takes in what is different in the objects. The first that come are all objects.
 func (r *roster) objects(d kube.Delta, now time.Time) {
 	r.untold.add(d.Changes)
+	r.police(d, now)
 	for _, n := range d.Nodes {
 		r.nodes[n.Name] = n
 	}
@@ -113,6 +117,19 @@ func (r *roster) objects(d kube.Delta, now time.Time) {
 		}
 	}
 	clear(r.past)
+}
+
+// police notes what policies should show and do not.
+func (r *roster) police(d kube.Delta, now time.Time) {
+	for _, key := range d.GonePoliced {
+		delete(r.policed, key)
+	}
+	for _, f := range d.Policed {
+		delete(r.policed, f.Key())
+		if want, differs := f.Conditions(now); differs {
+			r.policed[f.Key()] = kube.PolicyView{Namespace: f.Namespace, Name: f.Name, Is: f.Shown.Conditions, Want: want}
+		}
+	}
 }
 
 // begin makes the enrolment of a pod that was not known to this process.
@@ -417,14 +434,18 @@ type pendingWorld struct {
 	services  map[string]*mesh.Service
 	places    map[string]*mesh.Place
 	gone      map[string]bool
+	// policies are nil where they are gone: their names may be those of services.
+	policies map[string]*mesh.Policy
 }
 
 func newPendingWorld() pendingWorld {
-	return pendingWorld{make(map[string]*mesh.Workload), make(map[string]*mesh.Service), make(map[string]*mesh.Place), make(map[string]bool)}
+	return pendingWorld{
+		make(map[string]*mesh.Workload), make(map[string]*mesh.Service), make(map[string]*mesh.Place), make(map[string]bool), make(map[string]*mesh.Policy),
+	}
 }
 
 func (p pendingWorld) any() bool {
-	return len(p.workloads)+len(p.services)+len(p.places)+len(p.gone) > 0
+	return len(p.workloads)+len(p.services)+len(p.places)+len(p.gone)+len(p.policies) > 0
 }
 
 func (p pendingWorld) add(c mesh.Changes) {
@@ -433,6 +454,9 @@ func (p pendingWorld) add(c mesh.Changes) {
 		delete(p.services, name)
 		delete(p.places, name)
 		p.gone[name] = true
+	}
+	for _, key := range c.GonePolicies {
+		p.policies[key] = nil
 	}
 	for _, w := range c.Workloads {
 		p.workloads[w.UID] = w
@@ -446,6 +470,9 @@ func (p pendingWorld) add(c mesh.Changes) {
 		p.places[l.Name] = l
 		delete(p.gone, l.Name)
 	}
+	for _, x := range c.Policies {
+		p.policies[x.Key()] = x
+	}
 }
 
 // take empties p. What it returns is sorted.
@@ -456,10 +483,18 @@ func (p pendingWorld) take() mesh.Changes {
 		Places:    slices.SortedFunc(maps.Values(p.places), func(x, y *mesh.Place) int { return strings.Compare(x.Name, y.Name) }),
 		Gone:      slices.Sorted(maps.Keys(p.gone)),
 	}
+	for _, key := range slices.Sorted(maps.Keys(p.policies)) {
+		if x := p.policies[key]; x != nil {
+			c.Policies = append(c.Policies, x)
+		} else {
+			c.GonePolicies = append(c.GonePolicies, key)
+		}
+	}
 	clear(p.workloads)
 	clear(p.services)
 	clear(p.places)
 	clear(p.gone)
+	clear(p.policies)
 	return c
 }
 

@@ -126,7 +126,7 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 	})
 	t.presenter = newPresenter(t.cfg.Display, t.log)
 	t.reconciler = &reconciler{
-		build:     kube.BuildConfig{TrustDomain: t.cfg.TrustDomain, Cluster: t.cfg.Cluster, Namespace: t.cfg.Namespace, Ranges: t.cfg.Ranges, NodePorts: t.cfg.NodePorts},
+		build:     kube.BuildConfig{TrustDomain: t.cfg.TrustDomain, Cluster: t.cfg.Cluster, Namespace: t.cfg.Namespace, RootNamespace: t.cfg.RootNamespace, Ranges: t.cfg.Ranges, NodePorts: t.cfg.NodePorts},
 		inbox:     box,
 		roster:    roster,
 		server:    t.server,

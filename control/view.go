@@ -89,6 +89,7 @@ func (p *presenter) run(ctx context.Context) error {
 func (r *roster) view(now time.Time, f facts, nodes []xds.NodeStatus, trustDomain string, unsaved error) kube.View {
 	v := kube.View{NoMesh: !f.mesh.Found}
 	v.Pods = slices.SortedFunc(maps.Values(r.views), func(x, y kube.PodView) int { return strings.Compare(x.UID, y.UID) })
+	v.Policies = slices.SortedFunc(maps.Values(r.policed), func(x, y kube.PolicyView) int { return strings.Compare(x.Key(), y.Key()) })
 	summary := kube.Summary{Facts: f.mesh, TrustDomain: trustDomain, Exceptions: f.exceptions, Unsaved: unsaved, Pods: r.counts.pods}
 	summary.Unprotected = slices.SortedFunc(maps.Values(r.counts.unprotected), func(x, y kube.UnprotectedPod) int { return strings.Compare(x.Pod, y.Pod) })
 	v.Untaint = r.ready(nodes, &summary.Nodes)

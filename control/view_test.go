@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"tacit.dev/control/kube"
 	"tacit.dev/mesh"
 	"tacit.dev/pause"
@@ -170,5 +172,30 @@ func TestWhatIsNotShownIsTriedAgain(t *testing.T) {
 	}()
 	if err := p.run(ctx); err != nil || len(d.shown) != 2 {
 		t.Errorf("shown %d times, %v: want twice", len(d.shown), err)
+	}
+}
+
+// What a policy should show is shown until it does, and policies are told to nodes whatever else
+// has their names.
+func TestPoliciesAreShownAndTold(t *testing.T) {
+	r := newRoster(nil, slog.New(slog.DiscardHandler))
+	now := time.Now()
+	f := kube.PolicyFacts{Namespace: "a", Name: "p", Want: [2]metav1.Condition{{Type: kube.PolicyAccepted, Status: "True"}, {Type: kube.PolicyEnforced, Status: "False"}}}
+	service := &mesh.Service{Namespace: "a", Name: "p", Hostname: "p"}
+	r.objects(kube.Delta{Changes: mesh.Changes{Policies: []*mesh.Policy{{Namespace: "a", Name: "p"}}, Services: []*mesh.Service{service}}, Policed: []kube.PolicyFacts{f}}, now)
+	v := r.view(now, facts{}, nil, "lab", nil)
+	if len(v.Policies) != 1 || v.Policies[0].Key() != "a/p" || len(v.Policies[0].Want) != 2 {
+		t.Fatalf("to be shown: %+v, want two conditions of a/p", v.Policies)
+	}
+	if u := r.update(); len(u.Policies) != 1 || len(u.Services) != 1 {
+		t.Errorf("told %+v: want a policy and a service", u.Changes)
+	}
+	f.Shown.Conditions = v.Policies[0].Want
+	r.objects(kube.Delta{Changes: mesh.Changes{GonePolicies: []string{"a/p"}}, Policed: []kube.PolicyFacts{f}}, now)
+	if v := r.view(now, facts{}, nil, "lab", nil); len(v.Policies) != 0 {
+		t.Errorf("to be shown: %+v, which is shown", v.Policies)
+	}
+	if u := r.update(); len(u.GonePolicies) != 1 || len(u.Gone) != 0 || r.isStirred() {
+		t.Errorf("told %+v: want that a policy is gone", u.Changes)
 	}
 }
