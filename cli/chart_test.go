@@ -180,6 +180,8 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 		"node.netnsDir=/var/run/netns":     {"DaemonSet tacit-node", "mountPath:/run/netns"},
 		"trustDomain=example.org":          {"Deployment tacit-control", "--trust-domain=example.org"},
 		"crd.keep=true":                    {"CustomResourceDefinition meshes.tacit.dev", "helm.sh/resource-policy:keep"},
+		"crd.keep=true,crd.install=true":   {"CustomResourceDefinition authorizationpolicies.security.istio.io", "helm.sh/resource-policy:keep"},
+		"rootNamespace=istio-system":       {"Deployment tacit-control", "--root-namespace=istio-system"},
 		"node.updateStrategy.maxSurge=25%": {"DaemonSet tacit-node", "maxSurge:25% maxUnavailable:0"},
 		"node.updateStrategy.maxSurge=0,node.updateStrategy.maxUnavailable=3": {"DaemonSet tacit-node", "maxSurge:0 maxUnavailable:3"},
 		"node.terminationGracePeriodSeconds=600":                              {"DaemonSet tacit-node", "terminationGracePeriodSeconds:600"},
@@ -189,8 +191,10 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 			t.Errorf("--set %s: %s has no %q", set, want.object, want.text)
 		}
 	}
-	if objects(t, "crd.install=false")["CustomResourceDefinition meshes.tacit.dev"] != nil {
-		t.Error("the kind Mesh is there with crd.install=false")
+	for name := range objects(t, "crd.install=false") {
+		if strings.HasPrefix(name, "CustomResourceDefinition ") {
+			t.Errorf("%s is there with crd.install=false", name)
+		}
 	}
 	if objects(t, "networkPolicy.enabled=false")["NetworkPolicy tacit-default"] != nil {
 		t.Error("there is a NetworkPolicy with networkPolicy.enabled=false")
