@@ -28,7 +28,7 @@ func Main(version string, args []string) int {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(installCommand(version), upgradeCommand(version), uninstallCommand(version), checkCommand(version), statusCommand(),
-		versionCommand(version), labCommand())
+		policyCommand(), versionCommand(version), labCommand())
 	root.SetArgs(args)
 	return exitCode(root.ExecuteContext(ctx), os.Stderr)
 }
