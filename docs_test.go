@@ -17,8 +17,8 @@ import (
 var name = regexp.MustCompile("`([a-z]+(?:/[a-z]+)*)\\.([A-Za-z]\\w*(?:\\.\\w+)?)`")
 
 // foreign is what stands before the dot in names that are none of our code's: files
-// of the CA, values of the chart, messages of others.
-var foreign = []string{"bundle", "cni", "google", "intermediate", "istio", "net", "root"}
+// of the CA, values of the chart, messages of others, fields of kinds.
+var foreign = []string{"bundle", "cluster", "cni", "destination", "from", "google", "intermediate", "istio", "net", "root", "security", "source", "to", "when"}
 
 // promised are the documents that there must be.
 var promised = []string{"docs/architecture.md", "docs/wire.md", "docs/ports.md", "docs/threat-model.md", "README.md", "CONTRIBUTING.md"}
