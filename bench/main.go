@@ -6,6 +6,9 @@
 // sessions. It prints a table, writes result.json, and its exit code is 1 if a bound is
 // not met.
 //
+// CPU of Tacit is that of all its processes: agents and control use some while nothing is
+// done, which shows only on a machine that has other work besides.
+//
 // Absolute numbers are those of the machine, which also runs client and server; what
 // counts are the ratios of Tacit to HAProxy in the same round.
 package main
