@@ -256,6 +256,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.kernel.Gated(); err != nil {
 		a.cfg.Log.Warn("no gates behind the rules of pods", "error", err)
 	}
+	if err := a.kernel.Leads(); err != nil {
+		a.cfg.Log.Warn("what pods forward is refused, and not captured", "error", err)
+	}
 	if err := a.makeDir(); err != nil {
 		close(a.ended)
 		return fmt.Errorf("agent: %w", err)

@@ -65,6 +65,9 @@ func examineRules(ctx context.Context, ns *netns.NS) finding.Finding {
 	if err := k.Gated(); err != nil {
 		found += "; no gate behind the rules, so a pod that may flush them can send in clear until they are put back: " + err.Error()
 	}
+	if err := k.Leads(); err != nil {
+		found += "; what pods forward for containers within them is refused, and not captured: " + err.Error()
+	}
 	return finding.Finding{What: "rules", Found: found}
 }
 

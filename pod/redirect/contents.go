@@ -27,6 +27,8 @@ const maxFlows = 16384
 // A flow is a connection, as its socket in the pod sees it.
 type flow struct{ local, remote netip.AddrPort }
 
+func (f flow) reversed() flow { return flow{f.remote, f.local} }
+
 // contents are what the sets of a table hold from the start. The kernel changes them
 // afterwards, so they are no part of what is read back.
 type contents struct {

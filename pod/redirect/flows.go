@@ -100,8 +100,10 @@ type census struct {
 	former []netip.AddrPort
 	// clients are the other ends of what came in to the proxy.
 	clients map[netip.AddrPort]bool
-	// through are those that the pod forwards for others.
-	through []flow
+	// led are those that the pod forwards, whose other end the proxy has: as they leave.
+	led []flow
+	// transits are all that the pod forwards.
+	transits []transit
 }
 
 // count tells the sockets of a pod apart, whose own addresses are given.
@@ -122,6 +124,8 @@ func count(all []connection, own []netip.Addr) census {
 		switch {
 		case s.local.Port() == mesh.InboundPort:
 			c.clients[s.remote] = true
+		case s.mark == leadMark && slices.Contains(own, s.remote.Addr()):
+			c.led = append(c.led, s.reversed())
 		case s.mark == mesh.Mark, s.local.Port() == mesh.OutboundPort, !slices.Contains(own, s.local.Addr()),
 			slices.Contains(own, s.remote.Addr()), s.remote.Addr().IsLoopback():
 		case there[flow{redirected(s.local.Addr()), s.local}]:
@@ -183,7 +187,7 @@ func takeCensus(ns *netns.NS) (census, error) {
 		return census{}, err
 	}
 	c := count(all, own)
-	c.through, err = through(ns, own)
+	c.transits, err = transits(ns, own)
 	return c, err
 }
 

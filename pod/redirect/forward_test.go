@@ -3,7 +3,6 @@ package redirect
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -103,7 +102,7 @@ func TestForwardedBeforeGoesOn(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {
 		within := w.within()
 		w.translate()
-		atPeer, atWithin := w.listen(w.peer, f.any, 9000), w.listen(within, f.any, 80)
+		atPeer, atWithin, outbound := w.listen(w.peer, f.any, 9000), w.listen(within, f.any, 80), w.listen(w.pod, f.loopback, mesh.OutboundPort)
 		out := w.dial(within, f.peer, 9000)
 		outPeer := w.accept(atPeer)
 		in := w.dial(w.peer, f.pod, 8080)
@@ -115,10 +114,7 @@ func TestForwardedBeforeGoesOn(t *testing.T) {
 		}
 		w.apply(Config{})
 		goesOn("captured")
-		err := within.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			t.Errorf("a new one: %v, want refused", err)
-		}
+		talk(t, "a new one", w.dial(within, f.peer, 9000), w.accept(outbound))
 		w.flush()
 		goesOn("forgotten by conntrack")
 		w.apply(Config{ExcludeOutbound: []mesh.Exclusion{{Port: 25}}})
@@ -140,19 +136,108 @@ func TestForwardedBeforeGoesOn(t *testing.T) {
 		}
 		outPeer.Close()
 		wire := w.watch()
-		err = within.Do(func() error {
-			d := net.Dialer{Timeout: limit, LocalAddr: &net.TCPAddr{Port: port}}
-			c, err := d.Dial("tcp", netip.AddrPortFrom(f.peer, 9000).String())
-			if err == nil {
-				c.Write([]byte(marker))
-				c.Close()
-			}
-			return err
-		})
-		if !errors.Is(err, unix.ECONNREFUSED) {
-			t.Errorf("a new one with the ports of an older one: %v, want refused", err)
-		}
+		again := w.dialFrom(within, port, netip.AddrPortFrom(f.peer, 9000))
+		hears(t, "a new one with the ports of an older one", again, w.accept(outbound))
 		wire.clean("the ports of an older one")
+	})
+}
+
+// A container behind the pod opens connections as a process of the pod does: the proxy has
+// them, and nothing of them leaves in clear, whatever happens to rules and conntrack.
+func TestForwardedIsCaptured(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		within := w.within()
+		w.translate()
+		outbound, atPeer := w.listen(w.pod, f.loopback, mesh.OutboundPort), w.listen(w.peer, f.any, 9000)
+		w.apply(Config{})
+		if err := w.kernel.Leads(); err != nil {
+			t.Fatal(err)
+		}
+		wire := w.watch()
+		defer wire.clean("captured")
+		app := w.dial(within, f.peer, 9000)
+		proxy := w.accept(outbound)
+		if to, from := addrPort(proxy.LocalAddr()), addrPort(proxy.RemoteAddr()); to != netip.AddrPortFrom(f.peer, 9000) || from.Addr() != f.pod {
+			t.Errorf("the proxy sees %s from %s, want it as the pod's own", to, from)
+		}
+		goesOn := func(when string) {
+			t.Helper()
+			hears(t, when+": to the proxy", app, proxy)
+			hears(t, when+": from the proxy", proxy, app)
+			wire.clean(when)
+		}
+		goesOn("captured")
+		w.flush()
+		goesOn("forgotten by conntrack")
+		w.apply(Config{ExcludeOutbound: []mesh.Exclusion{{Port: 9000}}})
+		goesOn("excluded later")
+		talk(t, "excluded", w.dial(within, f.peer, 9000), w.accept(atPeer))
+		w.apply(Config{})
+		goesOn("no longer excluded")
+		left := w.dial(within, f.peer, 9000)
+		w.accept(outbound).Close()
+		w.apply(Config{Drain: true})
+		left.Write([]byte(marker))
+		goesOn("draining")
+		fresh, freshPeer := w.dial(within, f.peer, 9000), w.accept(atPeer)
+		talk(t, "draining: new", fresh, freshPeer)
+		w.apply(Config{})
+		left.Write([]byte(marker))
+		goesOn("enrolled again")
+		talk(t, "begun meanwhile", fresh, freshPeer)
+		w.do(w.pod, func() error { return exec.Command("nft", "delete", "table", "inet", "tacit").Run() })
+		app.Write([]byte(marker))
+		if err := w.kernel.Repair(t.Context(), w.pod, Config{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := readFull(proxy, make([]byte, len(marker))); err != nil {
+			t.Errorf("without rules: %v", err)
+		}
+		goesOn("repaired")
+		abandoned := w.dial(within, f.peer, 9000)
+		w.accept(outbound).Close()
+		abandoned.Write([]byte(marker))
+		wire.clean("abandoned by the proxy")
+		if err := w.kernel.Remove(t.Context(), w.pod); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := app.Write([]byte(marker)); err == nil {
+			t.Error("removed: a captured connection lives on")
+		}
+		abandoned.Write([]byte(marker))
+		talk(t, "removed: begun meanwhile", fresh, freshPeer)
+	})
+}
+
+// A port that the pod leads on to a container is reached from the network if it is excluded.
+func TestPublishedPort(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		within := w.within()
+		w.translate()
+		l := w.listen(within, f.any, 80)
+		w.apply(Config{ExcludeInbound: []uint16{8080}})
+		client, server := w.dial(w.peer, f.pod, 8080), w.accept(l)
+		talk(t, "an excluded port", client, server)
+		w.apply(Config{Drain: true})
+		talk(t, "draining", client, server)
+		w.apply(Config{})
+		talk(t, "excluded no more", client, server)
+	})
+}
+
+// The pod's own rules about what it forwards hold as before.
+func TestForwardedMeetsThePodsRules(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		within := w.within()
+		w.translate()
+		w.listen(w.pod, f.loopback, mesh.OutboundPort)
+		w.shell(w.pod, "nft 'table inet own { chain c { type filter hook forward priority filter; tcp dport 9001 reject with tcp reset; }; }'")
+		w.apply(Config{})
+		err := within.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9001)) })
+		if !errors.Is(err, unix.ECONNREFUSED) {
+			t.Errorf("what the pod itself forbids: %v, want refused", err)
+		}
+		w.dial(within, f.peer, 9000)
 	})
 }
 
@@ -173,10 +258,9 @@ func TestBridgeWithinThePod(t *testing.T) {
 				l := w.listen(two, f.any, 80)
 				w.apply(Config{})
 				talk(t, "from container to container", w.dial(one, to, 80), w.accept(l))
-				err := one.Do(func() error { return try(netip.AddrPortFrom(f.peer, 9000)) })
-				if !errors.Is(err, unix.ECONNREFUSED) {
-					t.Errorf("from a container to the network: %v, want refused", err)
-				}
+				w.shell(w.pod, "nft 'table inet docker { chain post { type nat hook postrouting priority srcnat; oifname toPeer masquerade; }; }'")
+				outbound := w.listen(w.pod, f.loopback, mesh.OutboundPort)
+				talk(t, "from a container to the proxy", w.dial(one, f.peer, 9000), w.accept(outbound))
 			})
 		})
 	}

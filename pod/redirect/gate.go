@@ -69,14 +69,20 @@ func gateProgram() []unix.SockFilter {
 	}
 }
 
-// gateOperations are the program as the kernel takes it, and tells it back.
-func gateOperations() (ops []byte) {
-	for _, op := range gateProgram() {
+// operations are a program as the kernel takes it, and tells it back.
+func operations(program []unix.SockFilter) (ops []byte) {
+	for _, op := range program {
 		ops = binary.NativeEndian.AppendUint16(ops, op.Code)
 		ops = append(ops, op.Jt, op.Jf)
 		ops = binary.NativeEndian.AppendUint32(ops, op.K)
 	}
 	return ops
+}
+
+// programOf are the attributes of a filter that hold a program.
+func programOf(program []unix.SockFilter) []byte {
+	length := attr(bpfOpsLen, binary.NativeEndian.AppendUint16(nil, uint16(len(program))))
+	return append(length, attr(bpfOps, operations(program))...)
 }
 
 // Gated says why a captured pod has no gate behind its rules, nil if it has.
@@ -88,88 +94,108 @@ func tryGate() error {
 	if err != nil {
 		return err
 	}
-	err = atLinks(ns, func(h *netlink.Handle) ([]int, error) { return []int{loopback}, nil }, closeGate)
+	err = atLinks(ns, func(h *netlink.Handle) ([]int, error) { return []int{loopback}, nil }, standing{gate: true}.set)
 	if err = errors.Join(err, ns.Close()); err != nil {
 		return fmt.Errorf("a gate at an interface (needs the kernel's sch_ingress and cls_bpf): %w", err)
 	}
 	return nil
 }
 
-// closeGates puts a gate at each interface by which packets may leave the pod. At what only
-// leads within it there is none: what a bridge passes on is no business of the rules.
-func (k *Kernel) closeGates(ns *netns.NS) error {
-	if k.Gated() != nil {
-		return nil
-	}
-	return errors.Join(atLinks(ns, outLinks, closeGate), atLinks(ns, withinLinks, openGate))
+// standing is what of ours stands at an interface.
+type standing struct{ gate, lead bool }
+
+// stand puts at each interface by which packets may leave the pod what is wanted there, as far
+// as the kernel has it. At what only leads within it there is nothing: what a bridge passes on
+// is no business of the rules.
+func (k *Kernel) stand(ns *netns.NS, want standing) error {
+	return errors.Join(atLinks(ns, outLinks, k.can(want).set), atLinks(ns, withinLinks, standing{}.set))
 }
 
-func closeGate(h *netlink.Handle, fd, link int) error {
-	if g, err := readGate(fd, link); g.whole || err != nil {
+// lead puts the filter that leads to the proxy at each of them, and leaves gates as they are.
+func (k *Kernel) lead(ns *netns.NS) error {
+	if k.Leads() != nil {
+		return nil
+	}
+	return atLinks(ns, outLinks, func(h *netlink.Handle, fd, link int) error {
+		g, err := readGate(fd, link)
+		if err != nil {
+			return err
+		}
+		return standing{gate: g.gate.there, lead: true}.set(h, fd, link)
+	})
+}
+
+func (k *Kernel) can(want standing) standing {
+	return standing{want.gate && k.Gated() == nil, want.lead && k.Leads() == nil}
+}
+
+// set makes an interface have just that of ours. What it hangs on, an empty clsact, stays as long as
+// the interface: the kernel stops an interface for a moment when one comes or goes, and drops
+// what is sent meanwhile.
+func (want standing) set(h *netlink.Handle, fd, link int) error {
+	g, err := readGate(fd, link)
+	if err != nil {
 		return err
 	}
-	if err := h.QdiscAdd(clsact(link)); err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("clsact at interface %d: %w", link, err)
+	if want.gate && !g.gate.whole || want.lead && !g.lead.whole {
+		if err := h.QdiscAdd(clsact(link)); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("clsact at interface %d: %w", link, err)
+		}
 	}
-	if err := tell(fd, 1, unix.RTM_NEWTFILTER, unix.NLM_F_CREATE, gateMessage(link)); err != nil {
-		return fmt.Errorf("gate at interface %d: %w", link, err)
+	return errors.Join(g.lead.set(fd, want.lead, leadMessage(link)), g.gate.set(fd, want.gate, gateMessage(link)))
+}
+
+// set makes one filter be there, or not.
+func (is filter) set(fd int, want bool, message []byte) error {
+	switch {
+	case want && !is.whole:
+		if err := tell(fd, 1, unix.RTM_NEWTFILTER, unix.NLM_F_CREATE, message); err != nil {
+			return fmt.Errorf("filter: %w", err)
+		}
+	case !want && is.there:
+		return unlessGone(tell(fd, 1, unix.RTM_DELTFILTER, 0, message))
 	}
 	return nil
 }
 
-// openGates takes all of them away. What they hung on, an empty clsact, stays as long as the
-// interface: the kernel stops an interface for a moment when one comes or goes, and drops
-// what is sent meanwhile.
-func openGates(ns *netns.NS) error {
-	return errors.Join(atLinks(ns, outLinks, openGate), atLinks(ns, withinLinks, openGate))
-}
-
-func openGate(_ *netlink.Handle, fd, link int) error {
-	g, err := readGate(fd, link)
-	if err != nil || !g.there {
-		return err
-	}
-	return unlessGone(tell(fd, 1, unix.RTM_DELTFILTER, 0, gateMessage(link)))
-}
-
-// checkGates reads them back: one at each interface by which packets may leave, or none at any.
-func (k *Kernel) checkGates(ns *netns.NS, closed bool) error {
-	if k.Gated() != nil {
-		return nil
-	}
-	check := func(closed bool) func(*netlink.Handle, int, int) error {
+// checkStanding reads back what stands where.
+func (k *Kernel) checkStanding(ns *netns.NS, want standing) error {
+	check := func(want standing) func(*netlink.Handle, int, int) error {
 		return func(_ *netlink.Handle, fd, link int) error {
 			g, err := readGate(fd, link)
-			if err == nil && (g.whole != closed || g.there != closed) {
+			if err == nil && (!g.gate.is(want.gate) || !g.lead.is(want.lead)) {
 				err = fmt.Errorf("namespace %d, gate at interface %d: %w", ns.Inode(), link, ErrRules)
 			}
 			return err
 		}
 	}
-	return errors.Join(atLinks(ns, outLinks, check(closed)), atLinks(ns, withinLinks, check(false)))
+	return errors.Join(atLinks(ns, outLinks, check(k.can(want))), atLinks(ns, withinLinks, check(standing{})))
 }
 
 // hasGate reports whether there is one at any interface.
 func hasGate(ns *netns.NS) (has bool, err error) {
 	see := func(_ *netlink.Handle, fd, link int) error {
 		g, err := readGate(fd, link)
-		has = has || g.there
+		has = has || g.gate.there || g.lead.there
 		return err
 	}
 	err = errors.Join(atLinks(ns, outLinks, see), atLinks(ns, withinLinks, see))
 	return has, err
 }
 
-// gate is what stands at an interface: something at our place, and our very program.
-type gate struct {
-	there, whole bool
-}
+// gate is what of ours stands at an interface.
+type gate struct{ gate, lead filter }
+
+// filter is one of ours: something is at its place, and it is the very one.
+type filter struct{ there, whole bool }
+
+func (is filter) is(wanted bool) bool { return is.whole == wanted && is.there == wanted }
 
 // readGate asks the kernel for the filters by which packets leave an interface.
 func readGate(fd, link int) (g gate, err error) {
 	err = ask(fd, 1, unix.RTM_GETTFILTER, filterHead(link, netlink.HANDLE_MIN_EGRESS, 0), func(b []byte) error {
-		if len(b) >= sizeofTcMsg && binary.NativeEndian.Uint32(b[4:]) == uint32(link) && binary.NativeEndian.Uint32(b[16:])>>16 == gatePlace {
-			g.see(find(b[sizeofTcMsg:], unix.TCA_OPTIONS))
+		if len(b) >= sizeofTcMsg && binary.NativeEndian.Uint32(b[4:]) == uint32(link) {
+			g.see(binary.NativeEndian.Uint32(b[16:])>>16, find(b[sizeofTcMsg:], unix.TCA_OPTIONS))
 		}
 		return nil
 	})
@@ -180,21 +206,21 @@ func readGate(fd, link int) (g gate, err error) {
 	return g, nil
 }
 
-func (g *gate) see(options []byte) {
-	if options == nil { // stands for all of one priority
-		return
+func (g *gate) see(place uint32, options []byte) {
+	switch {
+	case options == nil: // stands for all of one priority
+	case place == gatePlace:
+		flags := find(options, bpfFlags)
+		whole := bytes.Equal(find(options, bpfOps), operations(gateProgram())) && len(flags) == 4 && binary.NativeEndian.Uint32(flags)&actDirect != 0
+		g.gate = filter{true, whole}
+	case place == leadPlace:
+		g.lead = filter{true, isLead(options)}
 	}
-	flags := find(options, bpfFlags)
-	g.there = true
-	g.whole = bytes.Equal(find(options, bpfOps), gateOperations()) && len(flags) == 4 && binary.NativeEndian.Uint32(flags)&actDirect != 0
 }
 
 // gateMessage is a struct tcmsg and its attributes. The library has no classic BPF.
 func gateMessage(link int) []byte {
-	ops := gateOperations()
-	options := attr(bpfOpsLen, binary.NativeEndian.AppendUint16(nil, uint16(len(gateProgram()))))
-	options = append(options, attr(bpfOps, ops)...)
-	options = append(options, attr(bpfFlags, binary.NativeEndian.AppendUint32(nil, actDirect))...)
+	options := append(programOf(gateProgram()), attr(bpfFlags, binary.NativeEndian.AppendUint32(nil, actDirect))...)
 	b := append(filterHead(link, netlink.HANDLE_MIN_EGRESS, gatePlace), text(unix.TCA_KIND, "bpf")...)
 	return append(b, attr(unix.TCA_OPTIONS, options)...)
 }

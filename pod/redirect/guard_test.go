@@ -370,9 +370,10 @@ func TestRepairEndsAHold(t *testing.T) {
 func TestPresentSeesEachPart(t *testing.T) {
 	w := newWorld(t)
 	for what, leave := range map[string]func() error{
-		"a hold": func() error { return w.kernel.load(t.Context(), w.pod, hold(Config{})) },
-		"rules":  func() error { return w.kernel.load(t.Context(), w.pod, Ruleset(Config{})) },
-		"a gate": func() error { return w.kernel.closeGates(w.pod) },
+		"a hold":      func() error { return w.kernel.load(t.Context(), w.pod, hold(Config{})) },
+		"rules":       func() error { return w.kernel.load(t.Context(), w.pod, Ruleset(Config{})) },
+		"a way to lo": func() error { return w.kernel.lead(w.pod) },
+		"a gate":      func() error { return w.kernel.stand(w.pod, standing{gate: true}) },
 	} {
 		if err := leave(); err != nil {
 			t.Fatal(err)
@@ -762,4 +763,46 @@ func TestAddressesByWhichOthersReachIt(t *testing.T) {
 	if !slices.Equal(got, want) {
 		t.Errorf("%v, want %v", got, want)
 	}
+}
+
+// A connection whose answer is lost while the rules come, as when an interface gets its first
+// clsact: the application and the proxy both answer it then, and the client must hear one.
+func TestAnsweredWhileTheRulesCame(t *testing.T) {
+	each(t, func(t *testing.T, w *world, f family) {
+		inbound := w.listen(w.pod, f.any, mesh.InboundPort)
+		w.listen(w.pod, f.any, 8080)
+		nft := func(text string) {
+			w.do(w.peer, func() error {
+				out, err := exec.Command("nft", text).CombinedOutput()
+				return errors.Join(err, errorOf(out))
+			})
+		}
+		nft("table inet deaf { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }")
+		dialled := make(chan error, 1)
+		go func() {
+			dialled <- w.peer.Do(func() error { return tryFor(limit, netip.AddrPortFrom(f.pod, 8080)) })
+		}()
+		w.answering()
+		w.apply(Config{})
+		nft("delete table inet deaf")
+		if err := <-dialled; err != nil {
+			t.Errorf("%v, want connected", err)
+		}
+		w.accept(inbound)
+	})
+}
+
+// answering waits until something of the pod's has answered a connection, and is not answered.
+func (w *world) answering() {
+	w.t.Helper()
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		all, err := sockets(w.pod)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		if slices.ContainsFunc(all, func(s connection) bool { return s.state == netlink.TCP_SYN_RECV }) {
+			return
+		}
+	}
+	w.t.Fatalf("nobody connects within %v", limit)
 }

@@ -27,6 +27,8 @@ type Kernel struct {
 	refuse func() bool
 	// gated finds out, once, why the kernel has nothing that stands behind the rules.
 	gated func() error
+	// leads finds out, once, why the kernel cannot lead to the proxy what a pod forwards.
+	leads func() error
 	// node is the addresses of the node whose pods these are.
 	node []netip.Addr
 
@@ -54,6 +56,7 @@ func NewKernel(node ...netip.Addr) (*Kernel, error) {
 	k := &Kernel{nft: nft, node: node, known: make(map[string]digest), pods: make(map[netns.Key]*memory)}
 	k.refuse = sync.OnceValue(func() bool { return !k.hasSocket() })
 	k.gated = sync.OnceValue(tryGate)
+	k.leads = sync.OnceValue(tryLead)
 	return k, nil
 }
 
@@ -107,15 +110,18 @@ func (k *Kernel) apply(ctx context.Context, ns *netns.NS, c Config, lost bool) e
 	if err != nil {
 		return err
 	}
-	// The gate lets leave what the rules of a capture have passed, and those alone mark it.
+	// The gate lets leave what the rules of a capture have passed, and those alone mark it. What
+	// rules have led to the proxy must not leave: its filter comes first.
 	if c.Drain {
-		err = openGates(ns)
+		err = k.stand(ns, standing{lead: true})
+	} else {
+		err = k.lead(ns)
 	}
 	if err == nil {
 		err = k.swap(ctx, ns, complete, lost)
 	}
 	if err == nil && !c.Drain {
-		err = k.closeGates(ns)
+		err = k.stand(ns, standing{gate: true, lead: true})
 	}
 	if err != nil {
 		return fmt.Errorf("apply rules in namespace %d: %w", ns.Inode(), err)
@@ -141,7 +147,7 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 	if got != want {
 		return fmt.Errorf("namespace %d, table inet tacit: %w", ns.Inode(), ErrRules)
 	}
-	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns), k.checkGates(ns, !c.Drain))
+	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns), k.checkStanding(ns, standing{gate: !c.Drain, lead: true}))
 }
 
 // Remove takes away all that Apply made, but for an empty clsact at each interface, which
@@ -151,7 +157,7 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
 	err := k.endCaptured(ns)
 	if err == nil {
-		err = openGates(ns)
+		err = k.stand(ns, standing{})
 	}
 	if err == nil {
 		err = k.load(ctx, ns, release+"add table inet tacit\ndelete table inet tacit\n")

@@ -21,6 +21,19 @@ type links struct {
 	bridges, ports []int
 	// open says that there are other bridges, too.
 	open bool
+	// names of all.
+	names map[int]string
+}
+
+// namesOf are sorted, each once.
+func (l links) namesOf(of []int) (names []string) {
+	for _, link := range of {
+		if name := l.names[link]; name != "" {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }
 
 // listLinks tells them apart. What is not known to lead within is taken to lead out.
@@ -33,8 +46,10 @@ func listLinks(h *netlink.Handle) (l links, err error) {
 	if err != nil {
 		return l, err
 	}
+	l.names = make(map[int]string, len(all))
 	for _, link := range all {
 		a := link.Attrs()
+		l.names[a.Index] = a.Name
 		within, isBridge := enclosed[a.Index]
 		switch {
 		case a.Index == loopback || a.Flags&net.FlagUp == 0:

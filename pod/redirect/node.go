@@ -16,19 +16,24 @@ import (
 // the node's; where it is a router's, nothing is lost: who can call from there can
 // also read what passes.
 func (k *Kernel) completed(ns *netns.NS, c Config) (Config, error) {
-	c.node, c.refuse, c.bridges = nil, k.refuse(), false
-	if c.Drain {
-		return c, nil
-	}
-	err := inside(ns, func(h *netlink.Handle, _ []int) error {
+	c.node, c.refuse, c.bridges, c.leading, c.ways = nil, k.refuse(), false, nil, nil
+	err := inside(ns, func(h *netlink.Handle, _ []int) (err error) {
 		l, err := listLinks(h)
+		if err != nil {
+			return err
+		}
 		c.bridges = len(l.bridges) > 0 && !l.open
+		if k.Leads() != nil {
+			return nil
+		}
+		ways, err := defaultLinks(h)
+		c.leading, c.ways = l.namesOf(l.out), l.namesOf(ways)
 		return err
 	})
 	if err != nil {
 		return c, fmt.Errorf("interfaces of namespace %d: %w", ns.Inode(), err)
 	}
-	if len(c.ProbePorts) == 0 {
+	if c.Drain || len(c.ProbePorts) == 0 {
 		return c, nil
 	}
 	found, err := gateways(ns)

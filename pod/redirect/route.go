@@ -58,8 +58,10 @@ func addReplyRoutes(ns *netns.NS) error {
 					return fmt.Errorf("route local default dev %d table %d: %w", r.LinkIndex, replyTable, err)
 				}
 			}
-			if err := h.RuleAdd(replyRule(f)); err != nil && !errors.Is(err, unix.EEXIST) {
-				return fmt.Errorf("ip rule fwmark %#x lookup %d: %w", mesh.ReplyMark, replyTable, err)
+			for _, mark := range routedMarks {
+				if err := h.RuleAdd(replyRule(f, mark)); err != nil && !errors.Is(err, unix.EEXIST) {
+					return fmt.Errorf("ip rule fwmark %#x lookup %d: %w", mark, replyTable, err)
+				}
 			}
 		}
 		return nil
@@ -103,7 +105,7 @@ func checkReplyRoutes(ns *netns.NS) error {
 			complete := !slices.ContainsFunc(links, func(link int) bool {
 				return !slices.ContainsFunc(routes, func(r netlink.Route) bool { return isReplyRoute(r, link) })
 			})
-			if len(rules) != 1 || !complete {
+			if len(rules) != len(routedMarks) || !complete {
 				return fmt.Errorf("namespace %d, %d ip rules to table %d and %d routes in it: %w",
 					ns.Inode(), len(rules), replyTable, len(routes), ErrRules)
 			}
@@ -119,13 +121,16 @@ func replyRules(h *netlink.Handle, family int) ([]netlink.Rule, error) {
 		return nil, fmt.Errorf("read ip rules: %w", err)
 	}
 	return slices.DeleteFunc(all, func(r netlink.Rule) bool {
-		return r.Table != replyTable || r.Priority != replyPriority || r.Mark != mesh.ReplyMark
+		return r.Table != replyTable || r.Priority != replyPriority || !slices.Contains(routedMarks, r.Mark)
 	}), nil
 }
 
-func replyRule(family int) *netlink.Rule {
+// routedMarks are on what is led to the proxy over lo.
+var routedMarks = []uint32{mesh.ReplyMark, leadMark}
+
+func replyRule(family int, mark uint32) *netlink.Rule {
 	r := netlink.NewRule()
-	r.Family, r.Priority, r.Table, r.Mark = family, replyPriority, replyTable, mesh.ReplyMark
+	r.Family, r.Priority, r.Table, r.Mark = family, replyPriority, replyTable, mark
 	return r
 }
 

@@ -36,6 +36,9 @@ type Config struct {
 	// bridges lets pass what bridges pass on, and from one to the other: all of them lead to
 	// nothing but what is within the pod.
 	bridges bool
+	// leading are the interfaces from where what the pod forwards can be led to the proxy; ways
+	// are those with a default route: what comes in there is not the pod's. Both sorted.
+	leading, ways []string
 	// refuse leaves out what needs nft_socket, which the kernel does not have:
 	// connections do not wait while nobody accepts them, and do not outlive conntrack.
 	refuse bool
@@ -57,18 +60,21 @@ func ruleset(c Config, in contents) string {
 	fmt.Fprintf(&b, inner, mesh.Mark, mesh.ReplyMark)
 	if c.Drain {
 		b.WriteString(led(c))
-		fmt.Fprintf(&b, drain, mesh.Mark, mesh.ReplyMark, mesh.InboundPort)
+		fmt.Fprintf(&b, drain, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, leadMark, passMark)
 		b.WriteString(guardOut(drainGuard))
+		fmt.Fprintf(&b, passed+"\t}\n", leadMark, c.notLeading())
+		fmt.Fprintf(&b, throughChains, leadMark)
 		b.WriteString("}\n")
 		return b.String()
 	}
 	b.WriteString(named(c))
-	fmt.Fprintf(&b, outbound, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, mesh.ResetMark, olderMark)
+	fmt.Fprintf(&b, outbound, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, mesh.ResetMark, olderMark, leadMark, passMark)
 	b.WriteString(led(c))
 	b.WriteString(inbound(c))
-	b.WriteString(guardOut(c.onBridges(bridged) + captureGuard))
-	fmt.Fprintf(&b, forward, mesh.ResetMark, c.onBridges(bridging))
-	fmt.Fprintf(&b, passed, passMark)
+	b.WriteString(guardOut(captureGuard))
+	fmt.Fprintf(&b, forward, mesh.ResetMark, c.onBridges(bridging), c.ofOthers(), c.published())
+	fmt.Fprintf(&b, passed+pass, leadMark, c.notLeading(), passMark)
+	fmt.Fprintf(&b, throughChains, leadMark)
 	b.WriteString(guardIn(c))
 	if !c.refuse {
 		fmt.Fprintf(&b, unheard, mesh.InboundPort)
@@ -198,11 +204,13 @@ const outbound = `
 		type route hook output priority -300; policy accept;
 		meta l4proto != tcp accept
 		meta mark %#[1]x accept
+		meta mark %#[6]x meta mark set %#[7]x accept
 		tcp sport %[3]d accept
 		meta mark %#[4]x tcp flags & rst == rst accept
 		meta mark %#[2]x fib saddr type != local fib daddr type local notrack accept
 		meta mark %#[2]x accept
 		fib daddr type local accept
+		tcp flags & rst == rst fib saddr type != local meta mark set %#[7]x accept comment "the pod's own rules refuse what it forwards"
 		ip saddr . tcp sport . ip daddr . tcp dport @captured4 jump outbound_captured
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 jump outbound_captured
 		jump excluded
@@ -270,6 +278,7 @@ const drain = `
 		type route hook output priority -300; policy accept;
 		meta l4proto != tcp accept
 		meta mark %#[1]x accept
+		meta mark %#[4]x meta mark set %#[5]x accept
 		tcp sport %[3]d accept
 		meta mark %#[2]x fib saddr type != local fib daddr type local notrack accept
 		meta mark %#[2]x accept
@@ -297,7 +306,7 @@ const drain = `
 // socket sends takes the mark of what it answers (fwmark_reflect).
 func led(c Config) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, ledOverLo, mesh.Mark, mesh.ReplyMark, mesh.OutboundPort)
+	fmt.Fprintf(&b, ledOverLo, mesh.Mark, mesh.ReplyMark, mesh.OutboundPort, leadMark, mesh.ResetMark)
 	if c.Drain {
 		return b.String() + "\tchain inner_begins {\n\t}\n\tchain from_network {\n\t}\n"
 	}
@@ -316,7 +325,19 @@ const ledOverLo = `
 		iifname != "lo" goto from_network
 		meta mark %#[1]x ` + begins + ` jump inner_begins
 		meta mark %#[1]x meta mark set %#[2]x accept
+		meta mark %#[4]x goto led_through
 		meta mark %#[2]x ` + begins + ` goto to_proxy
+	}
+
+	# What the pod forwards as its own comes here when it was about to leave. What it forwards
+	# by the addresses of others is reset.
+	chain led_through {
+		fib saddr type != local meta mark set %#[5]x counter name forwarded meta l4proto tcp reject with tcp reset
+		` + begins + ` goto to_proxy
+	}
+	chain led_untracked {
+		type filter hook prerouting priority -300; policy accept;
+		iifname "lo" meta mark %#[4]x notrack
 	}
 	chain to_proxy {
 		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:%[3]d accept
@@ -413,7 +434,7 @@ const inboundTail = `	}
 
 // guardOut is the last chain that a packet meets on its way out of the pod.
 func guardOut(rest string) string {
-	return fmt.Sprintf(guardHead, mesh.ReplyMark, mesh.OutboundPort, mesh.InboundPort, mesh.Mark) + rest + "\t}\n" + guardOpens
+	return fmt.Sprintf(guardHead, mesh.ReplyMark, mesh.OutboundPort, mesh.InboundPort, mesh.Mark, passMark) + rest + "\t}\n" + guardOpens
 }
 
 const guardHead = `
@@ -423,6 +444,7 @@ const guardHead = `
 		meta l4proto != tcp accept
 		oifname "lo" accept
 		iif != 0 accept comment "forwarded: guard_forward has judged it"
+		meta mark %#[5]x accept
 		meta mark %#[1]x counter name reply drop
 		meta l4proto tcp ct status dnat ct direction reply ct reply proto-src %[3]d accept
 		meta l4proto tcp ct status snat ct direction original ct original proto-src %[3]d accept
@@ -454,57 +476,6 @@ var captureGuard = fmt.Sprintf(`		meta mark %#x tcp flags & rst == rst accept
 		jump answers
 		counter name outgoing drop
 `, mesh.ResetMark, olderMark)
-
-// forward stops what is not the pod's own: a container or a machine within it has no listener
-// of ours. Exclusions hold for it, too.
-const forward = `
-	# What the pod forwards for others is reset, unless it is excluded or older: it would leave in clear.
-	chain guard_forward {
-		type filter hook forward priority 300; policy accept;
-		meta l4proto != tcp accept
-%[2]s		jump excluded
-		jump excluded_answers
-		` + begins + ` goto forward_begins
-		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
-		ip daddr . tcp dport . ip saddr . tcp sport @older4 accept
-		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 accept
-		ip6 daddr . tcp dport . ip6 saddr . tcp sport @older6 accept
-		goto refuse_forwarded
-	}
-	chain forward_begins {
-		delete @older4 { ip saddr . tcp sport . ip daddr . tcp dport }
-		delete @older4 { ip daddr . tcp dport . ip saddr . tcp sport }
-		delete @older6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
-		delete @older6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
-		goto refuse_forwarded
-	}
-	chain refuse_forwarded {
-		meta mark set %#[1]x counter name forwarded meta l4proto tcp reject with tcp reset
-	}
-`
-
-// What bridges within the pod pass on, and from one to the other, does not leave it. A rule
-// of postrouting does not see that a packet is a bridge's, so bridging marks it for bridged.
-var (
-	bridging = fmt.Sprintf("\t\tmeta iifkind \"bridge\" meta oifkind \"bridge\" meta mark set %#x accept\n", passMark)
-	bridged  = fmt.Sprintf("\t\tmeta oifkind \"bridge\" meta mark %#x accept\n", passMark)
-)
-
-func (c Config) onBridges(rule string) string {
-	if c.bridges {
-		return rule
-	}
-	return ""
-}
-
-// passed marks what the guard has let pass, for the gate.
-const passed = `
-	# What has passed the guard may leave by the gate, which stands where a flush of rules does not reach.
-	chain passed {
-		type filter hook postrouting priority 310; policy accept;
-		meta l4proto tcp oifname != "lo" meta mark set %#x
-	}
-`
 
 const drainGuard = capturedGuard + `		` + begins + ` accept
 		ip saddr . tcp sport @former4 counter name outgoing drop

@@ -102,17 +102,18 @@ func gather(ns *netns.NS, c Config, m *memory, lost bool) (in contents, err erro
 	}
 	in.former = now.former
 	in.came, in.again = now.ofClients(was.came), now.ofClients(was.again)
-	in.captured = now.behindProxy(was, m.rules)
+	captured, through := now.through(was, m.rules)
+	in.captured = append(now.behindProxy(was, m.rules), captured...)
 	if c.Drain {
 		return in, nil
 	}
 	in.captured = c.named(in.captured)
-	free := slices.Concat(flowsOf(now.free), now.through)
+	free := slices.Concat(flowsOf(now.free), through)
 	switch {
 	case lost:
 		in.older = within(free, m.older)
 	case was.guarded:
-		named := slices.Concat(m.rules.named(flowsOf(now.free)), m.rules.passing(now.through))
+		named := slices.Concat(m.rules.named(flowsOf(now.free)), m.rules.passing(through))
 		in.older = slices.Concat(within(free, was.older), without(named, was.captured))
 	case was.draining:
 		in.older = without(free, was.captured)
@@ -132,7 +133,7 @@ func (now census) ofClients(flows []flow) []flow {
 // behindProxy are the application's connections that went through the proxy, as far as can
 // be known: its end may be gone. rules are those that were there.
 func (now census) behindProxy(was history, rules Config) []flow {
-	all := slices.Concat(flowsOf(now.captured), within(flowsOf(now.free), was.captured))
+	all := slices.Concat(flowsOf(now.captured), now.led, within(flowsOf(now.free), was.captured))
 	if was.present && !was.draining {
 		left := flowsOf(now.left)
 		all = slices.Concat(all, without(without(left, was.older), rules.named(left)))
@@ -215,7 +216,11 @@ func (k *Kernel) endCaptured(ns *netns.NS) error {
 	if err != nil || !was.present {
 		return err
 	}
-	return destroy(ns, now.behindProxy(was, k.remembered(ns).rules))
+	ends := now.behindProxy(was, k.remembered(ns).rules)
+	for _, f := range now.led { // the pod has no other end of them
+		ends = append(ends, f.reversed())
+	}
+	return destroy(ns, ends)
 }
 
 // A sysctl is one of the pod's own, with the value that the rules need.
@@ -225,9 +230,10 @@ type sysctl struct{ name, value string }
 // of its first packet, and who is no socket that of what it answers. And sockets are looked up
 // last: a client may use one port for two ports of the pod, and conntrack then gives the
 // second connection another one; what would be looked up before (early demux, also of IPv6)
-// would find the first.
+// would find the first. What the pod forwards as its own comes to lo as from the network,
+// from an address of the pod's.
 func sysctls(six bool) []sysctl {
-	all := []sysctl{{"net/ipv4/tcp_fwmark_accept", "1"}, {"net/ipv4/fwmark_reflect", "1"}, {"net/ipv4/tcp_early_demux", "0"}}
+	all := []sysctl{{"net/ipv4/tcp_fwmark_accept", "1"}, {"net/ipv4/fwmark_reflect", "1"}, {"net/ipv4/tcp_early_demux", "0"}, {"net/ipv4/conf/lo/accept_local", "1"}}
 	if six {
 		all = append(all, sysctl{"net/ipv6/fwmark_reflect", "1"})
 	}

@@ -14,23 +14,31 @@ import (
 	"tacit.dev/pod/netns"
 )
 
-// through are the connections that the pod forwards for others, with the ends that they have
-// while they are forwarded. No socket of the pod has them, so conntrack has to: it knows what
-// the pod translates, which is nearly all that is forwarded, for nobody else routes to what
-// is within a pod.
-func through(ns *netns.NS, own []netip.Addr) (flows []flow, err error) {
+// A transit is a connection that the pod forwards for others.
+type transit struct {
+	// flows are its ends while it is forwarded, and those by which it came to the pod, if others.
+	flows []flow
+	// leaves are its ends when it leaves, or comes from, the pod.
+	leaves flow
+}
+
+// transits are all that conntrack knows of: no socket of the pod has them. That is what the pod
+// translates, which is nearly all that is forwarded, for nobody else routes to what is within a pod.
+func transits(ns *netns.NS, own []netip.Addr) (all []transit, err error) {
 	does, err := forwards(ns)
 	if err != nil || !does {
 		return nil, err
 	}
 	err = withConntrack(ns, func(h *netlink.Handle) error {
 		for _, family := range []netlink.InetFamily{unix.AF_INET, unix.AF_INET6} {
-			all, err := listFamily(h, family)
+			known, err := listFamily(h, family)
 			if err != nil {
 				return err
 			}
-			for _, c := range all {
-				flows = append(flows, forwardedFlows(c, own)...)
+			for _, c := range known {
+				if flows := forwardedFlows(c, own); flows != nil {
+					all = append(all, transit{flows, flow{end(c.Reverse.DstIP, c.Reverse.DstPort), end(c.Reverse.SrcIP, c.Reverse.SrcPort)}})
+				}
 			}
 		}
 		return nil
@@ -38,7 +46,22 @@ func through(ns *netns.NS, own []netip.Addr) (flows []flow, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list forwarded connections (needs the kernel's nf_conntrack_netlink): %w", err)
 	}
-	return flows, nil
+	return all, nil
+}
+
+// through tells them apart: those that the proxy has or had, as they leave, and those that go on
+// without it. Under a capture that is what is older or excluded, by rules, which were there.
+func (now census) through(was history, rules Config) (captured, free []flow) {
+	older, proxys := setOf(was.older), setOf(slices.Concat(now.led, was.captured))
+	for _, t := range now.transits {
+		passes := len(rules.passing(t.flows)) > 0 || slices.ContainsFunc(t.flows, func(f flow) bool { return older[f] })
+		if proxys[t.leaves] || was.guarded && !passes {
+			captured = append(captured, t.leaves)
+		} else {
+			free = append(free, t.flows...)
+		}
+	}
+	return captured, free
 }
 
 // forwards reports whether the kernel forwards anything in the namespace.
@@ -99,9 +122,10 @@ func end(ip net.IP, port uint16) netip.AddrPort {
 }
 
 // passing are those of forwarded flows that rules of c leave alone, as named is for the pod's
-// own: either end may be what is excluded.
+// own: either end may be what is excluded, and a port that the pod leads on.
 func (c Config) passing(flows []flow) []flow {
 	return slices.DeleteFunc(slices.Clone(flows), func(f flow) bool {
-		return !slices.ContainsFunc(c.ExcludeOutbound, func(e mesh.Exclusion) bool { return excludes(e, f.local) || excludes(e, f.remote) })
+		return !slices.Contains(c.ExcludeInbound, f.local.Port()) &&
+			!slices.ContainsFunc(c.ExcludeOutbound, func(e mesh.Exclusion) bool { return excludes(e, f.local) || excludes(e, f.remote) })
 	})
 }

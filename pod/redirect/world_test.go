@@ -222,7 +222,7 @@ func (w *world) apply(c Config) {
 	}
 }
 
-// listen opens a listener that gives up after the limit.
+// listen opens a listener.
 func (w *world) listen(ns *netns.NS, a netip.Addr, port uint16) *net.TCPListener {
 	w.t.Helper()
 	f, err := ns.Listen(netip.AddrPortFrom(a, port))
@@ -235,7 +235,6 @@ func (w *world) listen(ns *netns.NS, a netip.Addr, port uint16) *net.TCPListener
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(func() { l.Close() })
-	l.(*net.TCPListener).SetDeadline(time.Now().Add(limit))
 	return l.(*net.TCPListener)
 }
 
@@ -265,8 +264,10 @@ func reusable(_, _ string, raw syscall.RawConn) (err error) {
 	return err
 }
 
+// accept gives up after the limit.
 func (w *world) accept(l *net.TCPListener) *net.TCPConn {
 	w.t.Helper()
+	l.SetDeadline(time.Now().Add(limit))
 	c, err := l.AcceptTCP()
 	if err != nil {
 		w.t.Fatalf("accept at %s: %v", l.Addr(), err)
