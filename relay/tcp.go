@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -24,6 +25,9 @@ type TCPConn struct {
 	// told is set when AwaitReadable was told of a reset, which the kernel tells once.
 	told    atomic.Bool
 	release sync.Once
+	// leaves is set by Leave, and left when Close has left the socket.
+	leaves bool
+	left   atomic.Bool
 }
 
 // TCP takes over c and sets SO_LINGER to zero at once, so that the death of this
@@ -37,6 +41,16 @@ func TCP(c *net.TCPConn) *TCPConn {
 		panic("relay: TCP without a connection")
 	}
 	_ = raw.Control(func(fd uintptr) { _ = UrgentInLine(int(fd)) })
+	return &TCPConn{c: c, raw: raw}
+}
+
+// Prepared is TCP for a connection whose socket has SO_LINGER and SO_OOBINLINE already, as
+// what a listener with both has accepted.
+func Prepared(c *net.TCPConn) *TCPConn {
+	raw, err := c.SyscallConn()
+	if err != nil { // only for a nil *net.TCPConn
+		panic("relay: Prepared without a connection")
+	}
 	return &TCPConn{c: c, raw: raw}
 }
 
@@ -79,12 +93,36 @@ func (t *TCPConn) Abort() error {
 	return err
 }
 
+// Leave has Close leave the socket open where TCP has ended in both directions: it can
+// be connected to somebody else. It is called before Join. Left tells, after Join, whether
+// the socket was left: then it is the caller's again.
+func (t *TCPConn) Leave() { t.leaves = true }
+
+// Left reports whether Close has left the socket.
+func (t *TCPConn) Left() bool { return t.left.Load() }
+
+// isOver reports whether there is nothing that TCP still has to say or hear: both FINs were
+// sent, and ours was acknowledged.
+func (t *TCPConn) isOver() (over bool) {
+	const tcpClose = 7 // TCP_CLOSE in net/tcp_states.h
+	_ = t.raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) // its first byte is the state
+		over = err == nil && binary.NativeEndian.AppendUint32(nil, uint32(info))[0] == tcpClose
+	})
+	return over
+}
+
 // Close lets the kernel deliver what is still unsent, and a FIN. It does not
 // wait for that.
 func (t *TCPConn) Close() error {
 	var err error
 	t.release.Do(func() {
 		t.finSent.Store(true)
+		if t.leaves && t.isOver() {
+			t.left.Store(true)
+			err = t.c.SetDeadline(time.Unix(1, 0)) // who watches it stops
+			return
+		}
 		_ = t.c.SetLinger(-1)
 		err = t.c.Close()
 	})

@@ -48,7 +48,7 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 		}
 		delay = acceptDelayFirst
 		d.accepted.Add(1)
-		d.keepAlive(c)
+		d.keepAlive(c, KeepAlive{})
 		d.start(ctx, all, l, c)
 	}
 }
@@ -118,13 +118,14 @@ func (j *journey) refusalOf(err error) *refusal {
 	return refusalOf(err)
 }
 
-// finished gives the place of a connection back.
+// finished gives the place of a connection back, and its socket for another one.
 func (d *pod) finished(j *journey) {
 	if j.inbound {
 		d.arrivals.end(j.flow.SourceAddr.Addr())
 	}
 	d.passages.leave(j.passage)
-	d.p.queues.leave(j.queued)
+	d.p.queues.leave(j.queued) // nobody else looks at the sockets from here on
+	d.retire(j.far)
 	if d.quota.give() && d.drains.Load() {
 		d.wake()
 	}

@@ -28,17 +28,26 @@ type alive struct {
 	KeepAlive
 }
 
-// keepAlive gives c what the connections of the pod have now. Package net gives every socket
-// values of its own, 15 s and 9 probes, of which nothing but others gets rid: a connection
+// keepAlive gives c what the connections of the pod have now, if it has not. Package net gives
+// every socket values of its own, 15 s and 9 probes, of which nothing but others gets rid: a connection
 // whose applications would wait for each other would be cut after 150 s. An error means that
 // c is over, which its user is told by the next call.
-func (d *pod) keepAlive(c *net.TCPConn) {
+func (d *pod) keepAlive(c *net.TCPConn, has KeepAlive) {
+	now := d.aliveNow()
+	if now == has {
+		return
+	}
+	_ = c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: now.Idle, Interval: now.Interval, Count: now.Probes})
+}
+
+// aliveNow is what the connections of the pod have now.
+func (d *pod) aliveNow() KeepAlive {
 	now := d.alive.Load()
 	if now == nil || time.Since(now.at) > aliveAge {
 		now = &alive{time.Now(), d.p.cfg.KeepAlive.or(d.kernelAlive())}
 		d.alive.Store(now)
 	}
-	_ = c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: now.Idle, Interval: now.Interval, Count: now.Probes})
+	return now.KeepAlive
 }
 
 // or is k, and where that says nothing, other.

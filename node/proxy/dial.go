@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -58,6 +59,9 @@ type dialling struct {
 	// open says that the kernel was left the choice among all of its ports. If it finds
 	// none there is none.
 	open bool
+	// same says that the kernel was given the choice of one port, at connect: the socket does
+	// not keep it, and can be used again.
+	same bool
 }
 
 // portRange are the ports that the kernel takes for those who ask for none
@@ -68,19 +72,19 @@ func (r portRange) has(port uint16) bool { return r.first <= port && port <= r.l
 
 var errNoPort = errors.New("no source port")
 
-// dial connects with a socket that the agent made in the pod's namespace. Ports
-// that are taken cost a socket each: a socket is bound once only.
+// dial connects with a socket of the pod's namespace. Ports that are taken cost a socket
+// each: a socket is bound once only.
 func (d *pod) dial(ctx context.Context, g *dialling) (*net.TCPConn, error) {
 	var taken error
 	for try := range maxBinds {
-		fd, err := d.sockets(g.to.Addr().Is6()).take(ctx)
+		s, err := d.sockets(g.to.Addr().Is6()).take(ctx)
 		if err != nil {
 			return nil, fmt.Errorf("dial %s: %w", g.to, err)
 		}
-		if fd, err = d.bind(ctx, fd, g, try); err == nil {
+		if s, err = d.bind(ctx, s, g, try); err == nil {
 			var c *net.TCPConn
-			if c, err = connectSocket(ctx, fd, g.to); err == nil {
-				d.keepAlive(c)
+			if c, err = s.connect(ctx, g.to); err == nil {
+				d.keepAlive(c, s.alive)
 				return c, nil
 			}
 		}
@@ -102,42 +106,42 @@ func isPortTaken(err error) bool {
 	return errors.Is(err, unix.EADDRINUSE) || errors.Is(err, unix.EADDRNOTAVAIL)
 }
 
-// bind binds fd, if the source is of importance. It owns fd, and returns the socket to
+// bind binds s, if the source is of importance. It owns s, and returns the socket to
 // connect, which may be another one.
-func (d *pod) bind(ctx context.Context, fd int, g *dialling, try int) (int, error) {
+func (d *pod) bind(ctx context.Context, s spare, g *dialling, try int) (spare, error) {
 	var err error
 	switch g.ports {
 	case anyPort:
-		err = d.avoidMarked(fd, g, try)
+		err = d.avoidMarked(s, g, try)
 	case directPorts, markedPorts:
 		if try < maxMarked || g.ports == markedPorts {
-			err = bindTo(fd, netip.AddrPortFrom(g.from, markedPort()))
+			err = bindTo(s.fd, netip.AddrPortFrom(g.from, markedPort()))
 		} else {
-			err = g.bindOpen(fd)
+			err = g.bindOpen(s)
 		}
 	case samePort:
-		fd, err = d.bindSame(ctx, fd, g, try)
+		s, err = d.bindSame(ctx, s, g, try)
 	}
 	if err != nil {
-		unix.Close(fd)
-		return -1, err
+		s.close()
+		return spare{}, err
 	}
-	return fd, nil
+	return s, nil
 }
 
 // avoidMarked keeps a plain dial from a port that hints at TLS, where the pod's own
 // settings would let it have one.
-func (d *pod) avoidMarked(fd int, g *dialling, try int) error {
+func (d *pod) avoidMarked(s spare, g *dialling, try int) error {
 	r := d.ephemeral()
 	if r.last < mesh.DirectPortFirst {
 		g.open = true
-		return nil
+		return errors.Join(s.forgetAddress(), s.forgetPorts())
 	}
-	if try == 0 && r.first < mesh.DirectPortFirst && limitPorts(fd, r.first, mesh.DirectPortFirst-1) == nil {
-		return nil
+	if try == 0 && r.first < mesh.DirectPortFirst && limitPorts(s.fd, r.first, mesh.DirectPortFirst-1) == nil {
+		return s.forgetAddress()
 	}
 	port := uint16(plainFirst + rand.N(mesh.DirectPortFirst-plainFirst))
-	return bindTo(fd, netip.AddrPortFrom(unspecified(fd), port))
+	return bindTo(s.fd, netip.AddrPortFrom(unspecified(s.fd), port))
 }
 
 // unspecified is the wildcard address of fd's family.
@@ -148,36 +152,41 @@ func unspecified(fd int) netip.Addr {
 	return netip.IPv4Unspecified()
 }
 
-// bindSame binds fd to the client's port. What the kernel gives at connect does not take
+// bindSame binds s to the client's port. What the kernel gives at connect does not take
 // the port from those who connect without asking for one, as what is bound before does: else
 // a pod that serves many clients could dial nobody. So that is tried first, where the kernel
 // would give such a port.
-func (d *pod) bindSame(ctx context.Context, fd int, g *dialling, try int) (int, error) {
+func (d *pod) bindSame(ctx context.Context, s spare, g *dialling, try int) (spare, error) {
 	source := netip.AddrPortFrom(g.from, g.port)
 	atConnect := d.ephemeral().has(g.port)
+	g.same = false
 	switch {
 	case g.port == 0, try > 1, try == 1 && !atConnect:
-		return fd, g.bindOpen(fd)
-	case try == 0 && atConnect && limitPorts(fd, g.port, g.port) == nil:
-		return fd, bindAtConnect(fd, g.from)
+		return s, g.bindOpen(s)
+	case try == 0 && atConnect && limitPorts(s.fd, g.port, g.port) == nil:
+		g.same = true
+		return s, bindAtConnect(s.fd, g.from)
 	}
-	err := bindTo(fd, source)
+	err := bindTo(s.fd, source)
 	if !errors.Is(err, unix.EACCES) {
-		return fd, err
+		return s, err
 	}
 	bound, err := d.bindings.take(ctx, source)
-	if err != nil { // fd is not bound yet
+	if err != nil { // s is not bound yet
 		g.missed = err
-		return fd, g.bindOpen(fd)
+		return s, g.bindOpen(s)
 	}
-	unix.Close(fd)
-	return bound, nil
+	s.close()
+	return spare{fd: bound}, nil
 }
 
-// bindOpen binds fd to the source address, and to whichever port there is.
-func (g *dialling) bindOpen(fd int) error {
+// bindOpen binds s to the source address, and to whichever port there is.
+func (g *dialling) bindOpen(s spare) error {
 	g.open = true
-	return bindAtConnect(fd, g.from)
+	if err := s.forgetPorts(); err != nil {
+		return err
+	}
+	return bindAtConnect(s.fd, g.from)
 }
 
 // bindTo relies on SO_REUSEADDR, which the agent has set: others may have the port too.
@@ -216,7 +225,7 @@ func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn
 	f := os.NewFile(uintptr(fd), "tcp")
 	defer f.Close()
 	if err == nil && !done {
-		err = awaitConnected(ctx, f)
+		err = awaitConnected(ctx, f, to)
 	}
 	if err != nil {
 		return nil, err
@@ -228,7 +237,7 @@ func connectSocket(ctx context.Context, fd int, to netip.AddrPort) (*net.TCPConn
 	return c.(*net.TCPConn), nil
 }
 
-// beginConnect reports whether fd is connected already, as it mostly is to a
+// beginConnect reports whether fd, which is new, is connected already, as it mostly is to a
 // socket of the same machine. The other side may send urgent bytes at once.
 func beginConnect(fd int, to netip.AddrPort) (done bool, err error) {
 	if err := relay.UrgentInLine(fd); err != nil {
@@ -237,15 +246,38 @@ func beginConnect(fd int, to netip.AddrPort) (done bool, err error) {
 	if err := boundUnsent(fd); err != nil {
 		return false, err
 	}
-	err = unix.Connect(fd, socket.Address(to))
-	if err == unix.EINPROGRESS || err == unix.EINTR {
-		return isConnected(fd)
+	return connectNow(fd, to)
+}
+
+// connectNow begins to connect, and reports whether that was all.
+func connectNow(fd int, to netip.AddrPort) (done bool, err error) {
+	if done, err = tryConnect(fd, to); !done {
+		done, err = tryConnect(fd, to)
 	}
-	return err == nil, os.NewSyscallError("connect", err)
+	return done, err
+}
+
+// tryConnect reports whether fd is connected by now. The first call begins it, and each
+// other one tells how far it is.
+func tryConnect(fd int, to netip.AddrPort) (done bool, err error) {
+	switch err := unix.Connect(fd, socket.Address(to)); err {
+	case nil, unix.EISCONN:
+		return true, nil
+	case unix.EINPROGRESS, unix.EALREADY, unix.EINTR:
+		return false, nil
+	default:
+		return true, os.NewSyscallError("connect", err)
+	}
+}
+
+// pollable is a socket in the poller.
+type pollable interface {
+	syscall.Conn
+	SetWriteDeadline(time.Time) error
 }
 
 // awaitConnected blocks until the handshake of TCP has ended, or ctx.
-func awaitConnected(ctx context.Context, f *os.File) error {
+func awaitConnected(ctx context.Context, f pollable, to netip.AddrPort) error {
 	raw, err := f.SyscallConn()
 	if err != nil {
 		return err
@@ -253,14 +285,22 @@ func awaitConnected(ctx context.Context, f *os.File) error {
 	if deadline, ok := ctx.Deadline(); ok {
 		f.SetWriteDeadline(deadline)
 	}
-	stop := context.AfterFunc(ctx, func() { f.SetWriteDeadline(time.Unix(1, 0)) })
-	defer stop()
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		f.SetWriteDeadline(time.Unix(1, 0))
+	})
+	defer func() {
+		if !stop() {
+			<-ended
+		}
+	}()
 	var result error
 	// An unconnected socket is writable in the eyes of epoll, so the question
 	// may come before the answer is there.
 	err = raw.Write(func(fd uintptr) bool {
 		var done bool
-		done, result = isConnected(int(fd))
+		done, result = tryConnect(int(fd), to)
 		return done
 	})
 	if ctx.Err() != nil {
@@ -270,17 +310,4 @@ func awaitConnected(ctx context.Context, f *os.File) error {
 		return os.NewSyscallError("connect", err)
 	}
 	return result
-}
-
-// isConnected reports whether a connect under way has ended, and how.
-func isConnected(fd int) (done bool, err error) {
-	n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
-	if err != nil {
-		return true, os.NewSyscallError("getsockopt SO_ERROR", err)
-	}
-	if n != 0 {
-		return true, os.NewSyscallError("connect", unix.Errno(n))
-	}
-	_, err = unix.Getpeername(fd)
-	return err == nil, nil
 }

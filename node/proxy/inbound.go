@@ -285,17 +285,23 @@ func (d *pod) dialApplication(ctx context.Context, j *journey, port uint16) (rel
 		return nil, err
 	}
 	j.noteSource(g, c)
-	return relay.TCP(c), nil
+	far := relay.Prepared(c)
+	if g.canBeAgain() {
+		far.Leave()
+	}
+	return far, nil
 }
 
 // noteSource notes which port the client's application has, and which one it has in the eyes
 // of the application here.
 func (j *journey) noteSource(g *dialling, c *net.TCPConn) {
-	seen, ok := c.LocalAddr().(*net.TCPAddr)
-	if !ok || g.port == 0 {
+	if g.port == 0 {
 		return
 	}
-	j.flow.SourcePort, j.flow.SeenPort = g.port, uint16(seen.Port)
+	j.flow.SourcePort, j.flow.SeenPort = g.port, g.port
+	if !g.same {
+		j.flow.SeenPort = ownPort(c)
+	}
 	if j.flow.SeenPort == g.port {
 		return
 	}

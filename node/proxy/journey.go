@@ -24,6 +24,8 @@ type journey struct {
 	near relay.Conn
 	// conn is the accepted socket itself. It belongs to near.
 	conn *net.TCPConn
+	// far is the end that was dialled, from when it is there.
+	far relay.Conn
 	// place is where it stands among those with the same ends, until the dial.
 	place *place
 	// lease is that of the World that decides where it goes, while it is on its way out.
@@ -37,7 +39,7 @@ type journey struct {
 
 // newJourney begins with what is known at accept.
 func newJourney(d *pod, inbound bool, c *net.TCPConn) *journey {
-	j := &journey{d: d, inbound: inbound, near: relay.TCP(c), conn: c}
+	j := &journey{d: d, inbound: inbound, near: relay.Prepared(c), conn: c}
 	j.flow.Opened = time.Now()
 	j.flow.Security = mesh.Plaintext
 	j.flow.Reporter = mesh.BySource
@@ -139,6 +141,7 @@ func (j *journey) join(ctx context.Context, far relay.Conn, sent int64) {
 	p.metrics.opened(j.inbound, j.kind)
 	j.d.counts.of[j.kind].opened()
 	told := p.tell.Opened(&j.flow)
+	j.far = far
 	j.queued.reach(far)
 	res := relay.Join(ctx, j.near, far, p.relay)
 	j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA

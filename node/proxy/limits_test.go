@@ -1,17 +1,18 @@
 package proxy
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -575,14 +576,22 @@ func TestAcceptSurvivesWithoutDescriptors(t *testing.T) {
 // connectedConn is the connection of a socket whose connect has been begun.
 func connectedConn(fd int) (*net.TCPConn, error) {
 	for {
-		done, err := isConnected(fd)
-		if err != nil && !errors.Is(err, syscall.EINPROGRESS) {
+		n, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_ERROR)
+		if err := cmp.Or(err, os.NewSyscallError("connect", errno(n))); err != nil {
 			return nil, err
 		}
-		if done {
+		if _, err := unix.Getpeername(fd); err == nil {
 			break
 		}
 		unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, 10)
 	}
 	return connOf(fd)
+}
+
+// errno is nil for 0.
+func errno(n int) error {
+	if n == 0 {
+		return nil
+	}
+	return unix.Errno(n)
 }

@@ -61,6 +61,9 @@ type queued struct {
 	broken int
 	// cut is why it was reset, nil if it was not.
 	cut atomic.Pointer[refusal]
+
+	mu   sync.Mutex
+	over bool // guarded by mu
 }
 
 // queues are all connections of a proxy, and bound what waits in them. TCP has each end send
@@ -104,6 +107,7 @@ func (q *queues) join(d *pod, near *net.TCPConn) *queued {
 }
 
 func (q *queues) leave(c *queued) {
+	c.end()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	delete(q.all, c)
@@ -164,13 +168,25 @@ func (q *queues) cut(all []*queued) {
 	q.log.Warn("connections reset, too many bytes waited", "connections", len(all), "limit", q.most)
 }
 
-// reset ends both ends: neither socket lingers.
+// reset ends both ends, unless the connection is over: then its sockets may be another's. Neither lingers.
 func (c *queued) reset(why *refusal) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.over {
+		return
+	}
 	c.cut.Store(why)
 	c.near.Close()
 	if far := c.far.Load(); far != nil {
 		far.Close()
 	}
+}
+
+// end has nobody reset the connection any more.
+func (c *queued) end() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
 }
 
 // isBroken reports whether one end has been reset for brokenLooks, while the same bytes waited: what

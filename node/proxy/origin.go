@@ -53,6 +53,20 @@ func ownEnd(fd int) (netip.AddrPort, error) {
 	return socket.AddrPort(a), os.NewSyscallError("getsockname", err)
 }
 
+// ownPort is the port that c has here, which package net may not know: it asks once.
+func ownPort(c *net.TCPConn) (port uint16) {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if own, err := ownEnd(int(fd)); err == nil {
+			port = own.Port()
+		}
+	})
+	return port
+}
+
 // isV6 reports whether c is a connection of IPv6. The listeners of both
 // families are apart, so that there is no IPv4 in IPv6.
 func isV6(c *net.TCPConn) bool {

@@ -217,7 +217,7 @@ func (d *pod) tryPlain(ctx context.Context, within time.Duration, t target, j *j
 		c.Close()
 		return nil, errOutdated
 	}
-	return relay.TCP(c), nil
+	return relay.Prepared(c), nil
 }
 
 // isDirect reports whether a pod is at addr in w that is reached by direct.

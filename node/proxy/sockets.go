@@ -10,8 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"tacit.dev/wire/handle"
 )
 
@@ -59,8 +57,8 @@ type sockets struct {
 	grows bool
 	// failed says that the log has been told of seeds that make nothing.
 	failed  bool
-	idle    []int
-	waiters []chan int
+	idle    []spare
+	waiters []chan spare
 	// asked is how many the agent was asked for and has not delivered. There
 	// is one request at a time.
 	asked int
@@ -86,11 +84,11 @@ func newSockets(v6 bool, starved *atomic.Uint64, log *slog.Logger, ask func(n in
 
 // take returns a socket, which is the caller's. If there is none it waits for one
 // until ctx ends.
-func (s *sockets) take(ctx context.Context) (int, error) {
+func (s *sockets) take(ctx context.Context) (spare, error) {
 	s.mu.Lock()
 	if s.closed {
 		s.mu.Unlock()
-		return -1, fmt.Errorf("%w: the pod is gone", errNoSocket)
+		return spare{}, fmt.Errorf("%w: the pod is gone", errNoSocket)
 	}
 	s.taken++
 	if s.behind && s.seeds != nil && s.asked == 0 {
@@ -98,15 +96,16 @@ func (s *sockets) take(ctx context.Context) (int, error) {
 		s.request(1)
 	}
 	if n := len(s.idle); n > 0 {
-		fd := s.idle[n-1]
+		got := s.idle[n-1]
+		s.idle[n-1] = spare{}
 		s.idle = s.idle[:n-1]
 		s.refill()
 		s.mu.Unlock()
-		return fd, nil
+		return got, nil
 	}
 	s.starved.Add(1)
 	s.level = min(2*s.level, maxLevel)
-	w := make(chan int, 1)
+	w := make(chan spare, 1)
 	s.waiters = append(s.waiters, w)
 	s.refill()
 	s.mu.Unlock()
@@ -114,23 +113,23 @@ func (s *sockets) take(ctx context.Context) (int, error) {
 }
 
 // wait returns what comes to w. A socket that comes as ctx ends is not lost.
-func (s *sockets) wait(ctx context.Context, w chan int) (int, error) {
+func (s *sockets) wait(ctx context.Context, w chan spare) (spare, error) {
 	select {
-	case fd, ok := <-w:
+	case got, ok := <-w:
 		if !ok {
-			return -1, fmt.Errorf("%w: the agent has none to give, see its log", errNoSocket)
+			return spare{}, fmt.Errorf("%w: the agent has none to give, see its log", errNoSocket)
 		}
-		return fd, nil
+		return got, nil
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if i := slices.Index(s.waiters, w); i >= 0 {
 		s.waiters = slices.Delete(s.waiters, i, i+1)
-	} else if fd, ok := <-w; ok {
-		s.keep(fd)
+	} else if got, ok := <-w; ok {
+		s.keep(got)
 	}
-	return -1, fmt.Errorf("%w: waited for one: %w", errNoSocket, ctx.Err())
+	return spare{}, fmt.Errorf("%w: waited for one: %w", errNoSocket, ctx.Err())
 }
 
 // refill gets more at half empty. The caller holds mu.
@@ -203,22 +202,34 @@ func (s *sockets) grown(made []int, err error) bool {
 // hand gives sockets to those who wait, and keeps the others. The caller holds mu.
 func (s *sockets) hand(files []int) {
 	for _, fd := range files {
-		if len(s.waiters) > 0 {
-			s.waiters[0] <- fd // has room for one, and gets one
-			s.waiters = s.waiters[1:]
-			continue
-		}
-		s.keep(fd)
+		s.give(spare{fd: fd})
 	}
 }
 
-// keep makes fd ready for the next one. The caller holds mu.
-func (s *sockets) keep(fd int) {
-	if s.closed || len(s.idle) >= 2*maxLevel {
-		unix.Close(fd)
+// give gives a socket to the first who waits, or keeps it. The caller holds mu.
+func (s *sockets) give(one spare) {
+	if len(s.waiters) == 0 {
+		s.keep(one)
 		return
 	}
-	s.idle = append(s.idle, fd)
+	s.waiters[0] <- one // has room for one, and gets one
+	s.waiters = s.waiters[1:]
+}
+
+// keep makes a socket ready for the next one. The caller holds mu.
+func (s *sockets) keep(one spare) {
+	if s.closed || len(s.idle) >= 2*maxLevel {
+		one.close()
+		return
+	}
+	s.idle = append(s.idle, one)
+}
+
+// again takes back a socket whose connection is over.
+func (s *sockets) again(one spare) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.give(one)
 }
 
 // deliver takes over what the agent gave, the first two as seeds. Nothing at all means
@@ -275,7 +286,8 @@ func (s *sockets) trim() {
 	}
 	for len(s.idle) > s.level {
 		n := len(s.idle) - 1
-		unix.Close(s.idle[n])
+		s.idle[n].close()
+		s.idle[n] = spare{}
 		s.idle = s.idle[:n]
 	}
 }
@@ -300,8 +312,8 @@ func (s *sockets) closeIdle() bool {
 		return false
 	}
 	s.closed = true
-	for _, fd := range s.idle {
-		unix.Close(fd)
+	for _, one := range s.idle {
+		one.close()
 	}
 	s.idle = nil
 	s.dismiss()

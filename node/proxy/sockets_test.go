@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -73,11 +74,11 @@ func TestSocketsAreMadeAtHalfEmpty(t *testing.T) {
 	s.deliver(files(t, seedCount))
 	await(t, "as many as there should be are ready", func() bool { return s.ready() == minLevel })
 	for i := range minLevel / 2 {
-		fd, err := s.take(t.Context())
+		got, err := s.take(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		unix.Close(fd)
+		got.close()
 		if n := made.Load(); n != 1 && i < minLevel/2-1 {
 			t.Errorf("after %d taken, made %d times: want 1", i+1, n)
 		}
@@ -123,11 +124,11 @@ func TestSocketsAreMadeForWhoWaits(t *testing.T) {
 	s.connected()
 	a.away = true
 	s.deliver(files(t, seedCount))
-	fd, err := s.take(t.Context())
+	got, err := s.take(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	unix.Close(fd)
+	got.close()
 }
 
 func btoi(b bool) int {
@@ -142,14 +143,14 @@ func TestSocketsGrowAndShrink(t *testing.T) {
 	s := newPool(a, nil)
 	defer s.close()
 	for range 8 { // each time it is found empty
-		got := make(chan int)
+		got := make(chan spare)
 		go func() {
-			fd, _ := s.take(t.Context())
-			got <- fd
+			one, _ := s.take(t.Context())
+			got <- one
 		}()
 		await(t, "somebody waits", func() bool { s.mu.Lock(); defer s.mu.Unlock(); return len(s.waiters) == 1 })
 		s.deliver(files(t, 1))
-		unix.Close(<-got)
+		(<-got).close()
 	}
 	if s.level != maxLevel {
 		t.Errorf("level %d: want %d", s.level, maxLevel)
@@ -277,4 +278,68 @@ func windowScale(t *testing.T, fd int, to netip.AddrPort, own netip.Addr) uint8 
 		t.Fatal(err)
 	}
 	return (*[8]byte)(unsafe.Pointer(info))[6] >> 4 // tcpi_rcv_wscale, a bit field: what we offered
+}
+
+// A socket is used again after its connection, and nothing is left of that: who ends first does not
+// matter, and one that was reset is closed.
+func TestSocketsAreUsedAgain(t *testing.T) {
+	_, client, server := pair(t)
+	hello := func(c *net.TCPConn) { io.ReadFull(c, make([]byte, 5)); c.Write([]byte("hello")) }
+	server.serve(9, echo)
+	for port, f := range map[uint16]func(*net.TCPConn){
+		1: echo, 2: hello, 3: func(c *net.TCPConn) { hello(c); c.SetLinger(0) },
+	} {
+		app := server.serve(port, f)
+		both(t, func(t *testing.T, v6 bool) {
+			d := server.node.proxy.pod(server.name)
+			s := d.sockets(v6)
+			for range 2 * minLevel {
+				conn := mustDial(t, client, server.at(v6, port))
+				own := conn.LocalAddr().(*net.TCPAddr).AddrPort()
+				if err := ask(conn); err != nil && port != 3 {
+					t.Fatal(err)
+				}
+				if from := <-app.seen; from.Port() != own.Port() || from.Addr() != client.addr(v6) {
+					t.Errorf("the application saw %s: want %s", from, own)
+				}
+				await(t, "it is over", func() bool { return d.quota.open.Load() == 0 })
+			}
+			n := 0
+			s.mu.Lock()
+			for _, one := range s.idle {
+				n += btoi(one.conn != nil)
+			}
+			s.mu.Unlock()
+			if n != btoi(port != 3) {
+				t.Errorf("%d sockets were used before: want %d", n, btoi(port != 3))
+			}
+			if port == 3 {
+				return
+			}
+			// As the agent's the last one is, too.
+			g := &dialling{to: server.at(v6, 9)}
+			for range 2 {
+				c, err := d.dial(t.Context(), g)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer c.Close()
+				if from := ownAddr(t, c); from.Addr() != server.addr(v6) {
+					t.Errorf("source %s: want the pod's own, %s", from, server.addr(v6))
+				}
+			}
+		})
+	}
+}
+
+func ownAddr(t *testing.T, c *net.TCPConn) (own netip.AddrPort) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if cerr := raw.Control(func(fd uintptr) { own, err = ownEnd(int(fd)) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	return own
 }
