@@ -48,7 +48,6 @@ func (d *pod) acceptLoop(ctx context.Context, all *sync.WaitGroup, l *listener) 
 		}
 		delay = acceptDelayFirst
 		d.accepted.Add(1)
-		d.keepAlive(c, KeepAlive{})
 		d.start(ctx, all, l, c)
 	}
 }

@@ -28,15 +28,16 @@ type alive struct {
 	KeepAlive
 }
 
-// keepAlive gives c what the connections of the pod have now, if it has not. Package net gives
-// every socket values of its own, 15 s and 9 probes, of which nothing but others gets rid: a connection
-// whose applications would wait for each other would be cut after 150 s. An error means that
+// aliveAfter is how old a connection is when it gets what the pod has for keepalive. Package net
+// gives every socket values of its own, 15 s and 9 probes, of which nothing but others gets rid: a connection
+// whose applications would wait for each other would be cut after 150 s. Most connections
+// are over before any of it matters, and are spared the calls.
+const aliveAfter = 3 * time.Second
+
+// keepAlive gives c what the connections of the pod have now. An error means that
 // c is over, which its user is told by the next call.
-func (d *pod) keepAlive(c *net.TCPConn, has KeepAlive) {
+func (d *pod) keepAlive(c *net.TCPConn) {
 	now := d.aliveNow()
-	if now == has {
-		return
-	}
 	_ = c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: now.Idle, Interval: now.Interval, Count: now.Probes})
 }
 

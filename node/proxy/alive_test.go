@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"cmp"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -82,9 +83,8 @@ func TestKeepAliveIsTheKernelsOwn(t *testing.T) {
 	say(t, mustDial(t, client, server.at(false, 1)), "hello")
 	his := KeepAlive{40 * time.Second, kernelAlive.Interval, 4}
 	mine := KeepAlive{1234 * time.Second, 7 * time.Second, 5}
-	if got, want := keepAlives(t), []KeepAlive{his, his, mine, mine}; !slices.Equal(got, want) {
-		t.Errorf("the proxies' sockets have %v, want %v", got, want)
-	}
+	want := []KeepAlive{his, his, mine, mine}
+	await(t, fmt.Sprintf("the proxies' sockets have %v", want), func() bool { return slices.Equal(keepAlives(t), want) })
 }
 
 // Where nobody answers it is the kernel that gives up, by the pod's own settings. Nothing

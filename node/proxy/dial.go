@@ -84,7 +84,6 @@ func (d *pod) dial(ctx context.Context, g *dialling) (*net.TCPConn, error) {
 		if s, err = d.bind(ctx, s, g, try); err == nil {
 			var c *net.TCPConn
 			if c, err = s.connect(ctx, g.to); err == nil {
-				d.keepAlive(c, s.alive)
 				return c, nil
 			}
 		}
@@ -165,7 +164,7 @@ func (d *pod) bindSame(ctx context.Context, s spare, g *dialling, try int) (spar
 		return s, g.bindOpen(s)
 	case try == 0 && atConnect && limitPorts(s.fd, g.port, g.port) == nil:
 		g.same = true
-		return s, bindAtConnect(s.fd, g.from)
+		return s, s.bindAtConnect(g.from)
 	}
 	err := bindTo(s.fd, source)
 	if !errors.Is(err, unix.EACCES) {
@@ -186,7 +185,7 @@ func (g *dialling) bindOpen(s spare) error {
 	if err := s.forgetPorts(); err != nil {
 		return err
 	}
-	return bindAtConnect(s.fd, g.from)
+	return s.bindAtConnect(g.from)
 }
 
 // bindTo relies on SO_REUSEADDR, which the agent has set: others may have the port too.
@@ -194,13 +193,15 @@ func bindTo(fd int, source netip.AddrPort) error {
 	return os.NewSyscallError("bind", unix.Bind(fd, socket.Address(source)))
 }
 
-// bindAtConnect binds fd to an address, and leaves the port to the kernel until it
+// bindAtConnect binds s to an address, and leaves the port to the kernel until it
 // knows where the connection goes.
-func bindAtConnect(fd int, from netip.Addr) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
-		return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+func (s spare) bindAtConnect(from netip.Addr) error {
+	if s.conn == nil { // else it has been
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1); err != nil {
+			return os.NewSyscallError("setsockopt IP_BIND_ADDRESS_NO_PORT", err)
+		}
 	}
-	return bindTo(fd, netip.AddrPortFrom(from, 0))
+	return bindTo(s.fd, netip.AddrPortFrom(from, 0))
 }
 
 // limitPorts has the kernel choose the port of fd, at connect, from first to last, as far as

@@ -54,11 +54,13 @@ type queued struct {
 	d    *pod
 	near *net.TCPConn
 	// far is set once, when it is there.
-	far atomic.Pointer[net.TCPConn]
-	// bytes are those of the last look, and broken is at how many looks an end had been reset. They
-	// belong to who looks.
+	far  atomic.Pointer[net.TCPConn]
+	born time.Time
+	// bytes are those of the last look, broken is at how many looks an end had been reset, and alive
+	// are the ends that have what the pod has for keepalive. They belong to who looks.
 	bytes  int64
 	broken int
+	alive  [2]*net.TCPConn
 	// cut is why it was reset, nil if it was not.
 	cut atomic.Pointer[refusal]
 
@@ -99,7 +101,7 @@ func newQueues(reg prometheus.Registerer, most int64, log *slog.Logger) *queues 
 
 // join has a connection looked at until leave.
 func (q *queues) join(d *pod, near *net.TCPConn) *queued {
-	c := &queued{d: d, near: near}
+	c := &queued{d: d, near: near, born: time.Now()}
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.all[c] = struct{}{}
@@ -133,8 +135,11 @@ func (q *queues) tend(ctx context.Context) error {
 // look adds up what waits, and resets what is too much.
 func (q *queues) look() {
 	q.scratch = q.list(q.scratch[:0])
-	sum := int64(0)
+	sum, old := int64(0), time.Now().Add(-aliveAfter)
 	for _, c := range q.scratch {
+		if c.born.Before(old) {
+			c.keepAlive()
+		}
 		before := c.bytes
 		c.bytes = c.memory()
 		sum += c.bytes
@@ -147,6 +152,16 @@ func (q *queues) look() {
 		q.cut(excess(q.scratch, sum-q.most))
 	}
 	clear(q.scratch)
+}
+
+// keepAlive gives each end what the pod has, once.
+func (c *queued) keepAlive() {
+	for i, end := range [2]*net.TCPConn{c.near, c.far.Load()} {
+		if end != nil && c.alive[i] != end {
+			c.d.keepAlive(end)
+			c.alive[i] = end
+		}
+	}
 }
 
 // list appends the connections of now.

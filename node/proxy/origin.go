@@ -22,6 +22,13 @@ const soOriginalDst = 80
 // out has it as its own end, as rules lead it here without a translation. Of what comes in,
 // and of what somebody dials at our own listeners, conntrack of the pod's namespace knows it.
 func dialled(c *net.TCPConn, inbound bool) (netip.AddrPort, error) {
+	// Package net has asked for the own end already, and names its zone, if it has one, in another way.
+	if own, ok := c.LocalAddr().(*net.TCPAddr); ok && !inbound && own.Zone == "" {
+		a := own.AddrPort()
+		if to := netip.AddrPortFrom(a.Addr().Unmap(), a.Port()); !isOurs(to) {
+			return to, nil
+		}
+	}
 	raw, err := c.SyscallConn()
 	if err != nil {
 		return netip.AddrPort{}, err
@@ -29,7 +36,10 @@ func dialled(c *net.TCPConn, inbound bool) (netip.AddrPort, error) {
 	var to netip.AddrPort
 	var got error
 	err = raw.Control(func(fd uintptr) {
-		if to, got = ownEnd(int(fd)); got == nil && (inbound || isOurs(to)) {
+		if !inbound {
+			to, got = ownEnd(int(fd))
+		}
+		if got == nil && (inbound || isOurs(to)) {
 			to, got = originalDestination(int(fd), isV6(c))
 		}
 	})

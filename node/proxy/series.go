@@ -42,9 +42,9 @@ func (s *series) leave(now time.Time) {
 }
 
 // take returns the counters of a label set. They are not dropped until leave.
-func (t *telemetry) take(k seriesKey, now time.Time) *series {
+func (t *telemetry) take(k *seriesKey, now time.Time) *series {
 	t.mu.RLock()
-	s, ok := t.series[k]
+	s, ok := t.series[*k]
 	if ok {
 		s.open.Add(1)
 	}
@@ -58,9 +58,10 @@ func (t *telemetry) take(k seriesKey, now time.Time) *series {
 
 // add makes a label set known; above the bound it is made one of the few
 // that say nothing of workloads, and those are always let in.
-func (t *telemetry) add(k seriesKey, now time.Time) *series {
+func (t *telemetry) add(want *seriesKey, now time.Time) *series {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	k := *want
 	if _, known := t.series[k]; !known && len(t.series) >= t.most && !t.makeRoomLocked(now) {
 		t.refused.Inc()
 		k = seriesKey{reporter: k.reporter, security: k.security, flags: k.flags}

@@ -19,8 +19,6 @@ type spare struct {
 	// conn is the connection that it was before, and is again next, nil if it never was one. It
 	// owns fd then: what package net once took over need not be taken over again.
 	conn *net.TCPConn
-	// alive is what conn has for keepalive.
-	alive KeepAlive
 }
 
 // canBeAgain reports whether the socket of g can be connected to somebody else afterwards. One that was
@@ -31,8 +29,8 @@ func (g *dialling) canBeAgain() bool {
 
 // used makes a spare of a connection that is over, or closes it. Nobody else may have c any
 // more. It keeps source address and range of ports until the next ones are given.
-func used(c *net.TCPConn, alive KeepAlive) (s spare, ok bool) {
-	s = spare{fd: -1, conn: c, alive: alive}
+func used(c *net.TCPConn) (s spare, ok bool) {
+	s = spare{fd: -1, conn: c}
 	err := c.SetDeadline(time.Time{})
 	if raw, rerr := c.SyscallConn(); err == nil && rerr == nil {
 		err = raw.Control(func(fd uintptr) { s.fd = int(fd) })
@@ -99,7 +97,7 @@ func (d *pod) retire(far relay.Conn) {
 	if !ok || !t.Left() {
 		return
 	}
-	if s, ok := used(t.Raw(), d.aliveNow()); ok {
+	if s, ok := used(t.Raw()); ok {
 		d.sockets(isV6(t.Raw())).again(s)
 	}
 }

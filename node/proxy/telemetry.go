@@ -101,7 +101,10 @@ func trafficCounter(name, help string) *prometheus.CounterVec {
 // Opened counts a connection whose source, destination, service and security
 // are known by now. Closed must follow with the same Flow and what is returned.
 func (t *telemetry) Opened(f *mesh.Flow) *series {
-	s := t.take(keyOf(f).opened(), f.Opened)
+	var k seriesKey
+	k.of(f)
+	k.flags = ""
+	s := t.take(&k, f.Opened)
 	s.opened.Inc()
 	return s
 }
@@ -110,9 +113,7 @@ func (t *telemetry) Opened(f *mesh.Flow) *series {
 // Sent is Istio's received: Istio speaks of the destination.
 func (t *telemetry) Closed(f *mesh.Flow, s *series) {
 	if f.Flags != "" {
-		flagged := t.take(keyOf(f), f.Closed)
-		s.leave(f.Closed)
-		s = flagged
+		s = t.flagged(f, s)
 	}
 	s.closed.Inc()
 	s.sent.Add(float64(f.Received))
@@ -121,31 +122,35 @@ func (t *telemetry) Closed(f *mesh.Flow, s *series) {
 	t.logClosed(f)
 }
 
-// opened is the label set under which the connection was opened.
-func (k seriesKey) opened() seriesKey {
-	k.flags = ""
-	return k
+// flagged leaves s for the label set that says how the connection has ended.
+func (t *telemetry) flagged(f *mesh.Flow, s *series) *series {
+	var k seriesKey
+	k.of(f)
+	defer s.leave(f.Closed)
+	return t.take(&k, f.Closed)
 }
 
-func keyOf(f *mesh.Flow) seriesKey {
-	k := seriesKey{
-		reporter:    f.Reporter,
-		security:    f.Security,
-		flags:       f.Flags,
-		source:      partyOf(f.Source, f.SourceID),
-		destination: partyOf(f.Destination, f.DestinationID),
-	}
+// of makes k the label set of f. Keys are large, and each connection begins with a small
+// stack: so it is filled where it is.
+func (k *seriesKey) of(f *mesh.Flow) {
+	k.reporter, k.security, k.flags = f.Reporter, f.Security, f.Flags
+	k.source.of(f.Source, f.SourceID)
+	k.destination.of(f.Destination, f.DestinationID)
 	if s := f.Service; s != nil {
 		k.service, k.serviceName, k.serviceNamespace = s.Hostname, s.Name, s.Namespace
 	}
+}
+
+func keyOf(f *mesh.Flow) (k seriesKey) {
+	k.of(f)
 	return k
 }
 
-// partyOf is w with the identity that was proved.
-func partyOf(w *mesh.Peer, proved mesh.ID) party {
-	p := party{principal: proved}
+// of makes p w with the identity that was proved.
+func (p *party) of(w *mesh.Peer, proved mesh.ID) {
+	p.principal = proved
 	if w == nil {
-		return p
+		return
 	}
 	p.workload = w.OwnerName
 	if p.workload == "" {
@@ -153,6 +158,10 @@ func partyOf(w *mesh.Peer, proved mesh.ID) party {
 	}
 	p.namespace, p.cluster = w.Namespace, w.Cluster
 	p.canonicalName, p.canonicalRevision = w.CanonicalName, w.CanonicalRevision
+}
+
+func partyOf(w *mesh.Peer, proved mesh.ID) (p party) {
+	p.of(w, proved)
 	return p
 }
 
@@ -179,14 +188,20 @@ func (k seriesKey) values() []string {
 	return v
 }
 
+// maxAttrs is how many fields a line has at most. They are lent, since the stack of a connection is small.
+const maxAttrs = 22
+
+var attrsOfALine = sync.Pool{New: func() any { return new([maxAttrs]slog.Attr) }}
+
 // logClosed writes the access log's one line for a connection.
 func (t *telemetry) logClosed(f *mesh.Flow) {
 	ctx := context.Background()
 	if !t.log.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
-	attrs := make([]slog.Attr, 0, 22)
-	attrs = append(attrs, slog.String("reporter", string(f.Reporter)), slog.String("security", string(f.Security)))
+	lent := attrsOfALine.Get().(*[maxAttrs]slog.Attr)
+	defer attrsOfALine.Put(lent)
+	attrs := append(lent[:0], slog.String("reporter", string(f.Reporter)), slog.String("security", string(f.Security)))
 	attrs = appendParty(attrs, [3]string{"src", "src_pod", "src_addr"}, f.SourceID, f.Source, f.SourceAddr)
 	attrs = appendParty(attrs, [3]string{"dst", "dst_pod", "dst_addr"}, f.DestinationID, f.Destination, f.DestinationAddr)
 	if f.Service != nil {
