@@ -20,6 +20,9 @@ const (
 	// that is looked at.
 	logKeep = 64 << 10
 	logTrim = 10 * time.Second
+	// logPause is how long what follows a line that was just written waits for more: each
+	// write wakes who reads, and each wait for the next line a thread.
+	logPause = 20 * time.Millisecond
 )
 
 // LogConfig is how a process tells of itself.
@@ -96,6 +99,8 @@ func (l *Log) write(ended <-chan struct{}, done chan<- struct{}) {
 	defer close(done)
 	trim := time.NewTicker(logTrim)
 	defer trim.Stop()
+	more := time.NewTimer(0)
+	defer more.Stop()
 	for over := false; !over; {
 		select {
 		case <-trim.C:
@@ -106,6 +111,12 @@ func (l *Log) write(ended <-chan struct{}, done chan<- struct{}) {
 		}
 		if lost := l.queue.flush(); lost > 0 {
 			l.Warn("lines of the log were lost: it is not read fast enough", "lines", lost)
+		}
+		more.Reset(logPause)
+		select {
+		case <-more.C:
+		case <-ended:
+			over = true
 		}
 	}
 	l.queue.flush()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -146,5 +147,37 @@ func TestLogAllocatesNothing(t *testing.T) {
 			t.Errorf("%v allocations per line", n)
 		}
 		return nil
+	})
+}
+
+// writes counts them.
+type writes struct{ n, lines int }
+
+func (w *writes) Write(p []byte) (int, error) {
+	w.n++
+	w.lines += bytes.Count(p, []byte("\n"))
+	return len(p), nil
+}
+
+// A line is written at once, and those that follow soon together.
+func TestLogIsWrittenInParts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &writes{}
+		l := newTestLog(t, w)
+		l.While(func() error {
+			l.Info("first")
+			synctest.Wait()
+			if w.n != 1 {
+				t.Errorf("the first line took %d writes", w.n)
+			}
+			for range 1000 {
+				time.Sleep(time.Millisecond)
+				l.Info("line")
+			}
+			return nil
+		})
+		if most := int(time.Second/logPause) + 2; w.lines != 1001 || w.n > most {
+			t.Errorf("%d lines in %d writes: want 1001 in %d", w.lines, w.n, most)
+		}
 	})
 }
