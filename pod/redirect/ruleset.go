@@ -446,12 +446,12 @@ const guardHead = `
 		iif != 0 accept comment "forwarded: guard_forward has judged it"
 		meta mark %#[5]x accept
 		meta mark %#[1]x counter name reply drop
+		meta mark %#[4]x accept
 		meta l4proto tcp ct status dnat ct direction reply ct reply proto-src %[3]d accept
 		meta l4proto tcp ct status snat ct direction original ct original proto-src %[3]d accept
 		meta l4proto tcp ct direction reply ct original proto-dst %[3]d accept comment "who dials the proxy itself is refused by it"
 		tcp sport %[2]d counter name untranslated drop
 		tcp sport %[3]d counter name untranslated drop
-		meta mark %#[4]x accept
 `
 
 const guardOpens = `	chain guard_opens {
