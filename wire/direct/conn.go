@@ -225,9 +225,13 @@ func (c *Conn) Raw() *net.TCPConn { return c.c }
 // StatusOK is no error; nothing follows it but the end. If the server refuses our
 // certificate, that is told here: it is checked after Client has returned.
 func (c *Conn) AwaitReply(ctx context.Context) (Reply, error) {
-	lift := bound(ctx, deadline(ctx), c.c.SetReadDeadline)
+	defer bound(ctx, deadline(ctx), c.c.SetReadDeadline)()
+	return c.awaitReply(ctx)
+}
+
+// awaitReply reads the server's preamble. The caller has bound it.
+func (c *Conn) awaitReply(ctx context.Context) (Reply, error) {
 	reply, err := readReply(streamReader{c.s})
-	lift()
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()

@@ -74,13 +74,11 @@ func (c *Conn) Next(ctx context.Context, h Hello) (Reply, error) {
 		return Reply{}, err
 	}
 	c.restart()
-	lift := bound(ctx, deadline(ctx), c.c.SetWriteDeadline)
-	_, err = c.s.write(b)
-	lift()
-	if err != nil {
+	defer bound(ctx, deadline(ctx), c.c.SetDeadline)()
+	if _, err = c.s.write(b); err != nil {
 		return Reply{}, fmt.Errorf("direct to %s: %w", c.c.RemoteAddr(), err)
 	}
-	return c.AwaitReply(ctx)
+	return c.awaitReply(ctx)
 }
 
 // IsQuiet reports whether nothing has come on a connection that is Finished: neither
