@@ -28,7 +28,7 @@ func Main(version string, args []string) int {
 	}
 	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(installCommand(version), upgradeCommand(version), uninstallCommand(version), checkCommand(version), statusCommand(),
-		policyCommand(), versionCommand(version), labCommand())
+		policyCommand(), nodeCommand(), versionCommand(version), labCommand())
 	root.SetArgs(args)
 	return exitCode(root.ExecuteContext(ctx), os.Stderr)
 }

@@ -10,6 +10,7 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"tacit.dev/control/kube"
@@ -21,6 +22,7 @@ type health struct {
 	nodes   map[string]string   // why a node is not served, "" if it is
 	away    map[string]string   // nodes that are not ready, and why: nothing can be asked of them
 	pods    map[string]podState // enrolled pods by NAMESPACE/NAME
+	mesh    *kube.Mesh          // nil if there is none
 }
 
 // podState is an enrolled pod.
@@ -115,7 +117,25 @@ func (c *cluster) health(ctx context.Context) (*health, error) {
 	if err := c.nodeHealth(ctx, ds, h); err != nil {
 		return nil, err
 	}
+	if h.mesh, err = c.mesh(ctx); err != nil {
+		return nil, err
+	}
+	if h.control == "" {
+		h.control = unready(h.mesh)
+	}
 	return h, c.podHealth(ctx, h)
+}
+
+// unready is what control itself says is wrong, "" for nothing.
+func unready(m *kube.Mesh) string {
+	if m == nil {
+		return ""
+	}
+	c := meta.FindStatusCondition(m.Status.Conditions, kube.MeshReady)
+	if c == nil || c.Status != metav1.ConditionFalse {
+		return ""
+	}
+	return c.Reason + ": " + c.Message
 }
 
 func (c *cluster) controlHealth(ctx context.Context) (string, error) {
@@ -218,12 +238,8 @@ func (c *cluster) podHealth(ctx context.Context, h *health) error {
 		o.Pods = append(o.Pods, p)
 		byName[p.Namespace+"/"+p.Name] = p
 	}
-	m, err := c.mesh(ctx)
-	if err != nil {
-		return err
-	}
-	if m != nil {
-		o.Meshes = append(o.Meshes, m)
+	if h.mesh != nil {
+		o.Meshes = append(o.Meshes, h.mesh)
 	}
 	// Identities are of no interest here, only who is enrolled.
 	for _, p := range kube.Build(o, kube.BuildConfig{TrustDomain: "cluster.local", Namespace: namespace}).Pods {

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"tacit.dev/control/kube"
 )
 
 func statusCommand() *cobra.Command {
@@ -56,10 +58,9 @@ func (c *cluster) status(ctx context.Context, out io.Writer) error {
 	fmt.Fprintf(w, "release\t%s %s, revision %d, %s\n", last.Name, last.Chart.Metadata.AppVersion, last.Version, last.Info.Status)
 	fmt.Fprintf(w, "control\t%s\n", orWell(h.control))
 	fmt.Fprintf(w, "nodes\t%d of %d ready\n", h.served(), len(h.nodes))
+	tellNodes(w, h.mesh)
 	h.tellPods(w)
-	if err := c.tellExceptions(ctx, w); err != nil {
-		return err
-	}
+	tellExceptions(w, h.mesh)
 	return w.Flush()
 }
 
@@ -109,14 +110,30 @@ func (h *health) tellPods(w io.Writer) {
 	}
 }
 
+// tellNodes names those for which a withdrawal waits, and those that are lost.
+func tellNodes(w io.Writer, m *kube.Mesh) {
+	if m == nil {
+		return
+	}
+	for _, n := range m.Status.Waiting {
+		why := "it is not connected. If it is lost: tacit node forget " + n.Node
+		if n.Connected {
+			why = "it is connected and has not acknowledged. Delete its pod: kubectl --namespace " + namespace +
+				" delete pod --selector app.kubernetes.io/name=" + nodesName + " --field-selector spec.nodeName=" + n.Node
+		}
+		fmt.Fprintf(w, "waiting for\tnode %s, since %s, to release pods: %s\n", n.Node, n.Since.UTC().Format(time.RFC3339), why)
+	}
+	for _, node := range m.Status.Lost {
+		fmt.Fprintf(w, "lost\tnode %s: nothing waits for it until it connects again\n", node)
+	}
+}
+
 // tellExceptions names what control has left out, and why.
-func (c *cluster) tellExceptions(ctx context.Context, w io.Writer) error {
-	m, err := c.mesh(ctx)
-	if err != nil || m == nil {
-		return err
+func tellExceptions(w io.Writer, m *kube.Mesh) {
+	if m == nil {
+		return
 	}
 	for _, e := range m.Status.Exceptions {
 		fmt.Fprintf(w, "exception\t%d pods: %s: %s\n", e.Count, e.Reason, some(e.Pods))
 	}
-	return nil
 }

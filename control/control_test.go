@@ -78,6 +78,11 @@ func (b *bench) pod(name, node, ip string) {
 		"spec: {nodeName: "+node+", serviceAccountName: "+name+"}\nstatus: {podIP: "+ip+", conditions: [{type: Ready, status: \"True\"}]}\n")
 }
 
+// lost has the objects of two nodes, of which one is said to be lost.
+func (b *bench) lost(node, mark string) {
+	b.write("nodes.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n---\napiVersion: v1\nkind: Node\nmetadata: {name: "+node+", annotations: {"+kube.AnnotationLost+": "+mark+"}}\n")
+}
+
 // start runs control until the test ends, or stop is called. It listens where it
 // listened before.
 func (b *bench) start() {
@@ -381,6 +386,53 @@ func TestGoneNodeIsNotWaitedForLong(t *testing.T) {
 	n2.awaitDirect("10.30.1.2", true)
 	n2.leave()
 	b.namespace("off")
+	n1.awaitEnrol("server", false)
+}
+
+// A node that somebody has named as lost is waited for neither by a withdrawal nor, after a
+// restart, by the next one; once it has come back it is again.
+func TestLostNodeIsNotWaitedFor(t *testing.T) {
+	b := newBench(t, "n1", "n2")
+	b.gone = time.Hour
+	b.namespace("on")
+	b.pod("server", "n1", "10.30.1.2")
+	b.start()
+	n1, n2 := b.node("n1", nil), b.node("n2", nil)
+	n1.awaitEnrol("server", true)
+	n1.report("server", xds.Captured)
+	n2.awaitDirect("10.30.1.2", true)
+	n2.leave()
+	b.namespace("off")
+	n1.awaitBetween("10.30.1.2")
+	n1.neverReleased("server")
+	b.lost("n2", "once")
+	n1.awaitEnrol("server", false)
+	n1.report("server", xds.Released)
+
+	again := func() {
+		t.Helper()
+		b.namespace("on")
+		n1.awaitEnrol("server", true)
+		n1.report("server", xds.Captured)
+		n1.awaitDirect("10.30.1.2", true)
+	}
+	again()
+	b.stop()
+	b.namespace("off")
+	b.start()
+	n1.awaitEnrol("server", false)
+	n1.report("server", xds.Released)
+
+	n2 = b.node("n2", nil)
+	again()
+	n2.awaitDirect("10.30.1.2", true)
+	n2.leave()
+	b.namespace("off")
+	n1.awaitBetween("10.30.1.2")
+	b.pod("other", "n1", "10.30.1.3")
+	n1.awaitWorkload("10.30.1.3", "known", func(*mesh.Peer) bool { return true })
+	n1.neverReleased("server")
+	b.lost("n2", "twice")
 	n1.awaitEnrol("server", false)
 }
 

@@ -1,7 +1,6 @@
 package control
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -184,38 +183,7 @@ type outlook struct {
 	// applied is the oldest publication that any node decides by.
 	applied func() uint64
 	// connected tells whether the agent of the node is.
-	connected func(node string) bool
-}
-
-// away names the nodes of pods whose agent is not connected, and since when that is
-// known.
-type away map[string]time.Time
-
-// see keeps a in step with the world, in which pods are on nodes. It returns the nodes whose
-// agent is back after long.
-func (a away) see(on map[string]map[*enrolment]bool, o outlook, t *timers) (back []string) {
-	for node := range on {
-		since, known := a[node]
-		switch connected := o.connected(node); {
-		case !known && !connected:
-			a[node] = o.now
-			t.push(timer{at: o.now.Add(awayAfter), node: node})
-		case known && connected:
-			delete(a, node)
-			if o.now.Sub(since) >= awayAfter {
-				back = append(back, node)
-			}
-		}
-	}
-	maps.DeleteFunc(a, func(node string, _ time.Time) bool { return on[node] == nil })
-	return back
-}
-
-// long tells whether the agent of a node is away for so long that nobody knows any more
-// how its pods are.
-func (a away) long(node string, now time.Time) bool {
-	since, is := a[node]
-	return is && now.Sub(since) >= awayAfter
+	connected map[string]bool
 }
 
 // hear takes in what the agent said.
@@ -268,7 +236,7 @@ func (e *enrolment) advance(o outlook) bool {
 			word:    e.word,
 			acked:   e.state == Withdrawing && e.withdrawn != 0 && o.acked(e.withdrawn),
 			rested:  o.now.Sub(e.since) >= restFor,
-			settled: e.awaitsWord() && o.now.Sub(e.since) >= settleAfter && o.connected(e.pod.Node),
+			settled: e.awaitsWord() && o.now.Sub(e.since) >= settleAfter && o.connected[e.pod.Node],
 		})
 		if next == e.state {
 			return next != before

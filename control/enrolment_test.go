@@ -129,7 +129,7 @@ func TestMachineComesToRest(t *testing.T) {
 					e := enrolment{state: s, word: w, withdrawn: 1}
 					e.pod.Enrol = wanted
 					o := outlook{now: e.since.Add(2 * settleAfter),
-						acked: func(uint64) bool { return true }, connected: func(string) bool { return true }}
+						acked: func(uint64) bool { return true }, connected: map[string]bool{e.pod.Node: true}}
 					e.advance(o) // hangs if not
 					if e.advance(o) {
 						t.Errorf("still changes, to %s", e.state)

@@ -130,12 +130,18 @@ func (s *fakeServer) Applied(func(string) bool) uint64 {
 
 func (s *fakeServer) Changed() <-chan struct{} { return nil }
 
-func (s *fakeServer) Nodes() (list []xds.NodeStatus) {
+func (s *fakeServer) Nodes() (list []xds.NodeStatus) { return nil }
+
+func (s *fakeServer) Agents() map[string]bool {
+	connected := make(map[string]bool)
 	for node := range s.proxies {
-		list = append(list, xds.NodeStatus{Node: node, Agent: true})
+		connected[node] = true
 	}
-	return list
+	return connected
 }
+
+func (s *fakeServer) Gathering() bool    { return false }
+func (s *fakeServer) Forget(string) bool { return true }
 
 var modelNodes = []string{"n1", "n2"}
 

@@ -31,6 +31,9 @@ type publisher interface {
 	Acked(version uint64) (waiting []string)
 	Applied(counts func(node string) bool) uint64
 	Changed() <-chan struct{}
+	Agents() map[string]bool
+	Gathering() bool
+	Forget(node string) bool
 	Nodes() []xds.NodeStatus
 }
 
@@ -140,8 +143,9 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 			return retryAfter
 		}
 	}
-	agents := sync.OnceValue(r.agents)
-	for r.roster.look(r.outlook(now, agents)); r.advance(now, agents) || !r.started(); r.roster.look(r.outlook(now, agents)) {
+	r.roster.agents(r.server.Agents(), r.server.Gathering(), now)
+	r.roster.forget(r.server.Forget)
+	for r.roster.look(r.outlook(now)); r.advance(now) || !r.started(); r.roster.look(r.outlook(now)) {
 		if r.save(now); r.deposed {
 			return retryAfter
 		}
@@ -152,9 +156,9 @@ func (r *reconciler) reconcile(now time.Time) time.Duration {
 
 // advance steps what is touched until nothing more follows from it, and tells whether
 // something is to be told.
-func (r *reconciler) advance(now time.Time, agents func() map[string]bool) bool {
+func (r *reconciler) advance(now time.Time) bool {
 	for {
-		stirred := r.roster.step(r.outlook(now, agents))
+		stirred := r.roster.step(r.outlook(now))
 		said := r.roster.takeSaid()
 		if len(said) == 0 {
 			return stirred
@@ -234,7 +238,6 @@ func (r *reconciler) read(events []kube.Event, said []kube.Said, now time.Time) 
 func (r *reconciler) publish() {
 	r.roster.published(r.server.Update(r.roster.update()))
 	if !r.started() {
-		clear(r.roster.away) // nobody could connect before
 		close(r.published)
 	}
 }
@@ -248,9 +251,8 @@ func (r *reconciler) started() bool {
 	}
 }
 
-// outlook asks the server once per publication, not once per pod. agents names the nodes whose
-// agent is connected.
-func (r *reconciler) outlook(now time.Time, agents func() map[string]bool) outlook {
+// outlook asks the server once per publication, not once per pod.
+func (r *reconciler) outlook(now time.Time) outlook {
 	acked := make(map[uint64]bool)
 	return outlook{
 		now: now,
@@ -262,18 +264,8 @@ func (r *reconciler) outlook(now time.Time, agents func() map[string]bool) outlo
 			}
 			return done
 		},
-		applied:   sync.OnceValue(func() uint64 { return r.server.Applied(r.roster.isNode) }),
-		connected: func(node string) bool { return agents()[node] },
+		applied: sync.OnceValue(func() uint64 { return r.server.Applied(r.roster.isNode) }),
 	}
-}
-
-// agents names the nodes whose agent is connected.
-func (r *reconciler) agents() map[string]bool {
-	set := make(map[string]bool)
-	for _, n := range r.server.Nodes() {
-		set[n.Node] = n.Agent
-	}
-	return set
 }
 
 // observe shows the present state to metrics and people, and returns how long nothing has to be
@@ -301,7 +293,11 @@ func (r *reconciler) observe(now time.Time) time.Duration {
 		return min(wait, left)
 	}
 	r.shown = now
-	r.presenter.put(r.roster.view(now, r.facts, r.server.Nodes(), r.build.TrustDomain, r.unsaved))
+	nodes := r.server.Nodes()
+	r.presenter.put(r.roster.view(now, kube.Summary{
+		Facts: r.facts.mesh, TrustDomain: r.build.TrustDomain, Exceptions: r.facts.exceptions, Unsaved: r.unsaved,
+		Waiting: r.roster.waited(r.server.Acked, nodes, now),
+	}, nodes))
 	return wait
 }
 

@@ -33,8 +33,11 @@ type roster struct {
 	// heard is what each agent said when it connected, by node and UID: it may
 	// hold a pod whose object is not here yet.
 	heard map[string]map[string]xds.Report
-	// away is since when agents are not connected.
-	away away
+	// connected are nodes whose agent is, away are since when those are not that have pods.
+	connected map[string]bool
+	away      map[string]time.Time
+	gathering bool // nodes gather as yet
+	lost      map[string]lost
 	// past is what an earlier process remembered, by UID, until its object is here.
 	past map[string]memory
 
@@ -60,24 +63,27 @@ type roster struct {
 
 func newRoster(past []memory, log *slog.Logger) *roster {
 	r := &roster{
-		log:      log,
-		pods:     make(map[string]*enrolment),
-		on:       make(map[string]map[*enrolment]bool),
-		at:       make(map[string]*enrolment),
-		nodes:    make(map[string]kube.Node),
-		heard:    make(map[string]map[string]xds.Report),
-		away:     make(away),
-		past:     make(map[string]memory, len(past)),
-		touched:  make(map[*enrolment]bool),
-		stirred:  make(map[*enrolment]bool),
-		unkept:   make(map[*enrolment]bool),
-		gone:     make(map[string]bool),
-		untold:   newPendingWorld(),
-		gonePods: make(map[string][]string),
-		allowed:  newAllowances(),
-		counts:   newCounts(),
-		views:    make(map[string]kube.PodView),
-		policed:  make(map[string]kube.PolicyView),
+		log:       log,
+		pods:      make(map[string]*enrolment),
+		on:        make(map[string]map[*enrolment]bool),
+		at:        make(map[string]*enrolment),
+		nodes:     make(map[string]kube.Node),
+		heard:     make(map[string]map[string]xds.Report),
+		connected: make(map[string]bool),
+		away:      make(map[string]time.Time),
+		gathering: true,
+		lost:      make(map[string]lost),
+		past:      make(map[string]memory, len(past)),
+		touched:   make(map[*enrolment]bool),
+		stirred:   make(map[*enrolment]bool),
+		unkept:    make(map[*enrolment]bool),
+		gone:      make(map[string]bool),
+		untold:    newPendingWorld(),
+		gonePods:  make(map[string][]string),
+		allowed:   newAllowances(),
+		counts:    newCounts(),
+		views:     make(map[string]kube.PodView),
+		policed:   make(map[string]kube.PolicyView),
 	}
 	for _, m := range past {
 		r.past[m.UID] = m
@@ -91,9 +97,11 @@ func (r *roster) objects(d kube.Delta, now time.Time) {
 	r.police(d, now)
 	for _, n := range d.Nodes {
 		r.nodes[n.Name] = n
+		r.mark(n)
 	}
 	for _, name := range d.GoneNodes {
 		delete(r.nodes, name)
+		delete(r.lost, name)
 	}
 	for _, uid := range d.GonePods {
 		r.end(r.pods[uid])
@@ -144,6 +152,7 @@ func (r *roster) begin(p kube.Pod, now time.Time) *enrolment {
 	r.pods[p.UID] = e
 	if r.on[p.Node] == nil {
 		r.on[p.Node] = make(map[*enrolment]bool)
+		r.miss(p.Node, now)
 	}
 	r.on[p.Node][e] = true
 	return e
@@ -180,6 +189,7 @@ func (r *roster) leave(e *enrolment) {
 	delete(r.views, e.pod.UID)
 	if delete(r.on[e.pod.Node], e); len(r.on[e.pod.Node]) == 0 {
 		delete(r.on, e.pod.Node)
+		delete(r.away, e.pod.Node)
 	}
 	if e.toldNode {
 		r.gonePods[e.pod.Node] = append(r.gonePods[e.pod.Node], e.pod.UID)
@@ -221,12 +231,9 @@ func (r *roster) report(node string, said xds.Report) {
 	r.log.Debug("pod reported", "pod", e.pod.Namespace+"/"+e.pod.Name, "node", node, "state", said.State, "reason", said.Reason)
 }
 
-// look touches what changes though neither objects nor agents say anything: because of
-// agents that have come or gone, by time, and because nodes know more.
+// look touches what changes though neither objects nor agents say anything: by time, and
+// because nodes know more.
 func (r *roster) look(o outlook) {
-	for _, node := range r.away.see(r.on, o, &r.timers) {
-		r.touchNode(node)
-	}
 	for _, t := range r.timers.due(o.now) {
 		if t.node != "" {
 			r.touchNode(t.node)
@@ -271,6 +278,7 @@ func (r *roster) touchFirst(list []awaited) []awaited {
 
 // step steps every enrolment that was touched, and tells whether something is to be told.
 func (r *roster) step(o outlook) (changed bool) {
+	o.connected = r.connected
 	for _, e := range slices.SortedFunc(maps.Keys(r.touched), byUID) {
 		before := e.state
 		if e.news {
@@ -298,7 +306,7 @@ func byUID(x, y *enrolment) int { return cmp.Compare(x.pod.UID, y.pod.UID) }
 
 // settle brings what follows from e's state up to date, but for what is published.
 func (r *roster) settle(e *enrolment, now time.Time) {
-	long := r.away.long(e.pod.Node, now)
+	long := r.isAway(e.pod.Node, now)
 	if at := e.lookAgain(); at.After(now) && !at.Equal(e.timed) {
 		e.timed = at
 		r.timers.push(timer{at: at, pod: e})

@@ -18,9 +18,6 @@ import (
 const (
 	// showEvery is how often people are shown something new at most.
 	showEvery = 500 * time.Millisecond
-	// awayAfter is how long an agent that is not connected to this leader is waited for,
-	// before nobody knows about its pods.
-	awayAfter = 30 * time.Second
 	// enrollingAfter is how long an enrolment may take without a word about it: most
 	// are done by then.
 	enrollingAfter = 3 * time.Second
@@ -84,16 +81,17 @@ func (p *presenter) run(ctx context.Context) error {
 	}
 }
 
-// view is what people should see that they do not. It costs as much as that, and a look at
-// each node.
-func (r *roster) view(now time.Time, f facts, nodes []xds.NodeStatus, trustDomain string, unsaved error) kube.View {
-	v := kube.View{NoMesh: !f.mesh.Found}
+// view is what people should see that they do not, of what the roster knows and the rest of
+// the summary. It costs as much as that, and a look at each node.
+func (r *roster) view(now time.Time, summary kube.Summary, nodes []xds.NodeStatus) kube.View {
+	v := kube.View{NoMesh: !summary.Facts.Found}
 	v.Pods = slices.SortedFunc(maps.Values(r.views), func(x, y kube.PodView) int { return strings.Compare(x.UID, y.UID) })
 	v.Policies = slices.SortedFunc(maps.Values(r.policed), func(x, y kube.PolicyView) int { return strings.Compare(x.Key(), y.Key()) })
-	summary := kube.Summary{Facts: f.mesh, TrustDomain: trustDomain, Exceptions: f.exceptions, Unsaved: unsaved, Pods: r.counts.pods}
+	summary.Lost, v.Returned = r.tellLost()
+	summary.Pods = r.counts.pods
 	summary.Unprotected = slices.SortedFunc(maps.Values(r.counts.unprotected), func(x, y kube.UnprotectedPod) int { return strings.Compare(x.Pod, y.Pod) })
 	v.Untaint = r.ready(nodes, &summary.Nodes)
-	if status, differs := summary.Status(now); differs && f.mesh.Found {
+	if status, differs := summary.Status(now); differs && summary.Facts.Found {
 		v.Mesh = &status
 	}
 	return v

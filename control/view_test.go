@@ -57,6 +57,11 @@ func TestAgentIsAwayForLong(t *testing.T) {
 	now := time.Now()
 	r := newRoster(nil, slog.New(slog.DiscardHandler))
 	e := enrolled(r, testPod("a"), enrolment{state: Announced, word: captured})
+	// A new leader gets to know its nodes.
+	r.agents(nil, true, now.Add(-time.Hour))
+	if r.look(outlook{now: now}); r.isAway(e.pod.Node, now) || r.touched[e] {
+		t.Error("away, while nodes are still coming")
+	}
 	for _, step := range []struct {
 		after           time.Duration
 		connected       bool
@@ -71,8 +76,9 @@ func TestAgentIsAwayForLong(t *testing.T) {
 	} {
 		clear(r.touched)
 		at := now.Add(step.after)
-		r.look(outlook{now: at, connected: func(string) bool { return step.connected }})
-		if long := r.away.long(e.pod.Node, at); long != step.long || r.touched[e] != step.isTouched {
+		r.agents(map[string]bool{e.pod.Node: step.connected}, false, at)
+		r.look(outlook{now: at})
+		if long := r.isAway(e.pod.Node, at); long != step.long || r.touched[e] != step.isTouched {
 			t.Errorf("after %v, connected %v: away for long %v, to be looked at %v", step.after, step.connected, long, r.touched[e])
 		}
 	}
@@ -107,9 +113,9 @@ func TestViewOfMesh(t *testing.T) {
 	enrolled(r, testPod("c"), enrolment{state: Withdrawing, word: captured})
 	enrolled(r, testPod("d"), enrolment{state: Outside, word: silent})
 	enrolled(r, ending(testPod("e")), enrolment{state: Announced, word: free})
-	f := facts{mesh: kube.MeshFacts{Found: true, Generation: 4}, exceptions: []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}}
+	f := kube.Summary{Facts: kube.MeshFacts{Found: true, Generation: 4}, TrustDomain: "lab", Exceptions: []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}}
 	r.objects(kube.Delta{Nodes: tainted(t, "n1", "n2")}, now)
-	v := r.view(now, f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}}, "lab", nil)
+	v := r.view(now, f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}})
 	if want := (kube.PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1, Leaving: 1, Exceptions: 1}); v.Mesh.Pods != want || v.Mesh.ObservedGeneration != 4 {
 		t.Errorf("pods %+v of generation %d, want %+v of 4", v.Mesh.Pods, v.Mesh.ObservedGeneration, want)
 	}
@@ -123,8 +129,8 @@ func TestViewOfMesh(t *testing.T) {
 		t.Errorf("%d conditions to write, want those of a, b and c: %+v", len(v.Pods), v.Pods)
 	}
 	// What is shown already is not written again.
-	f.mesh.Shown = *v.Mesh
-	if v := r.view(now.Add(time.Minute), f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}, "lab", nil); v.Mesh != nil {
+	f.Facts.Shown = *v.Mesh
+	if v := r.view(now.Add(time.Minute), f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}}); v.Mesh != nil {
 		t.Errorf("status is written again: %+v", v.Mesh)
 	}
 }
@@ -183,7 +189,7 @@ func TestPoliciesAreShownAndTold(t *testing.T) {
 	f := kube.PolicyFacts{Namespace: "a", Name: "p", Want: [2]metav1.Condition{{Type: kube.PolicyAccepted, Status: "True"}, {Type: kube.PolicyEnforced, Status: "False"}}}
 	service := &mesh.Service{Namespace: "a", Name: "p", Hostname: "p"}
 	r.objects(kube.Delta{Changes: mesh.Changes{Policies: []*mesh.Policy{{Namespace: "a", Name: "p"}}, Services: []*mesh.Service{service}}, Policed: []kube.PolicyFacts{f}}, now)
-	v := r.view(now, facts{}, nil, "lab", nil)
+	v := r.view(now, kube.Summary{}, nil)
 	if len(v.Policies) != 1 || v.Policies[0].Key() != "a/p" || len(v.Policies[0].Want) != 2 {
 		t.Fatalf("to be shown: %+v, want two conditions of a/p", v.Policies)
 	}
@@ -192,7 +198,7 @@ func TestPoliciesAreShownAndTold(t *testing.T) {
 	}
 	f.Shown.Conditions = v.Policies[0].Want
 	r.objects(kube.Delta{Changes: mesh.Changes{GonePolicies: []string{"a/p"}}, Policed: []kube.PolicyFacts{f}}, now)
-	if v := r.view(now, facts{}, nil, "lab", nil); len(v.Policies) != 0 {
+	if v := r.view(now, kube.Summary{}, nil); len(v.Policies) != 0 {
 		t.Errorf("to be shown: %+v, which is shown", v.Policies)
 	}
 	if u := r.update(); len(u.GonePolicies) != 1 || len(u.Gone) != 0 || r.isStirred() {

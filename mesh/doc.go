@@ -5,6 +5,8 @@
 //
 //	mesh         all pods that talk mutual TLS to each other under one trust domain
 //	node         a machine with one agent and one proxy
+//	away         of a node: not connected, and waited for; then it is gone
+//	lost         of a node: a person has said that it does not act any more
 //	process      the agent or the proxy of a node, as its token proves it
 //	pod          a network namespace with an identity, on one node
 //	workload     a pod as the others see it: addresses, identity, services

@@ -158,7 +158,7 @@ func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 			metav1.SetMetaDataLabel(&kept, key, head(v, maxLabel+1))
 		}
 	}
-	for _, key := range []string{AnnotationExcludeOutbound, AnnotationExcludeInbound} {
+	for _, key := range []string{AnnotationExcludeOutbound, AnnotationExcludeInbound, AnnotationLost} {
 		if v, ok := m.Annotations[key]; ok {
 			metav1.SetMetaDataAnnotation(&kept, key, head(v, maxAnnotation+1))
 		}

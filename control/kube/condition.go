@@ -15,6 +15,10 @@ const ConditionProtected = "tacit.dev/Protected"
 // nodes sets it, control removes it.
 const TaintNotReady = "tacit.dev/agent-not-ready"
 
+// AnnotationLost says of a node that it is lost: nothing waits for it. `tacit node forget`
+// sets it, to the time, and control removes it when the node connects.
+const AnnotationLost = "tacit.dev/lost"
+
 // Condition is the condition ConditionProtected of a pod, as it is or as it should
 // be. The zero value means that there is none.
 type Condition struct {
@@ -61,6 +65,8 @@ type Node struct {
 	Name string
 	// Taints are read only.
 	Taints []corev1.Taint
+	// Lost is AnnotationLost.
+	Lost string
 }
 
 // Tainted tells whether the node has TaintNotReady.
@@ -68,4 +74,6 @@ func (n Node) Tainted() bool { return slices.ContainsFunc(n.Taints, isNotReady) 
 
 func isNotReady(t corev1.Taint) bool { return t.Key == TaintNotReady }
 
-func nodeOf(n *corev1.Node) Node { return Node{Name: n.Name, Taints: slices.Clone(n.Spec.Taints)} }
+func nodeOf(n *corev1.Node) Node {
+	return Node{Name: n.Name, Taints: slices.Clone(n.Spec.Taints), Lost: n.Annotations[AnnotationLost]}
+}

@@ -53,6 +53,8 @@ type MeshStatus struct {
 	TrustDomain        string             `json:"trustDomain,omitempty"`
 	Pods               PodCounts          `json:"pods"`
 	Nodes              NodeCounts         `json:"nodes"`
+	Waiting            []WaitedNode       `json:"waiting,omitempty"`
+	Lost               []string           `json:"lost,omitempty"`
 	Exceptions         []ExceptionCount   `json:"exceptions,omitempty"`
 	Unprotected        []UnprotectedPod   `json:"unprotected,omitempty"`
 	Conditions         []metav1.Condition `json:"conditions,omitempty"`
@@ -73,6 +75,14 @@ type NodeCounts struct {
 	Total int32 `json:"total"`
 }
 
+// WaitedNode is a node for which a withdrawal waits, and since when.
+type WaitedNode struct {
+	Node  string      `json:"node"`
+	Since metav1.Time `json:"since"`
+	// Connected: its proxy is, and has not acknowledged.
+	Connected bool `json:"connected"`
+}
+
 // ExceptionCount is how many pods are left out for a reason, and the first of them.
 type ExceptionCount struct {
 	Reason string   `json:"reason"`
@@ -86,8 +96,8 @@ type UnprotectedPod struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// mostListed bounds each list of pods in a status.
-const mostListed = 20
+// mostListed bounds each list of pods, or nodes, in a status, but for mostLost nodes that are lost.
+const mostListed, mostLost = 20, 500
 
 // Conditions of a Mesh.
 const (

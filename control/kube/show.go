@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -45,6 +46,8 @@ type View struct {
 	NoMesh bool
 	// Untaint are nodes that are ready, and still tainted with TaintNotReady.
 	Untaint []Node
+	// Returned are nodes that have AnnotationLost, and are connected.
+	Returned []Node
 }
 
 // PodView is one pod's condition, as it is and as it should be.
@@ -93,6 +96,9 @@ func (d *Display) Show(ctx context.Context, v View) error {
 	}
 	for _, node := range v.Untaint {
 		errs = append(errs, d.untaint(ctx, node))
+	}
+	for _, node := range v.Returned {
+		errs = append(errs, d.unmark(ctx, node))
 	}
 	return errors.Join(errs...)
 }
@@ -249,21 +255,43 @@ func (d *Display) showMesh(ctx context.Context, s *MeshStatus) error {
 // untaint removes the taint if the node's taints are still those that we know: they
 // cannot be patched one by one.
 func (d *Display) untaint(ctx context.Context, n Node) error {
-	ctx, cancel := context.WithTimeout(ctx, requestLimit)
-	defer cancel()
 	left := slices.DeleteFunc(slices.Clone(n.Taints), isNotReady)
-	patch, err := json.Marshal([]map[string]any{
+	err := d.patchNode(ctx, n.Name, []map[string]any{
 		{"op": "test", "path": "/spec/taints", "value": n.Taints},
 		{"op": "replace", "path": "/spec/taints", "value": left},
 	})
-	if err == nil {
-		_, err = d.client.CoreV1().Nodes().Patch(ctx, n.Name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
-	}
-	if err != nil && !apierrors.IsNotFound(err) {
+	if err != nil {
 		return fmt.Errorf("remove taint %s of node %s: %w", TaintNotReady, n.Name, err)
 	}
 	d.log.Info("startup taint removed", "node", n.Name)
 	return nil
+}
+
+// unmark removes AnnotationLost if it is still the one that we know.
+func (d *Display) unmark(ctx context.Context, n Node) error {
+	path := "/metadata/annotations/" + strings.ReplaceAll(AnnotationLost, "/", "~1")
+	err := d.patchNode(ctx, n.Name, []map[string]any{
+		{"op": "test", "path": path, "value": n.Lost},
+		{"op": "remove", "path": path},
+	})
+	if err != nil {
+		return fmt.Errorf("remove annotation %s of node %s: %w", AnnotationLost, n.Name, err)
+	}
+	return nil
+}
+
+// patchNode does nothing to a node that is not there any more.
+func (d *Display) patchNode(ctx context.Context, name string, operations []map[string]any) error {
+	ctx, cancel := context.WithTimeout(ctx, requestLimit)
+	defer cancel()
+	patch, err := json.Marshal(operations)
+	if err == nil {
+		_, err = d.client.CoreV1().Nodes().Patch(ctx, name, types.JSONPatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
+	}
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	return err
 }
 
 // Summary is what a MeshStatus is made of.
@@ -272,7 +300,10 @@ type Summary struct {
 	TrustDomain string
 	Pods        PodCounts
 	Nodes       NodeCounts
-	Exceptions  []Exception
+	// Waiting and Lost are ordered by name.
+	Waiting    []WaitedNode
+	Lost       []string
+	Exceptions []Exception
 	// Unsaved is why not everything is saved that must be remembered, nil if it is.
 	Unsaved error
 	// Unprotected are ordered by name.
@@ -284,6 +315,7 @@ type Summary struct {
 func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
 	status = MeshStatus{
 		ObservedGeneration: s.Facts.Generation, TrustDomain: s.TrustDomain, Pods: s.Pods, Nodes: s.Nodes,
+		Waiting: s.Waiting[:min(len(s.Waiting), mostListed)], Lost: s.Lost[:min(len(s.Lost), mostLost)],
 		Exceptions: Count(s.Exceptions), Unprotected: s.Unprotected[:min(len(s.Unprotected), mostListed)],
 		Conditions: slices.Clone(s.Facts.Shown.Conditions),
 	}

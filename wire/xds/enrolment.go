@@ -68,7 +68,7 @@ func (s *Server) openReports(rs *reportStream) {
 	s.mu.Lock()
 	n := s.node(rs.node)
 	old := n.reports
-	n.reports = rs
+	n.reports, s.movedAgents[rs.node] = rs, true
 	s.mu.Unlock()
 	if old != nil {
 		s.cfg.Log.Info("agent replaced", "node", rs.node)
@@ -90,7 +90,7 @@ func (s *Server) closeReports(rs *reportStream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n := s.nodes[rs.node]; n.reports == rs {
-		n.reports = nil
+		n.reports, s.movedAgents[rs.node] = nil, true
 	}
 	s.notify()
 }

@@ -43,7 +43,7 @@ type ServerConfig struct {
 	// it is told. Default 5 s.
 	LateAfter time.Duration
 	// Expect names nodes that may still act on what an earlier control told
-	// them: each counts as if its proxy had left when the Server is made.
+	// them: each counts as if its proxy had left, and nobody is gone while they gather.
 	Expect []string
 	// Secret keys the hashes of resources: servers that have the same one find by them
 	// what a node holds already, whoever told it. Nobody else should know it.
@@ -82,8 +82,15 @@ type Server struct {
 
 	mu    sync.Mutex // guards all below, for no longer than a look at one node takes
 	nodes map[string]*node
-	// away are nodes whose proxy left less than GoneAfter ago.
+	// movedAgents are nodes whose agent has come or gone, until Agents tells of it.
+	movedAgents map[string]bool
+	// away are nodes whose proxy has left and is waited for; see there.
 	away map[string]bool
+	// gathering: nodes gather as yet, until gatherBy or the next of expected comes.
+	gathering             bool
+	expected              map[string]bool // those of Expect that have not come
+	gatherBy, gatherLimit time.Time
+	gatherTimer           *time.Timer
 	// acks and applies are the proxies, the one that is most behind first.
 	acks, applies queue
 }
@@ -111,26 +118,29 @@ func NewServer(cfg ServerConfig) *Server {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	s := &Server{
-		cfg:        cfg,
-		metrics:    newServerMetrics(cfg.Registry),
-		changed:    make(chan struct{}, 1),
-		origin:     make([]byte, 16),
-		portion:    portion{chunkBytes, maxScan},
-		seats:      make(chan struct{}, maxSeats),
-		seatFor:    seatFor,
-		invalid:    map[string]string{},
-		world:      newTable(addressType, 0),
-		namespaces: newTable(namespaceType, 0),
-		pods:       map[string]*table{},
-		nodes:      map[string]*node{},
-		away:       map[string]bool{},
-		acks:       queue{of: func(p *standing) *place { return &p.acked }},
-		applies:    queue{of: func(p *standing) *place { return &p.applied }},
+		cfg:         cfg,
+		metrics:     newServerMetrics(cfg.Registry),
+		changed:     make(chan struct{}, 1),
+		origin:      make([]byte, 16),
+		portion:     portion{chunkBytes, maxScan},
+		seats:       make(chan struct{}, maxSeats),
+		seatFor:     seatFor,
+		invalid:     map[string]string{},
+		world:       newTable(addressType, 0),
+		namespaces:  newTable(namespaceType, 0),
+		pods:        map[string]*table{},
+		nodes:       map[string]*node{},
+		away:        map[string]bool{},
+		movedAgents: map[string]bool{},
+		gathering:   true,
+		expected:    map[string]bool{},
+		acks:        queue{of: func(p *standing) *place { return &p.acked }},
+		applies:     queue{of: func(p *standing) *place { return &p.applied }},
 	}
 	rand.Read(s.origin) // never fails
 	for _, name := range cfg.Expect {
 		s.node(name).gone = time.Now()
-		s.away[name] = true
+		s.away[name], s.expected[name] = true, true
 	}
 	return s
 }
@@ -141,9 +151,7 @@ func (s *Server) Register(r grpc.ServiceRegistrar) {
 	message.RegisterEnrolmentServer(r, enrolment{server: s})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for name := range s.nodes {
-		s.await(name)
-	}
+	s.gather()
 }
 
 // node finds or makes the record. Called with mu.
@@ -192,10 +200,8 @@ func (s *Server) dismiss(from mesh.Process) {
 // forget drops a node of which nothing is left, so that names do not pile up.
 // Called with mu.
 func (s *Server) forget(name string) {
-	n := s.nodes[name]
-	if n != nil && len(n.opened) == 0 && (n.gone.IsZero() || time.Since(n.gone) >= s.cfg.GoneAfter) {
+	if n := s.nodes[name]; n != nil && len(n.opened) == 0 && !s.away[name] {
 		delete(s.nodes, name)
-		delete(s.away, name)
 	}
 }
 

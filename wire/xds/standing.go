@@ -116,6 +116,10 @@ func (s *Server) arrive(name string) *standing {
 		n.timer.Stop()
 		n.timer = nil
 	}
+	if s.gathering && s.expected[name] {
+		delete(s.expected, name)
+		s.gatherOn()
+	}
 	s.notify()
 	return p
 }
@@ -130,23 +134,6 @@ func (s *Server) depart(p *standing) {
 		s.await(p.name)
 	}
 	s.notify()
-}
-
-// await sees to it that a node that is away counts as gone in time, and that Changed tells.
-// Called with mu.
-func (s *Server) await(name string) {
-	n := s.nodes[name]
-	s.away[name] = true
-	n.timer = time.AfterFunc(s.cfg.GoneAfter, func() {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.nodes[name] != n || n.gone.IsZero() {
-			return // it has returned meanwhile
-		}
-		delete(s.away, name)
-		s.forget(name)
-		s.notify()
-	})
 }
 
 func (s *Server) notify() {
@@ -248,6 +235,19 @@ func (n *node) rejected() string {
 // settled on, or of Applied, or who is connected, or what is refused, may have changed; several changes at once. There is one
 // channel: it is meant for one reader.
 func (s *Server) Changed() <-chan struct{} { return s.changed }
+
+// Agents tells of each agent that has come or gone since the last call whether it is connected.
+func (s *Server) Agents() map[string]bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	moved := s.movedAgents
+	s.movedAgents = map[string]bool{}
+	for name := range moved {
+		n := s.nodes[name]
+		moved[name] = n != nil && n.reports != nil
+	}
+	return moved
+}
 
 // Nodes lists what is known of the nodes, by name. It costs a look at each.
 func (s *Server) Nodes() []NodeStatus {
