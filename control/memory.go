@@ -9,8 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
-
-	"golang.org/x/sync/errgroup"
+	"time"
 
 	"tacit.dev/control/kube"
 )
@@ -25,8 +24,8 @@ type memory struct {
 	State     State  `json:"state"`
 }
 
-// savers is how many shards are written at once.
-const savers = 8
+// savePatience is how long a shard that is written holds up everybody.
+const savePatience = 2 * time.Second
 
 // store keeps memories, in shards of which only those are written that differ. They are saved
 // before what they say is published: a process that dies in between announces a captured pod
@@ -34,15 +33,30 @@ const savers = 8
 type store struct {
 	storage Storage
 	shards  [kube.Shards]shard
+	// ended has writes that have ended, as many as there are shards. wait waits for them.
+	ended   chan written
+	running sync.WaitGroup
 }
 
 // shard is a part of the memories.
 type shard struct {
 	pods map[string]memory // by UID
-	// dirty: it differs from what is saved.
+	// dirty: it differs from what is saved, or is written.
 	dirty bool
-	// unsaved are those of pods that are not saved as they are.
-	unsaved map[string]bool
+	// unsaved are those of pods that are not saved as they are, and are not written; writing
+	// are those that are, nil if nothing is.
+	unsaved, writing map[string]bool
+	// began is when the last write did, err why it failed, slow that it took so long that nobody
+	// waits for the next.
+	began time.Time
+	err   error
+	slow  bool
+}
+
+// written is a write that has ended.
+type written struct {
+	shard int
+	err   error
 }
 
 func shardOf(uid string) int {
@@ -55,6 +69,7 @@ func shardOf(uid string) int {
 // go on without it would withdraw every pod.
 func (s *store) load() ([]memory, error) {
 	var all []memory
+	s.ended = make(chan written, kube.Shards)
 	saved, err := s.storage.Load()
 	if err != nil {
 		return nil, err
@@ -98,51 +113,98 @@ func (s *store) drop(uid string) {
 }
 
 // save saves the shards that differ. An error of one holds up the pods of that one only, but
-// for one that wraps fs.ErrExist: another process saves, too.
+// for one that wraps fs.ErrExist: another process saves, too. A write that takes long goes on, and is
+// looked at by the next save.
 func (s *store) save() error {
-	var g errgroup.Group
-	g.SetLimit(savers)
-	var mu sync.Mutex // guards what follows
+	s.collect()
+	waited := make(map[int]bool)
+	for i := range s.shards {
+		if part := &s.shards[i]; part.dirty && part.writing == nil {
+			if s.write(i); !part.slow {
+				waited[i] = true
+			}
+		}
+	}
+	patience := time.NewTimer(savePatience)
+	defer patience.Stop()
+	for len(waited) > 0 {
+		select {
+		case w := <-s.ended:
+			s.end(w)
+			delete(waited, w.shard)
+		case <-patience.C:
+			clear(waited)
+		}
+	}
+	return s.failure()
+}
+
+// collect takes note of writes that have ended.
+func (s *store) collect() {
+	for {
+		select {
+		case w := <-s.ended:
+			s.end(w)
+		default:
+			return
+		}
+	}
+}
+
+// write begins to save a shard as it is.
+func (s *store) write(i int) {
+	part := &s.shards[i]
+	list := make([]memory, 0, len(part.pods))
+	for _, uid := range slices.Sorted(maps.Keys(part.pods)) {
+		list = append(list, part.pods[uid])
+	}
+	part.writing, part.unsaved, part.dirty, part.began = part.unsaved, make(map[string]bool), false, time.Now()
+	s.running.Go(func() {
+		b, err := json.Marshal(list)
+		if err == nil {
+			err = s.storage.Save(i, b)
+		}
+		s.ended <- written{i, err}
+	})
+}
+
+func (s *store) end(w written) {
+	part := &s.shards[w.shard]
+	part.err, part.slow = w.err, time.Since(part.began) >= savePatience
+	if w.err != nil {
+		maps.Copy(part.unsaved, part.writing)
+		part.dirty = true
+	}
+	part.writing = nil
+}
+
+// failure is why not everything is saved, nil if it is.
+func (s *store) failure() error {
 	failed, worst := 0, error(nil)
 	for i := range s.shards {
-		if !s.shards[i].dirty {
+		part := &s.shards[i]
+		err := part.err
+		if err == nil && (part.dirty || part.writing != nil) {
+			err = errors.New("its write has not ended yet")
+		}
+		if err == nil {
 			continue
 		}
-		g.Go(func() error {
-			if err := s.saveShard(i); err != nil {
-				mu.Lock()
-				defer mu.Unlock()
-				if failed++; worst == nil || errors.Is(err, fs.ErrExist) {
-					worst = fmt.Errorf("shard %d: %w", i, err)
-				}
-			}
-			return nil
-		})
+		if failed++; worst == nil || errors.Is(err, fs.ErrExist) {
+			worst = fmt.Errorf("shard %d: %w", i, err)
+		}
 	}
-	g.Wait()
 	if failed == 0 {
 		return nil
 	}
 	return fmt.Errorf("remember captured pods in %v: %d of %d shards are not saved: %w", s.storage, failed, kube.Shards, worst)
 }
 
-func (s *store) saveShard(i int) error {
-	part := &s.shards[i]
-	list := make([]memory, 0, len(part.pods))
-	for _, uid := range slices.Sorted(maps.Keys(part.pods)) {
-		list = append(list, part.pods[uid])
-	}
-	b, err := json.Marshal(list)
-	if err != nil {
-		return err
-	}
-	if err := s.storage.Save(i, b); err != nil {
-		return err
-	}
-	part.dirty = false
-	clear(part.unsaved)
-	return nil
+// keeps tells whether what is remembered of the pod is saved.
+func (s *store) keeps(uid string) bool {
+	part := &s.shards[shardOf(uid)]
+	return !part.unsaved[uid] && !part.writing[uid]
 }
 
-// keeps tells whether what is remembered of the pod is saved.
-func (s *store) keeps(uid string) bool { return !s.shards[shardOf(uid)].unsaved[uid] }
+// wait waits until nothing is written any more.
+func (s *store) wait() { s.running.Wait() }

@@ -31,6 +31,7 @@ type term struct {
 	server     *xds.Server
 	reconciler *reconciler
 	presenter  *presenter
+	store      *store
 }
 
 // errDeposed ends a term: somebody else may lead.
@@ -44,6 +45,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	}
 	p.term.Store(t)
 	defer p.term.Store(nil)
+	defer t.store.wait()
 	defer p.metrics.observe(newCounts(), facts{})
 	p.latest.deliver(t.reconciler.inbox)
 	defer p.latest.deliver(nil)
@@ -61,8 +63,8 @@ func (p *plane) begin(ctx context.Context, leads func() bool) (*term, error) {
 	if err := t.openCA(); err != nil {
 		return nil, err
 	}
-	memories := &store{storage: p.cfg.Storage}
-	past, err := memories.load()
+	t.store = &store{storage: p.cfg.Storage}
+	past, err := t.store.load()
 	if err != nil {
 		return nil, fmt.Errorf("remember captured pods: %w", err)
 	}
@@ -73,7 +75,7 @@ func (p *plane) begin(ctx context.Context, leads func() bool) (*term, error) {
 			return nil, fmt.Errorf("name the nodes: %w", err)
 		}
 	}
-	return t, t.prepare(memories, newRoster(past, t.log), expect, p.metrics)
+	return t, t.prepare(newRoster(past, t.log), expect, p.metrics)
 }
 
 func (t *term) openCA() (err error) {
@@ -108,7 +110,7 @@ func (t *term) keepBundle(ctx context.Context) error {
 }
 
 // prepare makes what brings knowledge together.
-func (t *term) prepare(memories *store, roster *roster, expect []string, m *metrics) error {
+func (t *term) prepare(roster *roster, expect []string, m *metrics) error {
 	secret, err := t.ca.Secret("hashes of resources")
 	if err != nil {
 		return err
@@ -130,7 +132,7 @@ func (t *term) prepare(memories *store, roster *roster, expect []string, m *metr
 		inbox:     box,
 		roster:    roster,
 		server:    t.server,
-		store:     memories,
+		store:     t.store,
 		leads:     t.leads,
 		presenter: t.presenter,
 		metrics:   m,
