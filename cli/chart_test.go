@@ -179,6 +179,7 @@ func TestValuesArriveInTheManifests(t *testing.T) {
 		"node.cni.confDir=/etc/net":        {"DaemonSet tacit-node", "path:/etc/net"},
 		"node.netnsDir=/var/run/netns":     {"DaemonSet tacit-node", "mountPath:/run/netns"},
 		"trustDomain=example.org":          {"Deployment tacit-control", "--trust-domain=example.org"},
+		"control.statusWrites=500":         {"Deployment tacit-control", "--status-writes=500"},
 		"crd.keep=true":                    {"CustomResourceDefinition meshes.tacit.dev", "helm.sh/resource-policy:keep"},
 		"crd.keep=true,crd.install=true":   {"CustomResourceDefinition authorizationpolicies.security.istio.io", "helm.sh/resource-policy:keep"},
 		"rootNamespace=istio-system":       {"Deployment tacit-control", "--root-namespace=istio-system"},

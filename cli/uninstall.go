@@ -273,5 +273,5 @@ func (c *cluster) forgetPods(ctx context.Context) error {
 			said.Pods = append(said.Pods, kube.PodView{UID: string(p.UID), Namespace: p.Namespace, Name: p.Name})
 		}
 	}
-	return kube.NewDisplay(kube.Client{Interface: c.client}, nil).Show(ctx, said)
+	return kube.NewDisplay(kube.Client{Interface: c.client}, 0, nil).Show(ctx, said)
 }

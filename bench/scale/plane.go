@@ -84,7 +84,7 @@ func runPlane(ctx context.Context, args []string) error {
 	cfg.Source = kube.NewAPI(kube.APIConfig{Client: client, Registerer: cfg.Registry, Log: cfg.Log})
 	cfg.Nodes = kube.NewReviewer(kube.ReviewerConfig{Client: client.Reviews, ProxyAudience: proxyAudience, AgentAudience: agentAudience, Users: []string{account}})
 	cfg.Storage, cfg.Keys = kube.NewStorage(client, namespace), kube.NewKeySecret(client, namespace, "tacit-ca")
-	cfg.Display = &display{url: f.api + api.BulkPath, few: kube.NewDisplay(client, cfg.Log)}
+	cfg.Display = &display{url: f.api + api.BulkPath, few: kube.NewDisplay(client, 0, cfg.Log)}
 	cfg.Election = kube.NewElection(kube.ElectionConfig{Client: client, Namespace: namespace, Name: f.name, Log: cfg.Log})
 	return log.While(func() error {
 		c, err := control.New(cfg)

@@ -50,6 +50,7 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 	f.StringVar(&from.namespace, "namespace", "tacit-system", "with kubernetes: `namespace` of what control keeps")
 	f.StringVar(&cfg.RootNamespace, "root-namespace", "", "`namespace` whose AuthorizationPolicies apply to the whole mesh (default that of --namespace with kubernetes, none with a folder)")
 	f.StringVar(&from.account, "node-account", "tacit-system/tacit-node", "with kubernetes: service account of the nodes' processes, as `NAMESPACE/NAME`")
+	f.IntVar(&from.statusWrites, "status-writes", kube.DefaultStatusWrites, "with kubernetes: write at most `N` conditions of pods, and of policies, per second to the API server")
 	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")
 	f.StringVar(&told.Format, "log-format", "json", "text or json")
 	f.StringVar(&told.Level, "log-level", "info", "debug, info, warn or error")
@@ -74,9 +75,13 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 	return cfg, log, from.open(&cfg)
 }
 
+// maxStatusWrites is more than an API server takes from one client.
+const maxStatusWrites = 10_000
+
 // origin is what the flags say of where objects and nodes come from.
 type origin struct {
 	source, state, kubeconfig, tokens, proxyAudience, agentAudience, account, namespace string
+	statusWrites                                                                        int
 }
 
 // open gives cfg its source and its nodes.
@@ -110,6 +115,9 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 	if o.proxyAudience == "" || o.agentAudience == "" || o.proxyAudience == o.agentAudience {
 		return fmt.Errorf("--proxy-audience %q, --agent-audience %q: want two that differ", o.proxyAudience, o.agentAudience)
 	}
+	if o.statusWrites < 1 || o.statusWrites > maxStatusWrites {
+		return fmt.Errorf("--status-writes %d: want 1 to %d", o.statusWrites, maxStatusWrites)
+	}
 	client, err := kube.NewClient(o.kubeconfig)
 	if err != nil {
 		return err
@@ -120,7 +128,7 @@ func (o origin) openKubernetes(cfg *control.Config) error {
 		Users: []string{"system:serviceaccount:" + namespace + ":" + name},
 	})
 	cfg.Storage, cfg.Keys = kube.NewStorage(client, o.namespace), kube.NewKeySecret(client, o.namespace, "tacit-ca")
-	cfg.Namespace, cfg.Display = o.namespace, kube.NewDisplay(client, cfg.Log)
+	cfg.Namespace, cfg.Display = o.namespace, kube.NewDisplay(client, o.statusWrites, cfg.Log)
 	cfg.Election = kube.NewElection(kube.ElectionConfig{Client: client, Namespace: o.namespace, Log: cfg.Log})
 	return nil
 }

@@ -35,6 +35,7 @@ func TestParseRefuses(t *testing.T) {
 		"two that":       "--source kubernetes --proxy-audience a --agent-audience a",
 		"--log-format":   "--source . --log-format loud",
 		"--log-level":    "--source . --log-level loud",
+		"1 to 10000":     "--source kubernetes --status-writes 0",
 		"8 bits":         "--source . --cluster-cidr 0.0.0.0/0",
 		"no '/'":         "--source . --cluster-cidr 10.0.0.1",
 		"FIRST-LAST":     "--source . --node-ports 32767-30000",

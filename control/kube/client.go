@@ -15,6 +15,9 @@ type Client struct {
 	// Reviews is for what strangers can cause. It has a rate of its own, so that
 	// they hold up nothing else: the leader's lease above all.
 	Reviews kubernetes.Interface
+	// Shows is for conditions of pods. A Display has a rate of its own, so that they hold up
+	// nothing else, either. nil is the first.
+	Shows kubernetes.Interface
 	// Meshes are those of our own kind.
 	Meshes dynamic.ResourceInterface
 	// Policies are the AuthorizationPolicies, as of PolicyResources.
@@ -49,7 +52,12 @@ func NewClient(path string) (Client, error) {
 	if err != nil {
 		return Client{}, fmt.Errorf("talk to the API server: %w", err)
 	}
-	return Client{c, reviews, d.Resource(MeshResource()), Policies(d)}, nil
+	cfg.QPS = -1 // a Display's is the limit
+	shows, err := kubernetes.NewForConfig(cfg)
+	if err != nil {
+		return Client{}, fmt.Errorf("talk to the API server: %w", err)
+	}
+	return Client{c, reviews, shows, d.Resource(MeshResource()), Policies(d)}, nil
 }
 
 // Policies are the AuthorizationPolicies of a cluster, as of PolicyResources.

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -25,9 +26,10 @@ import (
 const (
 	// fieldManager owns what control writes into the objects of others.
 	fieldManager = "tacit-control"
-	// writers and writesPerSecond bound what is written to pods.
-	writers         = 8
-	writesPerSecond = 100
+	// DefaultStatusWrites is how many conditions of pods are written per second at most, writers
+	// how many at once.
+	DefaultStatusWrites = 100
+	writers             = 8
 	// echo is how long a write is taken to be on its way back to us.
 	echo = 5 * time.Second
 	// makeEvery is how often a Mesh is tried to be made at most.
@@ -77,12 +79,17 @@ type written struct {
 }
 
 // NewDisplay writes nothing. It needs patch of pods/status, meshes/status,
-// authorizationpolicies/status and nodes, and create of events and meshes. A nil log means nowhere.
-func NewDisplay(c Client, log *slog.Logger) *Display {
+// authorizationpolicies/status and nodes, and create of events and meshes. It writes conditions of
+// pods so many times per second at most; 0 means DefaultStatusWrites. A nil log means nowhere.
+func NewDisplay(c Client, perSecond int, log *slog.Logger) *Display {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Display{client: c, log: log, limit: flowcontrol.NewTokenBucketRateLimiter(writesPerSecond, writesPerSecond), written: make(map[string]written), policies: make(map[string]writtenPolicy)}
+	if c.Shows == nil {
+		c.Shows = c.Interface
+	}
+	perSecond = cmp.Or(perSecond, DefaultStatusWrites)
+	return &Display{client: c, log: log, limit: flowcontrol.NewTokenBucketRateLimiter(float32(perSecond), perSecond), written: make(map[string]written), policies: make(map[string]writtenPolicy)}
 }
 
 // Show writes what differs. What fails is in the error, and not written; the caller
@@ -181,7 +188,7 @@ func (d *Display) showPod(ctx context.Context, p PodView) error {
 			WithStatus(corev1.ConditionStatus(p.Want.Status)).WithReason(p.Want.Reason).WithMessage(p.Want.Message).WithLastTransitionTime(since))
 	}
 	pod := applycorev1.Pod(p.Name, p.Namespace).WithUID(types.UID(p.UID)).WithStatus(status)
-	_, err := d.client.CoreV1().Pods(p.Namespace).ApplyStatus(ctx, pod, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
+	_, err := d.client.Shows.CoreV1().Pods(p.Namespace).ApplyStatus(ctx, pod, metav1.ApplyOptions{FieldManager: fieldManager, Force: true})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // the pod is gone, or another one of that name is there
 	}
@@ -197,7 +204,7 @@ var warnings = map[string]string{NotCaptured: "NotProtected", PartlyProtected: P
 // event is a courtesy: the condition says the same, and one that is lost is lost.
 func (d *Display) event(ctx context.Context, p PodView, reason string) {
 	now := metav1.Now()
-	_, err := d.client.CoreV1().Events(p.Namespace).Create(ctx, &corev1.Event{
+	_, err := d.client.Shows.CoreV1().Events(p.Namespace).Create(ctx, &corev1.Event{
 		ObjectMeta:     metav1.ObjectMeta{Namespace: p.Namespace, GenerateName: p.Name + "."},
 		InvolvedObject: corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: p.Namespace, Name: p.Name, UID: types.UID(p.UID)},
 		Type:           corev1.EventTypeWarning, Reason: reason, Message: p.Want.Message,

@@ -21,7 +21,7 @@ func TestDisplayOfPods(t *testing.T) {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "a", UID: "ua"}}
 	pod.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
 	client := fake.NewClientset(pod)
-	d := NewDisplay(Client{Interface: client}, nil)
+	d := NewDisplay(Client{Interface: client}, 0, nil)
 	is := Condition{}
 	show := func(want Condition) Condition {
 		t.Helper()
@@ -97,7 +97,7 @@ func TestDisplayOfPolicies(t *testing.T) {
 	client := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		at: "AuthorizationPolicyList", PolicyResources()[1]: "AuthorizationPolicyList",
 	}, object)
-	d := NewDisplay(Client{Policies: Policies(client)}, nil)
+	d := NewDisplay(Client{Policies: Policies(client)}, 0, nil)
 	show := func(f PolicyFacts) (types string) {
 		t.Helper()
 		want, differs := f.Conditions(time.Unix(1000, 0))
@@ -143,5 +143,22 @@ func TestDisplayOfPolicies(t *testing.T) {
 	stale.Want[0].Status = metav1.ConditionFalse
 	if got := show(stale); !strings.Contains(got, "Accepted=True tacit.dev/Enforced=True") {
 		t.Errorf("conditions %s: somebody who knew others has written", got)
+	}
+}
+
+// Conditions are written no faster than is allowed.
+func TestDisplayKeepsToItsRate(t *testing.T) {
+	client := fake.NewClientset()
+	d := NewDisplay(Client{Interface: client}, 20, nil)
+	var v View
+	for i := range 30 {
+		v.Pods = append(v.Pods, PodView{UID: fmt.Sprint(i), Namespace: "shop", Name: fmt.Sprint(i), Want: Condition{Status: "True"}})
+	}
+	began := time.Now()
+	if err := d.Show(t.Context(), v); err != nil { // no pod is there any more
+		t.Fatal(err)
+	}
+	if took := time.Since(began); took < 450*time.Millisecond || len(client.Actions()) != 30 {
+		t.Errorf("%d writes in %v, want 30 in half a second: 20 at once, and 20 per second", len(client.Actions()), took)
 	}
 }
