@@ -98,9 +98,10 @@ func (e *enrolment) status() PodStatus {
 
 // complete adds what the server knows at this moment. It leaves s as it is.
 func (s Status) complete(server *xds.Server) Status {
-	agents := make(map[string]bool)
+	agents, nodes := make(map[string]bool), []NodeStatus{}
 	for _, n := range server.Nodes() {
 		agents[n.Node] = n.Agent
+		nodes = append(nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Behind: n.Behind, Rejected: n.Rejected})
 	}
 	pods := make([]PodStatus, len(s.Pods))
 	for i, p := range s.Pods {
@@ -115,9 +116,6 @@ func (s Status) complete(server *xds.Server) Status {
 		}
 		pods[i] = p
 	}
-	s.Pods, s.Nodes = pods, []NodeStatus{}
-	for _, n := range server.Nodes() {
-		s.Nodes = append(s.Nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Behind: n.Behind, Rejected: n.Rejected})
-	}
+	s.Pods, s.Nodes = pods, nodes
 	return s
 }

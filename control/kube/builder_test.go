@@ -511,6 +511,9 @@ func (g *generator) node() *corev1.Node {
 	if g.is(3) {
 		n.Spec.Taints = []corev1.Taint{{Key: TaintNotReady}}
 	}
+	if g.is(3) {
+		n.Annotations = map[string]string{AnnotationLost: g.of("once", "twice")}
+	}
 	return n
 }
 

@@ -127,3 +127,51 @@ func BenchmarkBuilder(b *testing.B) {
 		}, 1)
 	}
 }
+
+// BenchmarkSlice is what one endpoint that becomes ready, or is no more, costs in a Service of many:
+// as much as there are endpoints. docs/scale.md says why that is borne.
+func BenchmarkSlice(b *testing.B) {
+	for _, n := range []int{100, 1_000, 10_000} {
+		var events []Event
+		add := func(o metav1.Object) {
+			k, _ := keyOf(o)
+			events = append(events, Event{k, o})
+		}
+		add(&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "one", Labels: map[string]string{LabelMesh: "on"}}})
+		add(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "one", Name: "large"}, Spec: corev1.ServiceSpec{ClusterIP: "10.96.0.1", Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
+		for i := range n {
+			p := largePod(i, 0)
+			p.Namespace = "one"
+			add(p)
+		}
+		for i := range n / 100 {
+			add(sliceOfOne(i, true))
+		}
+		builder := NewBuilder(labConfig)
+		builder.Apply(events, nil)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			ready := true
+			for b.Loop() {
+				ready = !ready
+				s := sliceOfOne(0, ready)
+				k, _ := keyOf(s)
+				if d := builder.Apply([]Event{{k, s}}, nil); len(d.Workloads) != 1 {
+					b.Fatalf("%d workloads, want 1", len(d.Workloads))
+				}
+			}
+		})
+	}
+}
+
+// sliceOfOne is slice i of the Service of BenchmarkSlice, of a hundred endpoints.
+func sliceOfOne(i int, ready bool) *discoveryv1.EndpointSlice {
+	s := largeSlice(10*i, ready)
+	for n := 1; n < 10; n++ {
+		s.Endpoints = append(s.Endpoints, largeSlice(10*i+n, true).Endpoints...)
+	}
+	s.Namespace, s.Name, s.Labels[discoveryv1.LabelServiceName] = "one", fmt.Sprintf("large-%d", i), "large"
+	for n := range s.Endpoints {
+		s.Endpoints[n].TargetRef.Namespace = "one"
+	}
+	return s
+}
