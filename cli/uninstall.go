@@ -34,9 +34,9 @@ func uninstallCommand(version string) *cobra.Command {
 		Use:   "uninstall",
 		Short: "take every pod out of the mesh, and leave nothing",
 		Long: `Takes every pod out of the mesh, and removes all that install has made: rules in pods, the CNI plugin and its
-place in the chain on every node, the release, the kind Mesh, the CA. Pods go on: new connections are plaintext,
-and those that began before a pod was enrolled were never touched. Connections that go through a proxy get --drain
-to end; after that they are reset.
+place in the chain on every node, the release, the kinds Mesh and AuthorizationPolicy that it brought, with all
+objects of them, the CA. Pods go on: new connections are plaintext, and those that began before a pod was enrolled
+were never touched. Connections that go through a proxy get --drain to end; after that they are reset.
 
 --values and --set say how it was installed, if there is no record of that any more; else they are not needed.
 
@@ -48,7 +48,7 @@ Exit codes: 0 nothing is left but that; 1 otherwise, and it may be run again.`,
 	u.target = newTarget(cmd.Flags())
 	f := cmd.Flags()
 	u.values.add(f)
-	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kind Mesh and its object")
+	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kinds Mesh and AuthorizationPolicy that were installed, and their objects")
 	f.BoolVar(&u.keepCA, "keep-ca", false, "keep the keys of the CA, and so the namespace: the next installation has the same roots")
 	f.BoolVar(&u.force, "force", false, "do not wait for control to release the pods, for when it is away")
 	f.DurationVar(&u.drain, "drain", 30*time.Second, "how long connections through a proxy may take to end")

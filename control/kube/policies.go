@@ -41,7 +41,7 @@ func (c *podCounts) add(n int, outside bool) (tells bool) {
 	if c.all += n; outside {
 		c.outside += n
 	}
-	return (was.all == 0) != (c.all == 0) || (was.outside == 0) != (c.outside == 0)
+	return (was.all == 0) != (c.all == 0) || (was.outside == 0) != (c.outside == 0) || (was.all == was.outside) != (c.all == c.outside)
 }
 
 // policed are the policies of a namespace.

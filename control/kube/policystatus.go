@@ -84,6 +84,9 @@ func accepted(t *translation) metav1.Condition {
 
 func enforced(t *translation, counts podCounts) metav1.Condition {
 	c := metav1.Condition{Type: PolicyEnforced, Status: metav1.ConditionFalse}
+	if t.policy != nil && t.policy.Scope == mesh.WholeMesh { // which others are not part of
+		counts = podCounts{all: counts.all - counts.outside}
+	}
 	switch {
 	case t.policy == nil && len(t.faults) > 0 && t.faults[0].Effect == Denies: // one of too many
 		c.Status, c.Reason, c.Message = metav1.ConditionTrue, TooMuch, "every connection to its namespace is denied"

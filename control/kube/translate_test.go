@@ -181,6 +181,35 @@ func TestPoliciesOfTheDocumentation(t *testing.T) {
 	}
 }
 
+// The status says where a policy is enforced, and why it is not.
+func TestWhereAPolicyIsEnforced(t *testing.T) {
+	const outside = "---\napiVersion: v1\nkind: Pod\nmetadata: {namespace: bar, name: out, labels: {app: out}}\nspec: {nodeName: n1}\nstatus: {podIP: 10.1.0.4}\n"
+	for policy, want := range map[string]string{
+		doc("foo", "p", ""):                                          "True AtDestination",
+		doc("foo/httpbin", "p", ""):                                  "True AtDestination",
+		doc("bar", "p", ""):                                          "False OutsideMesh",
+		doc("bar/httpbin", "p", ""):                                  "True AtDestination",
+		doc("bar/out", "p", ""):                                      "False OutsideMesh",
+		doc("istio-system", "p", ""):                                 "True AtDestination",
+		doc("istio-system/out", "p", ""):                             "False OutsideMesh",
+		doc("foo/none", "p", ""):                                     "False NoPods",
+		doc("empty", "p", ""):                                        "False NoPods",
+		doc("foo", "p", "action: AUDIT"):                             "False NotEnforced",
+		doc("foo", "p", "action: MAYBE"):                             "True AtDestination",
+		doc("foo", "p", "targetRefs: [{kind: Service, name: echo}]"): "True AtDestination",
+		strings.Replace(doc("foo", "p", ""), "name: p", "name: p, annotations: {istio.io/dry-run: 'true'}", 1): "False DryRun",
+	} {
+		o, err := Decode([]byte(policyPods + outside + policy))
+		if err != nil {
+			t.Fatal(err)
+		}
+		facts := Build(o.kept(), policyConfig).Policed
+		if c := facts[0].Want[1]; string(c.Status)+" "+c.Reason != want || c.Message == "" {
+			t.Errorf("%s: %s %s (%s), want %s", policy, c.Status, c.Reason, c.Message, want)
+		}
+	}
+}
+
 // Of another trust domain than cluster.local, principals of cluster.local are its own.
 func TestPrincipalsOfAnotherTrustDomain(t *testing.T) {
 	r := reader{cfg: BuildConfig{TrustDomain: "td.example"}}

@@ -3,6 +3,9 @@ package mesh_test
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 )
 
@@ -48,6 +51,14 @@ func TestAuthorizationPolicy(t *testing.T) {
 		}
 		return err
 	})
+
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	if err := os.WriteFile(file, []byte(strings.Replace(onlyFriend, "{name:", "{namespace: "+s.name+", name:", 1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := s.Tacit(t.Context(), "policy", "check", "--cluster", file); err != nil || !strings.Contains(out, "AtDestination") {
+		t.Errorf("tacit policy check: %s, %v", out, err)
+	}
 
 	s.kubectl("delete", "authorizationpolicy", "only-friend")
 	for _, pod := range []string{"friend", "stranger"} {
