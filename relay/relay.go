@@ -3,8 +3,8 @@
 // the application's socket and the wire.
 //
 // It maps ends one to one: FIN becomes FIN, RST becomes RST, and a half-closed
-// connection stays half-closed. It keeps no buffer for a quiet connection. It
-// refuses to look at the bytes, to dial, to accept, and to decide anything.
+// connection stays half-closed. It keeps no buffer for a quiet connection, and with Loops
+// no goroutine. It refuses to look at the bytes, to dial, to accept, and to decide anything.
 package relay
 
 import (
@@ -55,6 +55,26 @@ type ResetWatcher interface {
 	AwaitReset() error
 }
 
+// Stepper is a Conn that can be carried by Loops, in steps of which none blocks. Whoever
+// calls TryRead or TryWrite calls no other method at the same time, but Abort and Close.
+type Stepper interface {
+	Conn
+	// CanStep reports whether it can, now and for as long as it lives.
+	CanStep() bool
+	// Control lets f use the socket, which stays the Conn's.
+	Control(f func(fd uintptr)) error
+	// TryRead reads once, if there is something. more says that there may be more of which
+	// the socket does not tell again. After an error Read says it, too.
+	TryRead(p []byte) (n int, more bool, err error)
+	// TryWrite writes as much of p as can be written now, and if that is not all, says why:
+	// EAGAIN, or what Write says from now on. Of what it takes, some may not have been
+	// sent before the next Write, even an empty one.
+	TryWrite(p []byte) (n int, err error)
+	// Doze is called when it has been quiet for a while: what takes memory, and no time to
+	// make again, may go.
+	Doze()
+}
+
 // Config says how to join.
 type Config struct {
 	// HalfCloseTimeout bounds how long a connection of which one direction has
@@ -64,6 +84,9 @@ type Config struct {
 	// Pool lends buffers and pipes. One pool serves a whole process. nil means
 	// a pool for this call only, which is slow: for tests.
 	Pool *Pool
+	// Loops carry connections of Steppers that have been quiet, for as long as they say
+	// little at a time. nil means two goroutines for each connection, always.
+	Loops *Loops
 }
 
 // Ending tells what ended a joined connection.

@@ -49,13 +49,27 @@ func goroutines() string {
 // other hides that a Conn is TCP, so that Join takes the way for any Conn.
 type other struct{ *TCPConn }
 
-// ways are the kinds of connections that Join tells apart.
-var ways = map[string]func(a, b *TCPConn) (Conn, Conn){
+// way is a kind of connection that Join tells apart, and whether Loops carry it.
+type way struct {
+	wrap  func(a, b *TCPConn) (Conn, Conn)
+	loops bool
+}
+
+var kinds = map[string]func(a, b *TCPConn) (Conn, Conn){
 	"tcp to tcp":     func(a, b *TCPConn) (Conn, Conn) { return a, b },
 	"tcp to other":   func(a, b *TCPConn) (Conn, Conn) { return a, other{b} },
 	"other to tcp":   func(a, b *TCPConn) (Conn, Conn) { return other{a}, b },
 	"other to other": func(a, b *TCPConn) (Conn, Conn) { return other{a}, other{b} },
 }
+
+var ways = func() map[string]way {
+	all := make(map[string]way)
+	for name, wrap := range kinds {
+		all[name] = way{wrap, false}
+		all[name+", in loops"] = way{wrap, true}
+	}
+	return all
+}()
 
 func eachWay(t *testing.T, test func(t *testing.T, r *rig)) {
 	for name, wrap := range ways {
@@ -74,7 +88,7 @@ type rig struct {
 	result chan Result
 }
 
-func start(t *testing.T, wrap func(a, b *TCPConn) (Conn, Conn), cfg Config) *rig {
+func start(t *testing.T, w way, cfg Config) *rig {
 	ctx, cancel := context.WithCancel(t.Context())
 	t.Cleanup(cancel)
 	r := &rig{t: t, cancel: cancel, result: make(chan Result, 1)}
@@ -85,9 +99,35 @@ func start(t *testing.T, wrap func(a, b *TCPConn) (Conn, Conn), cfg Config) *rig
 		cfg.Pool = NewPool()
 		t.Cleanup(cfg.Pool.Close)
 	}
-	joinA, joinB := wrap(TCP(a), TCP(b))
+	if w.loops && cfg.Loops == nil {
+		cfg.Loops = runLoops(t)
+	}
+	joinA, joinB := w.wrap(TCP(a), TCP(b))
 	go r.join(ctx, joinA, joinB, cfg)
 	return r
+}
+
+// runLoops returns loops that run, and in which a passage rests very soon.
+func runLoops(t testing.TB) *Loops {
+	l := NewLoops(2)
+	l.tick = time.Millisecond
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- l.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	for _, one := range l.all {
+		for open := false; !open; runtime.Gosched() {
+			one.mu.Lock()
+			open = one.open
+			one.mu.Unlock()
+		}
+	}
+	return l
 }
 
 func (r *rig) join(ctx context.Context, a, b Conn, cfg Config) { r.result <- Join(ctx, a, b, cfg) }
@@ -117,7 +157,12 @@ func pair(t testing.TB) (near, far *net.TCPConn) {
 
 func (r *rig) ends(want Ending) Result {
 	r.t.Helper()
-	got := <-r.result
+	var got Result
+	select {
+	case got = <-r.result:
+	case <-time.After(30 * time.Second):
+		r.t.Fatalf("it has not ended within half a minute, want %q", want)
+	}
 	if got.Ended != want || (got.Err == nil) != (want == Finished) {
 		r.t.Fatalf("ended %q (%v), want %q", got.Ended, got.Err, want)
 	}
@@ -276,7 +321,7 @@ func TestHalfClosedButAlive(t *testing.T) {
 }
 
 func TestBothWaysAtOnce(t *testing.T) {
-	const size = 32 << 20
+	const size = 16 << 20
 	eachWay(t, func(t *testing.T, r *rig) {
 		var wait sync.WaitGroup
 		for seed, way := range []struct{ from, to *net.TCPConn }{{r.a, r.b}, {r.b, r.a}} {
@@ -318,7 +363,12 @@ func (t truncated) Read(p []byte) (int, error) {
 
 func TestTruncationIsReset(t *testing.T) {
 	wrap := func(a, b *TCPConn) (Conn, Conn) { return a, truncated{other{b}} }
-	r := start(t, wrap, Config{})
+	for _, loops := range []bool{false, true} {
+		truncate(t, start(t, way{wrap, loops}, Config{}))
+	}
+}
+
+func truncate(t *testing.T, r *rig) {
 	say(t, r.b, "half a mess")
 	r.b.Close()
 	hear(t, r.a, "half a mess")
@@ -470,17 +520,21 @@ func BenchmarkBulk(b *testing.B) {
 	}
 }
 
-func benchJoin(b *testing.B, wrap func(a, b *TCPConn) (Conn, Conn)) (near, far *net.TCPConn) {
+func benchJoin(b *testing.B, w way) (near, far *net.TCPConn) {
 	near, joinA := pair(b)
 	far, joinB := pair(b)
 	far.SetDeadline(time.Time{})
 	near.SetDeadline(time.Time{})
 	pool := NewPool()
+	cfg := Config{Pool: pool}
+	if w.loops {
+		cfg.Loops = runLoops(b)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		a, c := wrap(TCP(joinA), TCP(joinB))
-		Join(context.Background(), a, c, Config{Pool: pool})
+		a, c := w.wrap(TCP(joinA), TCP(joinB))
+		Join(context.Background(), a, c, cfg)
 	}()
 	b.Cleanup(func() { near.Close(); far.Close(); <-done; pool.Close() })
 	return near, far

@@ -22,12 +22,13 @@ type TCPConn struct {
 	// finSent is set before CloseWrite: from then on a closed socket is no
 	// proof of a reset.
 	finSent atomic.Bool
-	// told is set when AwaitReadable was told of a reset, which the kernel tells once.
+	// told is set when AwaitReadable or TryRead was told of a reset, which the kernel tells once.
 	told    atomic.Bool
 	release sync.Once
 	// leaves is set by Leave, and left when Close has left the socket.
 	leaves bool
 	left   atomic.Bool
+	try    attempt
 }
 
 // TCP takes over c and sets SO_LINGER to zero at once, so that the death of this
@@ -41,7 +42,13 @@ func TCP(c *net.TCPConn) *TCPConn {
 		panic("relay: TCP without a connection")
 	}
 	_ = raw.Control(func(fd uintptr) { _ = UrgentInLine(int(fd)) })
-	return &TCPConn{c: c, raw: raw}
+	return newTCPConn(c, raw)
+}
+
+func newTCPConn(c *net.TCPConn, raw syscall.RawConn) *TCPConn {
+	t := &TCPConn{c: c, raw: raw}
+	t.try.bind()
+	return t
 }
 
 // Prepared is TCP for a connection whose socket has SO_LINGER and SO_OOBINLINE already, as
@@ -51,7 +58,7 @@ func Prepared(c *net.TCPConn) *TCPConn {
 	if err != nil { // only for a nil *net.TCPConn
 		panic("relay: Prepared without a connection")
 	}
-	return &TCPConn{c: c, raw: raw}
+	return newTCPConn(c, raw)
 }
 
 // UrgentInLine makes urgent bytes part of the stream that is read from fd. Else they
@@ -155,6 +162,62 @@ func (t *TCPConn) AwaitReset() error {
 	return fmt.Errorf("after its end of input: %w", unix.ECONNRESET)
 }
 
+// attempt is a system call of TryRead or TryWrite.
+type attempt struct {
+	read, write func(fd uintptr) // bound once
+	p           []byte
+	n           int
+	err         error
+}
+
+func (a *attempt) bind() {
+	a.read = func(fd uintptr) { a.n, a.err = read(fd, a.p) }
+	a.write = func(fd uintptr) { a.n, a.err = write(fd, a.p) }
+}
+
+// run makes call, which is one of a's, with p.
+func (a *attempt) run(raw syscall.RawConn, call func(fd uintptr), p []byte) (int, error) {
+	a.p, a.n = p, 0
+	if err := raw.Control(call); err != nil {
+		a.err = err
+	}
+	a.p = nil
+	return max(a.n, 0), a.err
+}
+
+// CanStep implements Stepper.
+func (t *TCPConn) CanStep() bool { return true }
+
+// Control implements Stepper.
+func (t *TCPConn) Control(f func(fd uintptr)) error { return t.raw.Control(f) }
+
+// TryRead implements Stepper. A read that does not fill p has left nothing.
+func (t *TCPConn) TryRead(p []byte) (n int, more bool, err error) {
+	n, err = t.try.run(t.raw, t.try.read, p)
+	switch {
+	case err == unix.EAGAIN:
+		return 0, false, nil
+	case err != nil:
+		t.told.Store(true)
+		return 0, false, err
+	case n == 0:
+		return 0, false, io.EOF
+	}
+	return n, n == len(p), nil
+}
+
+// TryWrite implements Stepper.
+func (t *TCPConn) TryWrite(p []byte) (int, error) {
+	n, err := t.try.run(t.raw, t.try.write, p)
+	if err == nil && n < len(p) {
+		err = unix.EAGAIN
+	}
+	return n, err
+}
+
+// Doze implements Stepper.
+func (t *TCPConn) Doze() {}
+
 func (t *TCPConn) SetReadDeadline(d time.Time) error  { return t.c.SetReadDeadline(d) }
 func (t *TCPConn) SetWriteDeadline(d time.Time) error { return t.c.SetWriteDeadline(d) }
 
@@ -230,6 +293,15 @@ func (k *taker) attempt(fd uintptr) bool {
 	}
 	k.err = err
 	return err != unix.EAGAIN
+}
+
+func write(fd uintptr, p []byte) (int, error) {
+	for {
+		n, err := unix.Write(int(fd), p)
+		if err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 func read(fd uintptr, p []byte) (int, error) {

@@ -73,16 +73,20 @@ func (d *pod) start(ctx context.Context, all *sync.WaitGroup, l *listener, c *ne
 			d.finished(j)
 			return
 		}
-		// The stack of this goroutine has grown with the handshake. A new one
-		// stays small for as long as the connection lives.
-		all.Go(func() {
-			j.join(ctx, far, sent)
-			d.finished(j)
-			if pc, ok := far.(*peerConn); ok {
-				d.idle.put(pc)
-			}
-			d.carryOn(ctx, j)
-		})
+		d.carry(ctx, all, j, far, sent)
+	})
+}
+
+// carry joins j and far, and sees to what follows when that is over. It does not wait.
+func (d *pod) carry(ctx context.Context, all *sync.WaitGroup, j *journey, far relay.Conn, sent int64) {
+	all.Add(1)
+	j.join(ctx, far, sent, func() {
+		defer all.Done()
+		d.finished(j)
+		if pc, ok := far.(*peerConn); ok {
+			d.idle.put(pc)
+		}
+		d.carryOn(ctx, all, j)
 	})
 }
 

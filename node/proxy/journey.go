@@ -14,7 +14,8 @@ import (
 	"tacit.dev/relay"
 )
 
-// journey is one connection on its way through this proxy. One goroutine owns it.
+// journey is one connection on its way through this proxy. One goroutine owns it, and once
+// it is joined, its passage.
 type journey struct {
 	d       *pod
 	inbound bool
@@ -134,17 +135,26 @@ func (j *journey) refuse(r *refusal) {
 	j.d.p.tell.Closed(&j.flow, told)
 }
 
-// join carries bytes between both ends until both have finished. sent bytes have gone to
-// far before.
-func (j *journey) join(ctx context.Context, far relay.Conn, sent int64) {
+// join carries bytes between both ends until both have finished, and calls done then. sent
+// bytes have gone to far before.
+func (j *journey) join(ctx context.Context, far relay.Conn, sent int64, done func()) {
 	p := j.d.p
 	p.metrics.opened(j.inbound, j.kind)
 	j.d.counts.of[j.kind].opened()
 	told := p.tell.Opened(&j.flow)
 	j.far = far
 	j.queued.reach(far)
-	res := relay.Join(ctx, j.near, far, p.relay)
-	j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA
+	j.place, j.lease = nil, nil // both were left; most connections are quiet for most of their time
+	j.queued.carriedBy(relay.Start(ctx, j.near, far, p.relay, func(res relay.Result) {
+		j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA
+		j.tellEnd(res, told)
+		done()
+	}))
+}
+
+// tellEnd tells what became of the connection.
+func (j *journey) tellEnd(res relay.Result, told *series) {
+	p := j.d.p
 	j.flow.Flags, j.flow.Reason = ending(res)
 	if why := j.queued.cut.Load(); why != nil {
 		j.flow.Flags, j.flow.Reason = why.flags, why.Error()

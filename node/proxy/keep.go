@@ -10,6 +10,7 @@ import (
 
 	"tacit.dev/identity"
 	"tacit.dev/mesh"
+	"tacit.dev/relay"
 	"tacit.dev/wire/direct"
 )
 
@@ -410,9 +411,9 @@ func (p *Proxy) tendIdle(ctx context.Context) error {
 	}
 }
 
-// carryOn takes over a connection from a peer what comes next, after j, one after the
-// other, for as long as both sides keep it.
-func (d *pod) carryOn(ctx context.Context, j *journey) {
+// carryOn takes over a connection from a peer what comes next, after j, for as long as both
+// sides keep it. It returns when that is joined, which carries on in turn.
+func (d *pod) carryOn(ctx context.Context, all *sync.WaitGroup, j *journey) {
 	pc, ok := j.near.(*peerConn)
 	if !ok {
 		return
@@ -425,7 +426,12 @@ func (d *pod) carryOn(ctx context.Context, j *journey) {
 		d.accepted.Add(1)
 		j = j.next()
 		j.queued = d.p.queues.join(d, j.conn)
-		d.carryNext(ctx, j, pc, hello)
+		far, err := d.admitNext(ctx, j, pc, hello)
+		if err == nil {
+			d.carry(ctx, all, j, far, 0)
+			return
+		}
+		j.refuse(j.refusalOf(err))
 		d.finished(j)
 	}
 }
@@ -458,18 +464,13 @@ func (d *pod) awaitNext(ctx context.Context, j *journey, pc *peerConn) (direct.H
 	return hello, false
 }
 
-// carryNext takes what came over a kept connection to the application.
-func (d *pod) carryNext(ctx context.Context, j *journey, pc *peerConn, hello direct.Hello) {
+// admitNext takes what came over a kept connection to the application.
+func (d *pod) admitNext(ctx context.Context, j *journey, pc *peerConn, hello direct.Hello) (relay.Conn, error) {
 	w := d.p.know.world()
 	j.flow.Source, j.flow.Destination = w.Workload(j.flow.SourceAddr.Addr()), d.self(w)
 	j.place = d.lines.join(j.line())
-	far, err := d.admit(ctx, j, pc, hello)
-	j.place.leave()
-	if err != nil {
-		j.refuse(j.refusalOf(err))
-		return
-	}
-	j.join(ctx, far, 0)
+	defer j.place.leave()
+	return d.admit(ctx, j, pc, hello)
 }
 
 // next is the journey after j over the same connection.

@@ -10,7 +10,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 	"weak"
 
 	"tacit.dev/wire/handle"
@@ -213,24 +212,7 @@ func TestNothingLeaks(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	settle := func() (int, int) {
-		await(t, "no connection is open", func() bool {
-			return c.nodes[0].count("tacit_connections_open")+c.nodes[1].count("tacit_connections_open") == 0
-		})
-		for _, n := range c.nodes {
-			for range 6 {
-				for _, d := range n.proxy.list() {
-					d.sockets4.trim()
-					d.sockets6.trim()
-				}
-			}
-		}
-		client.mu.Lock()
-		spares := len(client.spares[4]) + len(client.spares[6])
-		client.mu.Unlock()
-		return runtime.NumGoroutine(), descriptors(t) - spares
-	}
-	goroutines, files := settle()
+	goroutines, files := c.settle(t, client)
 	var failed, i atomic.Int64
 	var wg sync.WaitGroup
 	for range 16 {
@@ -253,15 +235,7 @@ func TestNothingLeaks(t *testing.T) {
 	if n := failed.Load(); n > 0 {
 		t.Errorf("%d of %d connections failed", n, rounds)
 	}
-	var g, f int
-	for end := time.Now().Add(limit); ; runtime.Gosched() {
-		if g, f = settle(); g <= goroutines && f <= files+8 || time.Now().After(end) {
-			break
-		}
-	}
-	if g > goroutines || f > files+8 {
-		t.Errorf("%d goroutines and %d descriptors after %d connections: %d and %d before", g, f, rounds, goroutines, files)
-	}
+	c.nothingLeft(t, client, goroutines, files)
 }
 
 func descriptors(t *testing.T) int {

@@ -56,6 +56,8 @@ type queued struct {
 	// far is set once, when it is there.
 	far  atomic.Pointer[net.TCPConn]
 	born time.Time
+	// passage is set once, when near and far are joined.
+	passage atomic.Pointer[relay.Passage]
 	// bytes are those of the last look, broken is at how many looks an end had been reset, and alive
 	// are the ends that have what the pod has for keepalive. They belong to who looks.
 	bytes  int64
@@ -119,6 +121,14 @@ func (q *queues) leave(c *queued) {
 func (c *queued) reach(far relay.Conn) {
 	if f, ok := far.(interface{ Raw() *net.TCPConn }); ok {
 		c.far.Store(f.Raw())
+	}
+}
+
+// carriedBy notes what carries the connection. It may have been reset just before.
+func (c *queued) carriedBy(p *relay.Passage) {
+	c.passage.Store(p)
+	if why := c.cut.Load(); why != nil {
+		p.Cancel(why)
 	}
 }
 
@@ -191,6 +201,10 @@ func (c *queued) reset(why *refusal) {
 		return
 	}
 	c.cut.Store(why)
+	if p := c.passage.Load(); p != nil {
+		p.Cancel(why)
+		return
+	}
 	c.near.Close()
 	if far := c.far.Load(); far != nil {
 		far.Close()

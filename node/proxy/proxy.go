@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -200,7 +201,7 @@ func New(cfg Config) (*Proxy, error) {
 		cfg:     cfg,
 		log:     cfg.Log,
 		know:    newKnowledge(),
-		relay:   relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool()},
+		relay:   relay.Config{HalfCloseTimeout: cfg.HalfCloseTimeout, Pool: relay.NewPool(), Loops: relay.NewLoops(runtime.GOMAXPROCS(0))},
 		keeps:   quota{max: keepMost},
 		chunks:  sync.Pool{New: func() any { return new([chunkSize]byte) }},
 		pods:    make(map[string]*pod),
@@ -242,6 +243,7 @@ func (p *Proxy) Ready() error {
 // connections wait in them for the next proxy. Drain is there to be called before.
 func (p *Proxy) Run(ctx context.Context) error {
 	defer p.relay.Pool.Close()
+	defer p.carry(ctx)()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return p.link.run(ctx) })
 	g.Go(func() error { return p.trimSockets(ctx) })
@@ -250,6 +252,22 @@ func (p *Proxy) Run(ctx context.Context) error {
 	err := g.Wait()
 	p.running.Wait()
 	return err
+}
+
+// carry has connections carried without goroutines until end, which is called when none is
+// left. It is no reason to stop if that cannot be.
+func (p *Proxy) carry(ctx context.Context) (end func()) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	var loops sync.WaitGroup
+	loops.Go(func() {
+		if err := p.relay.Loops.Run(ctx); err != nil {
+			p.log.Error("connections cost goroutines", "err", err)
+		}
+	})
+	return func() {
+		cancel()
+		loops.Wait()
+	}
 }
 
 // hold asks for a leaf of id until release. With the last one that has it the key goes, and

@@ -8,8 +8,10 @@ import (
 const (
 	// maxPlain is the most bytes that one record carries (RFC 8446 §5.1).
 	maxPlain = 16384
-	// overhead of a record: header, content type, AES-GCM tag.
-	overhead = recordHeader + 1 + 16
+	// sealOverhead is the tag of AES-GCM.
+	sealOverhead = 16
+	// overhead of a record: header, content type, tag.
+	overhead = recordHeader + 1 + sealOverhead
 	// maxSealed is the most bytes after the header (RFC 8446 §5.2).
 	maxSealed = maxPlain + 256
 

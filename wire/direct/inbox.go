@@ -17,19 +17,22 @@ var errTooLong = errors.New("record is longer than RFC 8446 allows")
 // buffer only while there are such bytes, and while it waits for the rest of a
 // record only a small one. The zero value plus bind is ready. Not for concurrent use.
 type inbox struct {
-	raw syscall.RawConn
-	try func(fd uintptr) bool // attempt, bound once so that reading allocates nothing
+	raw  syscall.RawConn
+	try  func(fd uintptr) bool // attempt, bound once so that reading allocates nothing
+	once func(fd uintptr)      // the same, whatever comes of it
 
 	b    []byte // a lent buffer, or nil
 	r, w int    // the bytes are b[r:w]
 
 	want int   // bytes of buffer for the next read: more after each that filled its room
+	full bool  // the last attempt filled its room
 	err  error // of the last attempt
 }
 
 func (in *inbox) bind(raw syscall.RawConn) {
 	in.raw = raw
 	in.try = in.attempt
+	in.once = func(fd uintptr) { in.attempt(fd) }
 }
 
 // bytes are those not consumed yet; valid until the next call.
@@ -77,6 +80,7 @@ func (in *inbox) attempt(fd uintptr) bool {
 	for err == unix.EINTR {
 		n, err = unix.Read(int(fd), room)
 	}
+	in.full = n == len(room)
 	switch {
 	case err == unix.EAGAIN:
 		in.want = 0
@@ -89,7 +93,7 @@ func (in *inbox) attempt(fd uintptr) bool {
 	default:
 		in.w += n
 		in.want = len(in.b)
-		if n == len(room) {
+		if in.full {
 			in.want++
 		}
 		return true

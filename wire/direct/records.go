@@ -50,7 +50,8 @@ func (s *suite) expand(secret []byte, label string, n int) ([]byte, error) {
 type keys struct {
 	suite  *suite
 	secret []byte
-	aead   cipher.AEAD
+	key    [32]byte    // the first suite.keyLen of it
+	aead   cipher.AEAD // nil while nothing is carried, see cipher
 	iv     [12]byte
 	nonce  [12]byte // scratch; a local one would escape to the heap with each record
 	seq    uint64
@@ -65,18 +66,31 @@ func (k *keys) start(s *suite, secret []byte) error {
 	if err != nil {
 		return fmt.Errorf("derive a record nonce: %w", err)
 	}
-	block, err := aes.NewCipher(key)
+	k.suite, k.secret, k.seq, k.aead = s, secret, 0, nil
+	copy(k.key[:], key)
 	clear(key)
-	if err != nil {
-		return fmt.Errorf("derive a record key: %w", err)
-	}
-	if k.aead, err = cipher.NewGCM(block); err != nil {
-		return fmt.Errorf("derive a record key: %w", err)
-	}
-	k.suite, k.secret, k.seq = s, secret, 0
 	copy(k.iv[:], iv)
 	return nil
 }
+
+// cipher is made when it is needed: its tables are most of what a connection weighs, and
+// are made anew in less than a microsecond.
+func (k *keys) cipher() cipher.AEAD {
+	if k.aead != nil {
+		return k.aead
+	}
+	block, err := aes.NewCipher(k.key[:k.suite.keyLen])
+	if err == nil {
+		k.aead, err = cipher.NewGCM(block)
+	}
+	if err != nil { // only for a key of another length
+		panic(fmt.Sprintf("direct: make a cipher: %v", err))
+	}
+	return k.aead
+}
+
+// doze lets go of the cipher until it is needed again.
+func (k *keys) doze() { k.aead = nil }
 
 // update moves to the next generation of keys (RFC 8446 §7.2).
 func (k *keys) update() error {
@@ -100,12 +114,12 @@ func (k *keys) next() []byte {
 // must suffice. p is copied next to its content type and sealed there: memory
 // in the nearest cache is written at a twentieth of the cipher's cost.
 func (k *keys) seal(b []byte, typ byte, p []byte) []byte {
-	n := len(p) + 1 + k.aead.Overhead()
+	n := len(p) + 1 + sealOverhead
 	b = append(b, typeApplication, 3, 3, byte(n>>8), byte(n))
 	head := b[len(b)-recordHeader:]
 	start := len(b)
 	b = append(append(b, p...), typ)
-	return k.aead.Seal(b[:start], k.next(), b[start:], head)
+	return k.cipher().Seal(b[:start], k.next(), b[start:], head)
 }
 
 var (
@@ -119,7 +133,7 @@ func (k *keys) open(dst, record []byte) ([]byte, byte, error) {
 	if record[0] != typeApplication {
 		return nil, 0, fmt.Errorf("%w: outer type %d", errNotSealed, record[0])
 	}
-	p, err := k.aead.Open(dst[:0], k.next(), record[recordHeader:], record[:recordHeader])
+	p, err := k.cipher().Open(dst[:0], k.next(), record[recordHeader:], record[:recordHeader])
 	if err != nil {
 		return nil, 0, fmt.Errorf("record %d: %w", k.seq-1, err)
 	}

@@ -61,8 +61,9 @@ type records struct {
 	// The writing side.
 	seal     keys
 	rekey    uint64
-	lead     []byte // what the handshake left unsent goes out with the first write
+	lead     []byte // what the handshake, or tryWrite, left unsent goes out with the next write
 	leadBuf  []byte
+	once     sending
 	writeErr error // a record was cut: nothing may follow it
 }
 
@@ -73,6 +74,7 @@ func newRecords(hs *handshake, client bool) (*records, error) {
 		keeps: hs.keeps, rekey: rekeyAfter, answer: new(atomic.Bool),
 		lead: hs.h.out[hs.h.sent:], leadBuf: hs.h.buf,
 	}
+	s.once.bind()
 	hs.h.sealed = true
 	mine, theirs := hs.keys.server, hs.keys.client
 	if client {
@@ -313,7 +315,11 @@ func (s *records) await() error {
 	return nil
 }
 
+// write with nothing sends what tryWrite could not.
 func (s *records) write(p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, s.flushLead(smallSize)
+	}
 	done := 0
 	for done < len(p) {
 		n, err := s.writeBatch(p[done:])
@@ -333,29 +339,38 @@ func (s *records) writeBatch(p []byte) (int, error) {
 	if err := s.flushLead(len(p)); err != nil {
 		return 0, err
 	}
-	records := (len(p) + fullPlain - 1) / fullPlain
-	buf := lend(records * fullRecord)
+	buf := lendFor(len(p))
 	defer takeBack(buf)
-	n := min(len(p), len(buf)/fullRecord*fullPlain)
-	return n, s.sealTo(buf[:0], p[:n])
+	n := min(len(p), fits(buf))
+	b, err := s.sealInto(buf[:0], p[:n])
+	if err == nil {
+		_, err = s.c.Write(b)
+	}
+	return n, s.broken(err)
 }
 
-func (s *records) sealTo(b, p []byte) error {
+// lendFor gives a buffer for what n bytes become as full records, or for as many as fit.
+func lendFor(n int) []byte { return lend((n + fullPlain - 1) / fullPlain * fullRecord) }
+
+// fits is how many bytes are full records in buf.
+func fits(buf []byte) int { return len(buf) / fullRecord * fullPlain }
+
+// sealInto appends to b what is to be sent before p, and p as records.
+func (s *records) sealInto(b, p []byte) ([]byte, error) {
 	if s.lead != nil {
 		b = append(b, s.lead...)
 		s.dropLead()
 	}
 	b, err := s.freshKey(b)
 	if err != nil {
-		return s.broken(err)
+		return nil, err
 	}
 	for len(p) > 0 {
 		n := min(len(p), fullPlain)
 		b = s.seal.seal(b, typeApplication, p[:n])
 		p = p[n:]
 	}
-	_, err = s.c.Write(b)
-	return s.broken(err)
+	return b, nil
 }
 
 func (s *records) broken(err error) error {
@@ -365,9 +380,14 @@ func (s *records) broken(err error) error {
 	return err
 }
 
-// flushLead sends what the handshake left, unless it goes well with n bytes more.
+// leadFits reports whether what is left to be sent goes well with n bytes more.
+func (s *records) leadFits(n int) bool {
+	return s.lead == nil || len(s.lead)+n+2*overhead+5 <= smallSize
+}
+
+// flushLead sends what is left to be sent, unless it goes well with n bytes more.
 func (s *records) flushLead(n int) error {
-	if s.lead == nil || len(s.lead)+n+2*overhead+5 <= smallSize {
+	if s.leadFits(n) {
 		return nil
 	}
 	_, err := s.c.Write(s.lead)
