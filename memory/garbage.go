@@ -4,21 +4,22 @@ import (
 	"os"
 	"runtime/debug"
 	"runtime/metrics"
-	"time"
 )
 
 const (
 	// spare is how much garbage a lean process may have besides what is in use, but for
 	// leastPercent of that: less would cost too much time.
-	spare        = 16 << 20
-	leastPercent = 25
+	spare        = 8 << 20
+	leastPercent = 12
 	// usual is Go's own: as much garbage as there is in use.
 	usual = 100
 	// busy is how many bytes a second a process allocates that has better things to do than to
 	// collect garbage often.
 	busy = 16 << 20
-	// learning is for how many looks a busy process is taken for one that has just begun.
+	// learning is for how many looks a busy process is taken for one that has just begun, and
+	// closer how often what is in use is asked for meanwhile, in one look.
 	learning = 6
+	closer   = 100
 )
 
 // Bound has Go collect garbage the more often the nearer it comes to so many bytes. What
@@ -33,36 +34,38 @@ func Bound(bytes int64) {
 type lean struct {
 	before, percent int
 	looks           int
+	// learned: the beginning is over. A process that is busy before that is learning what it
+	// will keep, and that lies the closer together the less garbage is among it.
+	learned bool
 }
 
-// begin: what is learned at first is kept, and lies the closer together the less garbage is
-// among it.
-func (l *lean) begin() {
-	l.percent = leastPercent
-	l.before = debug.SetGCPercent(l.percent)
-}
+func (l *lean) begin() { l.before = debug.SetGCPercent(usual); l.percent = usual }
 
 func (l *lean) end() { debug.SetGCPercent(l.before) }
 
-// look is told what is in use, and what was allocated since the last look.
-func (l *lean) look(inUse, fresh uint64, since time.Duration) {
-	if next := l.next(inUse, float64(fresh) > busy*since.Seconds()); next != l.percent {
-		l.percent = next
-		debug.SetGCPercent(next)
+// look decides whether the process has better things to do.
+func (l *lean) look(inUse uint64, isBusy bool) {
+	l.looks++
+	l.learned = l.learned || !isBusy || l.looks > learning
+	if l.learned && isBusy {
+		l.set(usual)
+		return
+	}
+	l.fit(inUse)
+}
+
+// fit lets there be so much garbage besides what is in use as a lean process may have.
+func (l *lean) fit(inUse uint64) {
+	if inUse > 0 {
+		l.set(int(min(max(100*spare/inUse, leastPercent), usual)))
 	}
 }
 
-// next is how much garbage there may be, in percent of what is in use. Who is busy in the
-// beginning is learning.
-func (l *lean) next(inUse uint64, isBusy bool) int {
-	l.looks++
-	switch {
-	case isBusy && l.percent == leastPercent && l.looks <= learning:
-		return leastPercent
-	case isBusy || inUse == 0:
-		return usual
+func (l *lean) set(percent int) {
+	if percent != l.percent { // it stops the world
+		l.percent = percent
+		debug.SetGCPercent(percent)
 	}
-	return int(min(max(100*spare/inUse, leastPercent), usual))
 }
 
 // inUse is what the last collection has found.

@@ -63,9 +63,13 @@ func Run(ctx context.Context, cfg Config) error {
 		}
 	}
 	var l lean
+	var often <-chan time.Time // nil once it has learned
 	if cfg.Lean {
 		l.begin()
 		defer l.end()
+		t := time.NewTicker(max(cfg.Every/closer, time.Millisecond))
+		defer t.Stop()
+		often = t.C
 	}
 	tick := time.NewTicker(cfg.Every)
 	defer tick.Stop()
@@ -74,11 +78,16 @@ func Run(ctx context.Context, cfg Config) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-often:
+			l.fit(inUse())
+			continue
 		case <-tick.C:
 		}
 		now := look()
 		if cfg.Lean {
-			l.look(inUse(), now.allocated-k.last, cfg.Every)
+			if l.look(inUse(), float64(now.allocated-k.last) > busy*cfg.Every.Seconds()); l.learned {
+				often = nil
+			}
 		}
 		if !k.isDue(now) {
 			continue
