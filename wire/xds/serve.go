@@ -35,7 +35,7 @@ func Serve(ctx context.Context, cfg ServeConfig) error {
 	}
 	conf := cfg.TLS.Clone()
 	conf.MinVersion = tls.VersionTLS13
-	g := grpc.NewServer(append(serverOptions(cmp.Or(cfg.Idle, 10*time.Second)), grpc.Creds(credentials.NewTLS(conf)))...)
+	g := grpc.NewServer(append(serverOptions(cmp.Or(cfg.Idle, 10*time.Second)), grpc.Creds(newTurns(credentials.NewTLS(conf))))...)
 	for _, register := range cfg.Services {
 		register(g)
 	}
