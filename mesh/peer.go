@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"hash/maphash"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -13,9 +14,10 @@ import (
 // changed; Workload.Peer makes one, and nothing else, so that Kind and Spot are never nil.
 type Peer struct {
 	// UID and the others are Workload's.
-	UID, Name               string
+	UID                     string
 	Addresses               []netip.Addr
 	Direct, Enrolled, Ready bool
+	named                   uint16 // so much of the end of UID is its name; see Name
 	*Spot
 	*Kind
 }
@@ -37,6 +39,8 @@ type Rarities struct {
 	ExcludeOutbound []Exclusion
 	HostPorts       []HostPort
 	Policies        []string
+	// Called is the name, if the UID does not end with it.
+	Called string
 }
 
 // nothingRare is read only.
@@ -65,11 +69,23 @@ func (w *Workload) Peer() *Peer {
 }
 
 func (w *Workload) peer(spot *Spot, kind *Kind) *Peer {
-	p := &Peer{UID: w.UID, Name: w.Name, Addresses: slices.Clone(w.Addresses), Direct: w.Direct, Enrolled: w.Enrolled, Ready: w.Ready, Spot: spot, Kind: kind}
-	if strings.HasSuffix(w.UID, w.Name) {
-		p.Name = w.UID[len(w.UID)-len(w.Name):]
+	p := &Peer{UID: w.UID, Addresses: slices.Clone(w.Addresses), Direct: w.Direct, Enrolled: w.Enrolled, Ready: w.Ready, Spot: spot, Kind: kind}
+	if w.hasNameInUID() {
+		p.named = uint16(len(w.Name))
 	}
 	return p
+}
+
+// Name is Workload's.
+func (p *Peer) Name() string {
+	if p.named == 0 {
+		return p.Called
+	}
+	return p.UID[len(p.UID)-int(p.named):]
+}
+
+func (w *Workload) hasNameInUID() bool {
+	return strings.HasSuffix(w.UID, w.Name) && len(w.Name) <= math.MaxUint16
 }
 
 func (w *Workload) spot() Spot { return Spot{Node: w.Node, Zone: w.Zone} }
@@ -77,8 +93,11 @@ func (w *Workload) spot() Spot { return Spot{Node: w.Node, Zone: w.Zone} }
 // kind points to lists of the workload, and puts those that it makes into room.
 func (w *Workload) kind(room []Serving) Kind {
 	rare := nothingRare
-	if len(w.ExcludeInbound)+len(w.ExcludeOutbound)+len(w.HostPorts)+len(w.Policies) > 0 {
-		rare = &Rarities{w.ExcludeInbound, w.ExcludeOutbound, w.HostPorts, w.Policies}
+	if len(w.ExcludeInbound)+len(w.ExcludeOutbound)+len(w.HostPorts)+len(w.Policies) > 0 || !w.hasNameInUID() {
+		rare = &Rarities{w.ExcludeInbound, w.ExcludeOutbound, w.HostPorts, w.Policies, ""}
+		if !w.hasNameInUID() {
+			rare.Called = w.Name
+		}
 	}
 	return Kind{
 		Traits: Traits{
@@ -103,7 +122,7 @@ func servings(all []Serving, services map[string][]Port) []Serving {
 // Workload returns what the Peer was made of.
 func (p *Peer) Workload() *Workload {
 	w := &Workload{
-		UID: p.UID, Namespace: p.Namespace, Name: p.Name, Node: p.Node, Zone: p.Zone, Addresses: p.Addresses, ID: p.ID,
+		UID: p.UID, Namespace: p.Namespace, Name: p.Name(), Node: p.Node, Zone: p.Zone, Addresses: p.Addresses, ID: p.ID,
 		Direct: p.Direct, Enrolled: p.Enrolled, ExcludeInbound: p.ExcludeInbound, ExcludeOutbound: p.ExcludeOutbound,
 		MarkedPorts: p.MarkedPorts, HostPorts: p.HostPorts, Policies: p.Policies, Listed: p.Listed, Of: p.Of, HostNetwork: p.HostNetwork, Ready: p.Ready,
 		OwnerName: p.OwnerName, OwnerKind: p.OwnerKind, CanonicalName: p.CanonicalName, CanonicalRevision: p.CanonicalRevision, Cluster: p.Cluster,
@@ -124,7 +143,7 @@ func (k *Kind) Serves(service string) bool {
 
 func (k *Kind) same(as *Kind) bool {
 	return k.Traits == as.Traits && slices.Equal(k.ExcludeInbound, as.ExcludeInbound) && slices.Equal(k.ExcludeOutbound, as.ExcludeOutbound) &&
-		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services) && slices.Equal(k.Policies, as.Policies)
+		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services) && slices.Equal(k.Policies, as.Policies) && k.Called == as.Called
 }
 
 func (k *Kind) hash() uint64 {
@@ -142,6 +161,7 @@ func (k *Kind) hash() uint64 {
 	for _, p := range k.Policies {
 		maphash.WriteComparable(&h, p)
 	}
+	h.WriteString(k.Called)
 	return h.Sum64()
 }
 
@@ -169,7 +189,7 @@ func (k *Kind) copy(one func(string) string) *Kind {
 	if k.Rarities == nothingRare {
 		return &c
 	}
-	c.Rarities = &Rarities{slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts), slices.Clone(k.Policies)}
+	c.Rarities = &Rarities{slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts), slices.Clone(k.Policies), one(k.Called)}
 	for i := range c.Policies {
 		c.Policies[i] = one(c.Policies[i])
 	}

@@ -89,7 +89,7 @@ func decide(t *testing.T, w *mesh.World, connection string) bool {
 		c.Peer = policy.Proved(mesh.ID{TrustDomain: policyConfig.TrustDomain, Namespace: namespace, ServiceAccount: account})
 	}
 	for p := range w.Workloads() {
-		if p.Namespace+"/"+p.Name == to {
+		if p.Namespace+"/"+p.Name() == to {
 			c.Destination = netip.AddrPortFrom(p.Addresses[0], uint16(port))
 			return policy.Compile(w.PoliciesOf(p)).Decide(&c).Allowed
 		}

@@ -166,7 +166,7 @@ func sameLaw(a, b *mesh.Peer) bool {
 func (d *pod) own(w *mesh.World) *mesh.Peer {
 	f := d.facts.Load()
 	for _, a := range f.caller.addresses {
-		if p := w.Workload(a); p != nil && p.ID == d.id && p.Namespace == f.namespace && p.Name == f.name {
+		if p := w.Workload(a); p != nil && p.ID == d.id && p.Namespace == f.namespace && p.Name() == f.name {
 			return p
 		}
 	}

@@ -117,7 +117,7 @@ func (c *caller) behind(w *mesh.World, in mesh.Inlet, at netip.AddrPort) []mesh.
 func (c *caller) findHostPort(wl *mesh.Peer, to netip.AddrPort, port uint16) (route, error) {
 	a, ok := addressLike(wl, to.Addr())
 	if !ok {
-		return route{inside: true}, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s/%s has no address of that family", to, wl.Namespace, wl.Name)
+		return route{inside: true}, refuse(reasonNoEndpoint, flagNoEndpoint, "dial %s: %s/%s has no address of that family", to, wl.Namespace, wl.Name())
 	}
 	return route{targets: []target{c.target(netip.AddrPortFrom(a, port), wl)}, inside: true}, nil
 }

@@ -154,7 +154,7 @@ func (p *party) of(w *mesh.Peer, proved mesh.ID) {
 	}
 	p.workload = w.OwnerName
 	if p.workload == "" {
-		p.workload = w.Name
+		p.workload = w.Name()
 	}
 	p.namespace, p.cluster = w.Namespace, w.Cluster
 	p.canonicalName, p.canonicalRevision = w.CanonicalName, w.CanonicalRevision
@@ -250,8 +250,8 @@ func appendParty(attrs []slog.Attr, keys [3]string, proved mesh.ID, w *mesh.Peer
 	if !proved.IsZero() {
 		attrs = append(attrs, slog.String(keys[0], proved.String()))
 	}
-	if w != nil && w.Name != "" {
-		attrs = append(attrs, slog.String(keys[1], w.Namespace+"/"+w.Name))
+	if w != nil && w.Name() != "" {
+		attrs = append(attrs, slog.String(keys[1], w.Namespace+"/"+w.Name()))
 	}
 	if addr.IsValid() {
 		attrs = append(attrs, slog.String(keys[2], addr.String()))

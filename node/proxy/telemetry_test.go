@@ -171,9 +171,11 @@ func shop(first, last int) (*mesh.World, []*mesh.Flow) {
 	for i := first; i <= last; i++ {
 		f := telemetryFlow()
 		name := fmt.Sprint("s-", i)
-		f.Destination.UID, f.Destination.OwnerName, f.Destination.Addresses = name, name, []netip.Addr{netip.AddrFrom4([4]byte{10, 40, byte(i >> 8), byte(i)})}
+		to := f.Destination.Workload()
+		to.UID, to.OwnerName, to.Addresses = name, name, []netip.Addr{netip.AddrFrom4([4]byte{10, 40, byte(i >> 8), byte(i)})}
+		f.Destination = to.Peer()
 		f.Service.Name, f.Service.Hostname = name, name+".shop"
-		workloads, services, flows = append(workloads, f.Destination.Workload()), append(services, f.Service), append(flows, f)
+		workloads, services, flows = append(workloads, to), append(services, f.Service), append(flows, f)
 	}
 	return mesh.NewWorld(workloads, services), flows
 }
