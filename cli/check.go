@@ -86,20 +86,26 @@ func (c *cluster) checkBefore(ctx context.Context, p *progress, version string, 
 	return nil
 }
 
-// examine is preflight. If the namespace had to be made for it, that is removed
-// again, unless all is well and keep says that it is about to be used.
+// examine is preflight. What had to be done to the namespace for it is undone, unless all
+// is well and keep says that it is about to be used.
 func (c *cluster) examine(ctx context.Context, manifest string, keep bool) (*report, error) {
 	objects, err := decode(manifest)
 	if err != nil {
 		return nil, err
 	}
 	r, err := c.preflight(ctx, objects)
-	if r == nil || !r.madeNamespace || keep && err == nil && r.lacking() == 0 {
+	if r == nil || keep && err == nil && r.lacking() == 0 {
 		return r, err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	return r, errors.Join(err, c.removeNamespace(ctx, newProgress(io.Discard)))
+	switch r.namespace {
+	case namespaceMade:
+		err = errors.Join(err, c.removeNamespace(ctx, newProgress(io.Discard)))
+	case namespaceLabeled:
+		err = errors.Join(err, c.restoreNamespace(ctx))
+	}
+	return r, err
 }
 
 func (c *cluster) checkAfter(ctx context.Context, p *progress) error {

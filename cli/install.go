@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"github.com/spf13/cobra"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	"sigs.k8s.io/yaml"
 
 	"tacit.dev/control/kube"
 )
@@ -64,7 +66,7 @@ Exit codes: as of install; 1 also if nothing is installed.`,
 func newSetup(cmd *cobra.Command, version string) *setup {
 	s := &setup{version: version, target: newTarget(cmd.Flags())}
 	s.values.add(cmd.Flags())
-	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print the manifests, and change nothing")
+	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print the manifests that would be applied, and change nothing")
 	cmd.Flags().BoolVar(&s.wait, "wait", true, "wait until everything is ready, and every enrolled pod protected")
 	cmd.Flags().DurationVar(&s.limit, "timeout", 5*time.Minute, "how long all of it may take")
 	return s
@@ -79,31 +81,41 @@ func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
 	if err != nil {
 		return err
 	}
-	if s.dryRun {
-		manifest, err := render(cmd.Context(), charted, vals)
-		if err == nil {
-			_, err = fmt.Fprint(cmd.OutOrStdout(), manifest)
-		}
-		return err
-	}
 	ctx, cancel := context.WithTimeout(cmd.Context(), s.limit)
 	defer cancel()
 	c, err := s.target.connect()
 	if err != nil {
 		return err
 	}
-	p := newProgress(cmd.OutOrStdout())
-	if vals, err = c.effective(vals, upgrade); err != nil {
+	if vals, err = c.effective(charted, vals, upgrade); err != nil {
 		return err
 	}
+	if s.dryRun {
+		return printManifests(ctx, cmd.OutOrStdout(), charted, vals)
+	}
+	p := newProgress(cmd.OutOrStdout())
 	if err := s.prepare(ctx, c, p, charted, vals); err != nil {
 		return err
 	}
 	return s.apply(ctx, c, p, charted, vals)
 }
 
+// printManifests prints what would be applied, the namespace first.
+func printManifests(ctx context.Context, out io.Writer, charted *chart.Chart, vals map[string]any) error {
+	manifest, err := render(ctx, charted, vals)
+	if err != nil {
+		return err
+	}
+	ns, err := yaml.Marshal(namespaceObject())
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "%s%s", ns, manifest)
+	return err
+}
+
 // effective are the values that were given before, and those that are given now.
-func (c *cluster) effective(vals map[string]any, upgrade bool) (map[string]any, error) {
+func (c *cluster) effective(charted *chart.Chart, vals map[string]any, upgrade bool) (map[string]any, error) {
 	r, err := c.releases()
 	if err != nil {
 		return nil, err
@@ -113,11 +125,22 @@ func (c *cluster) effective(vals map[string]any, upgrade bool) (map[string]any, 
 	case err != nil:
 		return nil, err
 	case last != nil:
-		return loader.MergeMaps(last.Config, vals), nil
+		vals = loader.MergeMaps(last.Config, vals)
+		return vals, sameTrustDomain(loader.MergeMaps(last.Chart.Values, last.Config), loader.MergeMaps(charted.Values, vals))
 	case upgrade:
 		return nil, fmt.Errorf("upgrade: no release %s in namespace %s: tacit install makes one", releaseName, namespace)
 	}
 	return vals, nil
+}
+
+// sameTrustDomain refuses another trust domain for a mesh that is installed: the root of the
+// CA is for the one it was made for, and no identity could be signed any more.
+func sameTrustDomain(before, now map[string]any) error {
+	const key = "trustDomain"
+	if before[key] == now[key] {
+		return nil
+	}
+	return fmt.Errorf("trustDomain: the mesh has %q, and cannot change to %q while it is installed: give --set trustDomain=%s, or run tacit uninstall before", before[key], now[key], before[key])
 }
 
 // prepare looks whether the cluster has what is needed, and makes the namespace.

@@ -34,9 +34,8 @@ type at struct {
 // report is what a check found.
 type report struct {
 	all []at
-	// madeNamespace says that the namespace was not there, and was made to look at
-	// the nodes.
-	madeNamespace bool
+	// namespace is what was done to it to look at the nodes.
+	namespace namespaceChange
 }
 
 func (r *report) add(node string, found ...finding.Finding) {
@@ -224,7 +223,7 @@ func (c *cluster) checkNodes(ctx context.Context, ds *appsv1.DaemonSet, r *repor
 		r.add("", finding.Finding{What: "nodes", Lacks: "no node is ready", Remedy: "see kubectl describe nodes; nodes are not ready without a network (CNI)"})
 		return nil
 	}
-	if r.madeNamespace, err = c.ensureNamespace(ctx); err != nil {
+	if r.namespace, err = c.ensureNamespace(ctx); err != nil {
 		return err
 	}
 	found, err := c.visitNodes(ctx, ds, examination, nodes)

@@ -112,10 +112,13 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 		p.say("uninstalled, but for %s: namespace %s stays, with the record of the release, for the next tacit uninstall", strings.Join(away, ", "), namespace)
 		return nil
 	}
-	if !u.keepCA {
-		if err := c.removeNamespace(ctx, p); err != nil {
-			return err
-		}
+	if u.keepCA {
+		err = c.restoreNamespace(ctx)
+	} else {
+		err = c.removeNamespace(ctx, p)
+	}
+	if err != nil {
+		return err
 	}
 	p.say("uninstalled")
 	return nil

@@ -113,6 +113,7 @@ func (s subject) remains() string {
 	lines := strings.Fields(s.kubectl("get", kinds, "-A", "-o", "name"))
 	slices.Sort(lines)
 	fmt.Fprintln(&b, strings.Join(lines, "\n"))
+	fmt.Fprintf(&b, "namespace: %s\n", s.kubectl("get", "namespaces", "--ignore-not-found", "tacit-system", "-o", "jsonpath={.metadata.labels} {.metadata.annotations}"))
 	fmt.Fprintf(&b, "conditions: %q\n", s.kubectl("get", "pods", "-n", "shop", "-o", `jsonpath={.items[*].status.conditions[?(@.type=="tacit.dev/Protected")]}`))
 	for _, node := range s.Nodes() {
 		fmt.Fprintf(&b, "== %s\n%s", node, s.sh(node, `

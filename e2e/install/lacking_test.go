@@ -31,7 +31,6 @@ type lack struct {
 // do, and change nothing.
 func TestInstallChangesNothingWhereSomethingIsLacking(t *testing.T) {
 	s := start(t)
-	nothing := func(subject) {}
 	file := func(name string) (func(subject), func(subject)) {
 		return func(s subject) { s.apply(name); s.settled() }, func(s subject) {
 			s.kubectl("delete", "--wait", "--ignore-not-found", "-f", filepath.Join("testdata", name))
@@ -60,7 +59,9 @@ func TestInstallChangesNothingWhereSomethingIsLacking(t *testing.T) {
 			func(subject) []string { return flags("install", "--set", "node.cni.confDir=/etc/cni/other") },
 			[]string{"node n1: network", "node n2: network", "remedy: install the network of the cluster first"}},
 		{"room beside another network", ciliumMake, ciliumEnd, usual, []string{"cni-exclusive", "remedy: helm upgrade cilium --reuse-values --set cni.exclusive=false"}},
-		{"images", nothing, nothing, func(subject) []string { return flags("install", "--set", "image.tag=none") },
+		// In a namespace that somebody else has made: it keeps its labels.
+		{"images", func(s subject) { s.kubectl("create", "namespace", "tacit-system"); s.settled() },
+			func(s subject) { s.kubectl("delete", "namespace", "tacit-system") }, func(subject) []string { return flags("install", "--set", "image.tag=none") },
 			[]string{"tacit.test/tacit-node:none", "remedy: push the images"}},
 		{"nf_tables in the kernel", func(s subject) { folder(withoutNetfilter)(s); weakMake(s); s.weakened() },
 			func(s subject) { weakEnd(s); folder("rm -r /var/lib/kubelet/seccomp")(s) }, usual,

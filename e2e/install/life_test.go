@@ -114,7 +114,7 @@ func testDryRun(s subject, before string) {
 		s.t.Fatal(err)
 	}
 	kinds := s.kubectl("create", "--dry-run=client", "-f", manifests, "-o", "name")
-	for _, want := range []string{"daemonset.apps/tacit-node", "deployment.apps/tacit-control", "customresourcedefinition.apiextensions.k8s.io/meshes.tacit.dev"} {
+	for _, want := range []string{"namespace/tacit-system", "daemonset.apps/tacit-node", "deployment.apps/tacit-control", "customresourcedefinition.apiextensions.k8s.io/meshes.tacit.dev"} {
 		if !strings.Contains(kinds, want) {
 			s.t.Errorf("tacit install --dry-run printed no %s, only\n%s", want, kinds)
 		}
@@ -143,6 +143,14 @@ func testValues(s subject) {
 		if !strings.Contains(container, want) {
 			s.t.Errorf("after tacit upgrade --values control is %s: want %s", container, want)
 		}
+	}
+	for _, verb := range []string{"install", "upgrade"} {
+		if out := s.tacit(verb, "--dry-run"); !strings.Contains(out, "--log-level=debug") || !strings.Contains(out, "image: tacit.test/tacit-control:e2e") {
+			s.t.Errorf("tacit %s --dry-run leaves out values that were given before:\n%s", verb, out)
+		}
+	}
+	if out, err := s.Tacit(s.t.Context(), "upgrade", "--set", "trustDomain=other.example"); err == nil || !strings.Contains(out, "trustDomain=cluster.local") {
+		s.t.Errorf("another trust domain: %v, want that it is refused\n%s", err, out)
 	}
 }
 
