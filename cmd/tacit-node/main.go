@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 )
 
@@ -39,11 +40,15 @@ func run(ctx context.Context, args []string) error {
 	roles := map[string]func(context.Context, []string) error{
 		"agent": runAgent, "proxy": runProxy, "check": runCheck, "sweep": runSweep, "ask": runAsk,
 	}
-	if len(args) == 0 || roles[args[0]] == nil {
-		fmt.Fprint(os.Stderr, usage)
-		return fmt.Errorf("%q: want a role", args)
+	switch {
+	case len(args) > 0 && roles[args[0]] != nil:
+		return roles[args[0]](ctx, args[1:])
+	case len(args) == 1 && slices.Contains([]string{"help", "-h", "-help", "--help"}, args[0]):
+		fmt.Print(usage)
+		return nil
 	}
-	return roles[args[0]](ctx, args[1:])
+	fmt.Fprint(os.Stderr, usage)
+	return fmt.Errorf("%q: want a role", args)
 }
 
 // outlast has drain run when asked has ended, and returns when that has; or when life ends.
