@@ -50,16 +50,3 @@ func run(ctx context.Context, args []string) error {
 	fmt.Fprint(os.Stderr, usage)
 	return fmt.Errorf("%q: want a role", args)
 }
-
-// outlast has drain run when asked has ended, and returns when that has; or when life ends.
-// Another signal ends drain.
-func outlast(asked, life context.Context, drain func(context.Context)) {
-	select {
-	case <-asked.Done():
-	case <-life.Done():
-		return
-	}
-	ctx, stop := signal.NotifyContext(life, os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	drain(ctx)
-}

@@ -25,7 +25,7 @@ type Options struct {
 	Images []string
 	// NoDNS leaves CoreDNS out.
 	NoDNS bool
-	// Patience is how long the cluster may take to be ready; 2 minutes if zero.
+	// Patience is how long the cluster may take to be ready; 5 minutes if zero.
 	Patience time.Duration
 	// Progress is where a cold build and the start report to; nil for nowhere.
 	Progress io.Writer
@@ -39,7 +39,7 @@ func (o Options) complete() (Options, error) {
 		o.Nodes = 2
 	}
 	if o.Patience == 0 {
-		o.Patience = 2 * time.Minute
+		o.Patience = 5 * time.Minute
 	}
 	if o.Progress == nil {
 		o.Progress = io.Discard
