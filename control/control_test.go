@@ -2,11 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -282,22 +277,6 @@ func (n *testNode) neverReleased(pod string) {
 	}
 }
 
-func (n *testNode) sign(id mesh.ID) ([]byte, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
-	if err != nil {
-		return nil, err
-	}
-	return n.signer.Sign(n.t.Context(), id, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
-}
-
-func labID(sa string) mesh.ID {
-	return mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: sa}
-}
-
 // The whole way: label, enrolment, announcement, withdrawal, acknowledgement, release.
 func TestEnrolAndRelease(t *testing.T) {
 	b := newBench(t, "n1", "n2")
@@ -481,52 +460,6 @@ func TestRestartWaitsForNodesOfThePast(t *testing.T) {
 	n1.awaitEnrol("server", false)
 	if took := time.Since(began); took < b.gone {
 		t.Errorf("released after %v, want not before %v: n2 may still dial by direct", took, b.gone)
-	}
-}
-
-func TestSigning(t *testing.T) {
-	b := newBench(t, "n1", "n2")
-	b.namespace("on")
-	b.pod("server", "n1", "10.30.1.2")
-	b.start()
-	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
-	n2.awaitDirect("10.30.1.2", false)
-
-	chain, err := n1.sign(labID("server"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode(chain)
-	leaf, err := x509.ParseCertificate(block.Bytes)
-	if err != nil || len(leaf.URIs) != 1 || leaf.URIs[0].String() != labID("server").String() {
-		t.Errorf("leaf of %v (%v), want %v", leaf.URIs, err, labID("server"))
-	}
-	foreign := labID("server")
-	foreign.TrustDomain = "other"
-	for name, row := range map[string]struct {
-		node *testNode
-		id   mesh.ID
-	}{
-		"pod of another node":  {n2, labID("server")},
-		"nobody's identity":    {n1, labID("admin")},
-		"foreign trust domain": {n1, foreign},
-	} {
-		if _, err := row.node.sign(row.id); !errors.Is(err, csr.ErrDenied) {
-			t.Errorf("%s: error %v, want denied", name, err)
-		}
-	}
-
-	// After the release there is no certificate any more.
-	b.namespace("off")
-	n1.awaitEnrol("server", false)
-	n1.report("server", xds.Released)
-	for limit := time.Now().Add(patience); ; {
-		if _, err := n1.sign(labID("server")); errors.Is(err, csr.ErrDenied) {
-			break
-		} else if time.Now().After(limit) {
-			t.Fatalf("after the release: error %v, want denied", err)
-		}
 	}
 }
 
