@@ -30,8 +30,8 @@ var layers = [][]string{
 	{"cmd/...", "bench/..."},
 }
 
-// neighbours are the imports allowed within one layer.
-var neighbours = map[string][]string{
+// neighbors are the imports allowed within one layer.
+var neighbors = map[string][]string{
 	"pod/redirect": {"pod/netns"},
 	"control/ca":   {"identity"},
 	"wire/direct":  {"identity"},
@@ -201,7 +201,7 @@ func TestImportsGoDown(t *testing.T) {
 			switch {
 			case parts[to] != nil && !slices.Contains(parts[to], folder):
 				t.Errorf("%s imports %s, which is for %v", folder, to, parts[to])
-			case parts[to] != nil, below < layer, slices.Contains(neighbours[folder], to), strings.HasPrefix(folder+"/", "bench/") && strings.HasPrefix(to, "bench/"):
+			case parts[to] != nil, below < layer, slices.Contains(neighbors[folder], to), strings.HasPrefix(folder+"/", "bench/") && strings.HasPrefix(to, "bench/"):
 			default:
 				t.Errorf("%s (layer %d) imports %s (layer %d): down only", folder, layer, to, below)
 			}

@@ -152,8 +152,8 @@ func TestNodesHaveThePrivilegesOfTheDesign(t *testing.T) {
 
 func TestSchemaRefuses(t *testing.T) {
 	for set, want := range map[string]string{
-		"colour=red":                             "colour",
-		"node.agent.colour=red":                  "colour",
+		"color=red":                              "color",
+		"node.agent.color=red":                   "color",
 		"image.pullPolicy=Sometimes":             "pullPolicy",
 		"control.replicas=0":                     "replicas",
 		"trustDomain=a/b":                        "trustDomain",

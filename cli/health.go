@@ -244,7 +244,7 @@ func (c *cluster) podHealth(ctx context.Context, h *health) error {
 	// Identities are of no interest here, only who is enrolled.
 	for _, p := range kube.Build(o, kube.BuildConfig{TrustDomain: "cluster.local", Namespace: namespace}).Pods {
 		name := p.Namespace + "/" + p.Name
-		if pod := byName[name]; p.Enrol && counts(pod) && h.away[pod.Spec.NodeName] == "" {
+		if pod := byName[name]; p.Enroll && counts(pod) && h.away[pod.Spec.NodeName] == "" {
 			h.pods[name] = stateOf(pod)
 		}
 	}

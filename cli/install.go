@@ -174,7 +174,7 @@ func (s *setup) apply(ctx context.Context, c *cluster, p *progress, charted *cha
 	if err != nil {
 		return err
 	}
-	if err := c.ensureMesh(ctx, p, map[string]any{"enrolment": kube.Labelled}); err != nil {
+	if err := c.ensureMesh(ctx, p, map[string]any{"enrollment": kube.Labeled}); err != nil {
 		return err
 	}
 	if !s.wait {

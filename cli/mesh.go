@@ -49,23 +49,23 @@ func (c *cluster) ensureMesh(ctx context.Context, p *progress, spec map[string]a
 	})
 }
 
-// enrolNobody tells control to release every pod, and returns what the Mesh said
+// enrollNobody tells control to release every pod, and returns what the Mesh said
 // before, nil if it was not there.
-func (c *cluster) enrolNobody(ctx context.Context, p *progress) (before *kube.MeshSpec, err error) {
+func (c *cluster) enrollNobody(ctx context.Context, p *progress) (before *kube.MeshSpec, err error) {
 	m, err := c.mesh(ctx)
 	if err != nil {
 		return nil, err
 	}
 	if m != nil {
 		before = &m.Spec
-	} else if err := c.ensureMesh(ctx, p, map[string]any{"enrolment": kube.None}); err != nil {
+	} else if err := c.ensureMesh(ctx, p, map[string]any{"enrollment": kube.None}); err != nil {
 		return nil, err
 	}
 	// Said also of a Mesh that was not there: control may have made it in between.
-	return before, c.setEnrolment(ctx, map[string]any{"enrolment": kube.None, "namespaces": nil})
+	return before, c.setEnrollment(ctx, map[string]any{"enrollment": kube.None, "namespaces": nil})
 }
 
-func (c *cluster) setEnrolment(ctx context.Context, spec any) error {
+func (c *cluster) setEnrollment(ctx context.Context, spec any) error {
 	patch, err := json.Marshal(map[string]any{"spec": spec})
 	if err != nil {
 		return err

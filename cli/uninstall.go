@@ -103,7 +103,7 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 	}
 	err = u.removeRest(ctx, c, p, ds)
 	if u.keepCRD && before != nil { // in any case: the next try would not know it any more
-		err = errors.Join(err, c.setEnrolment(ctx, before))
+		err = errors.Join(err, c.setEnrollment(ctx, before))
 	}
 	if err != nil {
 		return err
@@ -156,7 +156,7 @@ func (u *removal) release(ctx context.Context, c *cluster, p *progress, installe
 		return nil, nil
 	}
 	p.say("taking every pod out of the mesh")
-	if before, err = c.enrolNobody(ctx, p); err != nil {
+	if before, err = c.enrollNobody(ctx, p); err != nil {
 		return nil, fmt.Errorf("%w (--force goes on without control)", err)
 	}
 	left := int32(1) // pods that are enrolled, or may be

@@ -167,14 +167,14 @@ func (n *testNode) report(pod string, s xds.PodState) {
 
 const patience = 20 * time.Second
 
-// awaitEnrol waits until the agent is told so about the pod.
-func (n *testNode) awaitEnrol(pod string, want bool) {
+// awaitEnroll waits until the agent is told so about the pod.
+func (n *testNode) awaitEnroll(pod string, want bool) {
 	n.t.Helper()
 	for limit := time.After(patience); ; {
 		select {
 		case list := <-n.pods:
 			for _, p := range list {
-				if p.Name == pod && p.Enrol == want {
+				if p.Name == pod && p.Enroll == want {
 					return
 				}
 			}
@@ -267,7 +267,7 @@ func (n *testNode) neverReleased(pod string) {
 		select {
 		case list := <-n.pods:
 			for _, p := range list {
-				if p.Name == pod && !p.Enrol {
+				if p.Name == pod && !p.Enroll {
 					n.t.Fatalf("%s was released", pod)
 				}
 			}
@@ -277,20 +277,20 @@ func (n *testNode) neverReleased(pod string) {
 	}
 }
 
-// The whole way: label, enrolment, announcement, withdrawal, acknowledgement, release.
-func TestEnrolAndRelease(t *testing.T) {
+// The whole way: label, enrollment, announcement, withdrawal, acknowledgement, release.
+func TestEnrollAndRelease(t *testing.T) {
 	b := newBench(t, "n1", "n2")
 	b.namespace("off")
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	held := make(chan struct{})
 	n1, n2 := b.node("n1", nil), b.node("n2", held)
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 	n2.awaitDirect("10.30.1.2", false)
 
 	began := time.Now()
 	b.namespace("on")
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	enrolled := time.Since(began)
 	n2.awaitBetween("10.30.1.2")
 	n2.neverDirect("10.30.1.2")
@@ -305,12 +305,12 @@ func TestEnrolAndRelease(t *testing.T) {
 	n1.awaitBetween("10.30.1.2")
 	n1.neverReleased("server") // n2 still has a handshake under way
 	close(held)
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 	n1.report("server", xds.Released)
 	n2.awaitWorkload("10.30.1.2", "outside", func(w *mesh.Peer) bool { return !w.Enrolled })
 
 	b.namespace("on")
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
 }
@@ -324,7 +324,7 @@ func TestKnownBeforeItsObjectSays(t *testing.T) {
 	b.pod("server", "n1", "")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	<-n2.world // control counts with n2
 	n2.leave()
 	const at = "10.30.1.9"
@@ -345,7 +345,7 @@ func TestKnownWithoutANodeThatHasLeft(t *testing.T) {
 	b.write("nodes.yaml", "apiVersion: v1\nkind: Node\nmetadata: {name: n1}\n")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	<-n2.world
 	n2.leave()
 	n1.report("server", xds.Captured)
@@ -360,12 +360,12 @@ func TestGoneNodeIsNotWaitedForLong(t *testing.T) {
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
 	n2.leave()
 	b.namespace("off")
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 }
 
 // A node that somebody has named as lost is waited for neither by a withdrawal nor, after a
@@ -377,7 +377,7 @@ func TestLostNodeIsNotWaitedFor(t *testing.T) {
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
 	n2.leave()
@@ -385,13 +385,13 @@ func TestLostNodeIsNotWaitedFor(t *testing.T) {
 	n1.awaitBetween("10.30.1.2")
 	n1.neverReleased("server")
 	b.lost("n2", "once")
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 	n1.report("server", xds.Released)
 
 	again := func() {
 		t.Helper()
 		b.namespace("on")
-		n1.awaitEnrol("server", true)
+		n1.awaitEnroll("server", true)
 		n1.report("server", xds.Captured)
 		n1.awaitDirect("10.30.1.2", true)
 	}
@@ -399,7 +399,7 @@ func TestLostNodeIsNotWaitedFor(t *testing.T) {
 	b.stop()
 	b.namespace("off")
 	b.start()
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 	n1.report("server", xds.Released)
 
 	n2 = b.node("n2", nil)
@@ -412,7 +412,7 @@ func TestLostNodeIsNotWaitedFor(t *testing.T) {
 	n1.awaitWorkload("10.30.1.3", "known", func(*mesh.Peer) bool { return true })
 	n1.neverReleased("server")
 	b.lost("n2", "twice")
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 }
 
 // control that restarts withdraws nobody: not before its agents have come back,
@@ -423,7 +423,7 @@ func TestRestartWithdrawsNobody(t *testing.T) {
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
 
@@ -449,7 +449,7 @@ func TestRestartWaitsForNodesOfThePast(t *testing.T) {
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
 	n2.leave()
@@ -457,7 +457,7 @@ func TestRestartWaitsForNodesOfThePast(t *testing.T) {
 	b.namespace("off")
 	began := time.Now()
 	b.start()
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 	if took := time.Since(began); took < b.gone {
 		t.Errorf("released after %v, want not before %v: n2 may still dial by direct", took, b.gone)
 	}
@@ -475,7 +475,7 @@ func TestUnknownTokenIsRefused(t *testing.T) {
 	defer conn.Close()
 	n := &testNode{t: t, signer: csr.NewClient(conn)}
 	n1 := b.node("n1", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	if _, err := n.sign(labID("server")); err == nil || !strings.Contains(err.Error(), "proves no node") {
 		t.Errorf("error %v, want that the token proves no node", err)
 	}
@@ -489,8 +489,8 @@ func TestForeignReportIsNotHeard(t *testing.T) {
 	b.pod("client", "n2", "10.30.2.2")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
-	n2.awaitEnrol("client", true)
+	n1.awaitEnroll("server", true)
+	n2.awaitEnroll("client", true)
 	n2.report("server", xds.Captured) // a lie
 	n2.report("client", xds.Captured)
 	for limit := time.After(patience); ; {

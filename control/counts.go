@@ -31,13 +31,13 @@ func newCounts() counts {
 }
 
 // replace counts e anew.
-func (c *counts) replace(e *enrolment, next counted) {
+func (c *counts) replace(e *enrollment, next counted) {
 	c.add(e, e.counts, -1)
 	c.add(e, next, 1)
 	e.counts = next
 }
 
-func (c *counts) add(e *enrolment, k counted, n int) {
+func (c *counts) add(e *enrollment, k counted, n int) {
 	if k.state == "" {
 		return
 	}
@@ -64,8 +64,8 @@ func (c *counts) add(e *enrolment, k counted, n int) {
 }
 
 // counted is how e counts if it should show want.
-func (e *enrolment) counted(want kube.Condition) counted {
-	k := counted{state: e.state, lost: e.state.enrol() && e.word == free}
+func (e *enrollment) counted(want kube.Condition) counted {
+	k := counted{state: e.state, lost: e.state.enroll() && e.word == free}
 	switch {
 	case e.state == Withdrawing, e.state == Releasing:
 		k.leaving = true

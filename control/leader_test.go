@@ -149,7 +149,7 @@ func TestFollowerPassesNodesOn(t *testing.T) {
 	votes.elect(first)
 	b.addr = second
 	n1 := b.node("n1", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	b.addr = first
 	n2 := b.node("n2", nil)
@@ -168,7 +168,7 @@ func TestNodesWaitForALeader(t *testing.T) {
 	b.addr = b.replica(votes, b.board())
 	n1 := b.node("n1", nil)
 	votes.elect(b.addr)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 }
 
 // A new leader withdraws nobody, though the pod's agent has not come to it yet; and
@@ -184,7 +184,7 @@ func TestNewLeaderWithdrawsNobody(t *testing.T) {
 	n1 := b.node("n1", nil)
 	b.addr = second
 	n2 := b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n1.report("server", xds.Captured)
 	n2.awaitDirect("10.30.1.2", true)
 

@@ -16,7 +16,7 @@ type metrics struct {
 func newMetrics(r prometheus.Registerer) *metrics {
 	m := &metrics{
 		pods: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-			Name: "tacit_control_pods", Help: "Pods by the state of their enrolment.",
+			Name: "tacit_control_pods", Help: "Pods by the state of their enrollment.",
 		}, []string{"state"}),
 		unprotected: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "tacit_control_pods_unprotected", Help: "Enrolled pods whose agent says that they are not captured.",

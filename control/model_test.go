@@ -256,12 +256,12 @@ func (m *model) takePods(a *modelAgent) {
 	if a.taken = m.server.version; a.taken == 0 {
 		return
 	}
-	enrol := make(map[string]bool)
+	enroll := make(map[string]bool)
 	for _, p := range m.server.latest.Pods[a.node] {
-		enrol[p.UID] = p.Enrol
+		enroll[p.UID] = p.Enroll
 	}
-	for _, uid := range slices.Sorted(maps.Keys(enrol)) {
-		on := enrol[uid]
+	for _, uid := range slices.Sorted(maps.Keys(enroll)) {
+		on := enroll[uid]
 		switch {
 		case on && a.draining[uid]:
 			delete(a.draining, uid)
@@ -279,7 +279,7 @@ func (m *model) takePods(a *modelAgent) {
 		}
 	}
 	for uid := range a.captured {
-		if _, ok := enrol[uid]; !ok { // the pod is deleted, its namespace gone
+		if _, ok := enroll[uid]; !ok { // the pod is deleted, its namespace gone
 			delete(a.captured, uid)
 			delete(a.draining, uid)
 		}
@@ -331,13 +331,13 @@ func (m *model) check() {
 	}
 }
 
-// checkTold compares what was told, change by change, with the enrolments as they are.
+// checkTold compares what was told, change by change, with the enrollments as they are.
 func (m *model) checkTold() {
 	m.t.Helper()
 	workloads, pods := 0, 0
 	for _, e := range m.r.roster.pods {
 		pods++
-		told := slices.IndexFunc(m.server.latest.Pods[e.pod.Node], func(p mesh.Pod) bool { return p.UID == e.pod.UID && p.Enrol == e.state.enrol() })
+		told := slices.IndexFunc(m.server.latest.Pods[e.pod.Node], func(p mesh.Pod) bool { return p.UID == e.pod.UID && p.Enroll == e.state.enroll() })
 		if told < 0 {
 			m.t.Fatalf("pod %s, %s, is told as %+v; steps:\n%s", e.pod.UID, e.state, m.server.latest.Pods, strings.Join(m.trace, "\n"))
 		}

@@ -129,7 +129,7 @@ func (r *reconciler) status() *Status {
 	return nil
 }
 
-// reconcile takes in what is new, steps the enrolments that it touches, and publishes as long
+// reconcile takes in what is new, steps the enrollments that it touches, and publishes as long
 // as something changes. It returns after how long to look again.
 func (r *reconciler) reconcile(now time.Time) time.Duration {
 	began := time.Now()
@@ -233,7 +233,7 @@ func (r *reconciler) read(events []kube.Event, said []kube.Said, now time.Time) 
 	}
 }
 
-// publish tells the nodes. A node may sign for a pod before it is told to enrol
+// publish tells the nodes. A node may sign for a pod before it is told to enroll
 // it, and so its proxy never asks in vain.
 func (r *reconciler) publish() {
 	r.roster.published(r.server.Update(r.roster.update()))

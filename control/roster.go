@@ -13,7 +13,7 @@ import (
 	"tacit.dev/wire/xds"
 )
 
-// roster is the enrolment of every pod. What is new touches the enrolments that it is about,
+// roster is the enrollment of every pod. What is new touches the enrollments that it is about,
 // and only those are looked at:
 //
 //	objects, reports, agents that come and go, time, acknowledgements
@@ -25,10 +25,10 @@ import (
 // It reads no clock and does no I/O; the reconciling goroutine owns it.
 type roster struct {
 	log  *slog.Logger
-	pods map[string]*enrolment // by UID
-	// on are the enrolments by node, at those by the UID of the pod's workload.
-	on    map[string]map[*enrolment]bool
-	at    map[string]*enrolment
+	pods map[string]*enrollment // by UID
+	// on are the enrollments by node, at those by the UID of the pod's workload.
+	on    map[string]map[*enrollment]bool
+	at    map[string]*enrollment
 	nodes map[string]kube.Node // those that are objects
 	// heard is what each agent said when it connected, by node and UID: it may
 	// hold a pod whose object is not here yet.
@@ -41,9 +41,9 @@ type roster struct {
 	// past is what an earlier process remembered, by UID, until its object is here.
 	past map[string]memory
 
-	touched, stirred map[*enrolment]bool
+	touched, stirred map[*enrollment]bool
 	// unkept are those whose state is not saved, gone those that are to be forgotten, by UID.
-	unkept map[*enrolment]bool
+	unkept map[*enrollment]bool
 	gone   map[string]bool
 	// withdrawing and spreading wait for nodes, the oldest publication first.
 	withdrawing, spreading []awaited
@@ -64,9 +64,9 @@ type roster struct {
 func newRoster(past []memory, log *slog.Logger) *roster {
 	r := &roster{
 		log:       log,
-		pods:      make(map[string]*enrolment),
-		on:        make(map[string]map[*enrolment]bool),
-		at:        make(map[string]*enrolment),
+		pods:      make(map[string]*enrollment),
+		on:        make(map[string]map[*enrollment]bool),
+		at:        make(map[string]*enrollment),
 		nodes:     make(map[string]kube.Node),
 		heard:     make(map[string]map[string]xds.Report),
 		connected: make(map[string]bool),
@@ -74,9 +74,9 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 		gathering: true,
 		lost:      make(map[string]lost),
 		past:      make(map[string]memory, len(past)),
-		touched:   make(map[*enrolment]bool),
-		stirred:   make(map[*enrolment]bool),
-		unkept:    make(map[*enrolment]bool),
+		touched:   make(map[*enrollment]bool),
+		stirred:   make(map[*enrollment]bool),
+		unkept:    make(map[*enrollment]bool),
 		gone:      make(map[string]bool),
 		untold:    newPendingWorld(),
 		gonePods:  make(map[string][]string),
@@ -140,9 +140,9 @@ func (r *roster) police(d kube.Delta, now time.Time) {
 	}
 }
 
-// begin makes the enrolment of a pod that was not known to this process.
-func (r *roster) begin(p kube.Pod, now time.Time) *enrolment {
-	e := &enrolment{pod: p, state: Outside, word: silent, since: now}
+// begin makes the enrollment of a pod that was not known to this process.
+func (r *roster) begin(p kube.Pod, now time.Time) *enrollment {
+	e := &enrollment{pod: p, state: Outside, word: silent, since: now}
 	if m, ok := r.past[p.UID]; ok && m.Node == p.Node {
 		e.state = m.State
 	}
@@ -151,7 +151,7 @@ func (r *roster) begin(p kube.Pod, now time.Time) *enrolment {
 	}
 	r.pods[p.UID] = e
 	if r.on[p.Node] == nil {
-		r.on[p.Node] = make(map[*enrolment]bool)
+		r.on[p.Node] = make(map[*enrollment]bool)
 		r.miss(p.Node, now)
 	}
 	r.on[p.Node][e] = true
@@ -159,7 +159,7 @@ func (r *roster) begin(p kube.Pod, now time.Time) *enrolment {
 }
 
 // place notes the pod as its object is now.
-func (r *roster) place(e *enrolment, p kube.Pod) {
+func (r *roster) place(e *enrollment, p kube.Pod) {
 	if w := e.pod.Workload; w != nil && r.at[w.UID] == e {
 		delete(r.at, w.UID)
 	}
@@ -169,7 +169,7 @@ func (r *roster) place(e *enrolment, p kube.Pod) {
 }
 
 // end is for a pod whose object is gone. Should it come back, its agent has to speak again.
-func (r *roster) end(e *enrolment) {
+func (r *roster) end(e *enrollment) {
 	if e == nil {
 		return
 	}
@@ -181,7 +181,7 @@ func (r *roster) end(e *enrolment) {
 }
 
 // leave takes e out of everything but pods.
-func (r *roster) leave(e *enrolment) {
+func (r *roster) leave(e *enrollment) {
 	r.place(e, kube.Pod{Pod: e.pod.Pod, Node: e.pod.Node})
 	delete(r.touched, e)
 	delete(r.stirred, e)
@@ -241,10 +241,10 @@ func (r *roster) look(o outlook) {
 			r.touched[t.pod] = true
 		}
 	}
-	for len(r.withdrawing) > 0 && (r.isOver(r.withdrawing[0], func(e *enrolment) uint64 { return e.withdrawn }) || o.acked(r.withdrawing[0].version)) {
+	for len(r.withdrawing) > 0 && (r.isOver(r.withdrawing[0], func(e *enrollment) uint64 { return e.withdrawn }) || o.acked(r.withdrawing[0].version)) {
 		r.withdrawing = r.touchFirst(r.withdrawing)
 	}
-	for len(r.spreading) > 0 && (r.isOver(r.spreading[0], func(e *enrolment) uint64 { return e.spreading }) || o.applied() >= r.spreading[0].version) {
+	for len(r.spreading) > 0 && (r.isOver(r.spreading[0], func(e *enrollment) uint64 { return e.spreading }) || o.applied() >= r.spreading[0].version) {
 		r.spreading = r.touchFirst(r.spreading)
 	}
 }
@@ -255,14 +255,14 @@ func (r *roster) touchNode(node string) {
 	}
 }
 
-// awaited is an enrolment that waits until every node knows a publication.
+// awaited is an enrollment that waits until every node knows a publication.
 type awaited struct {
 	version uint64
-	pod     *enrolment
+	pod     *enrollment
 }
 
 // isOver tells whether nobody waits for that any more.
-func (r *roster) isOver(a awaited, waits func(*enrolment) uint64) bool {
+func (r *roster) isOver(a awaited, waits func(*enrollment) uint64) bool {
 	return r.pods[a.pod.pod.UID] != a.pod || waits(a.pod) != a.version
 }
 
@@ -276,7 +276,7 @@ func (r *roster) touchFirst(list []awaited) []awaited {
 	return list[1:]
 }
 
-// step steps every enrolment that was touched, and tells whether something is to be told.
+// step steps every enrollment that was touched, and tells whether something is to be told.
 func (r *roster) step(o outlook) (changed bool) {
 	o.connected = r.connected
 	for _, e := range slices.SortedFunc(maps.Keys(r.touched), byUID) {
@@ -289,7 +289,7 @@ func (r *roster) step(o outlook) (changed bool) {
 		}
 		if e.advance(o) {
 			r.stirred[e] = true
-			r.log.Info("enrolment", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", e.pod.UID, "node", e.pod.Node,
+			r.log.Info("enrollment", "pod", e.pod.Namespace+"/"+e.pod.Name, "uid", e.pod.UID, "node", e.pod.Node,
 				"identity", e.pod.ID.String(), "from", before, "state", e.state)
 		}
 		r.settle(e, o.now)
@@ -302,10 +302,10 @@ func (r *roster) isStirred() bool {
 	return len(r.stirred) > 0 || len(r.gone) > 0 || len(r.gonePods) > 0 || r.untold.any() || r.namespaces.differ
 }
 
-func byUID(x, y *enrolment) int { return cmp.Compare(x.pod.UID, y.pod.UID) }
+func byUID(x, y *enrollment) int { return cmp.Compare(x.pod.UID, y.pod.UID) }
 
 // settle brings what follows from e's state up to date, but for what is published.
-func (r *roster) settle(e *enrolment, now time.Time) {
+func (r *roster) settle(e *enrollment, now time.Time) {
 	long := r.isAway(e.pod.Node, now)
 	if at := e.lookAgain(); at.After(now) && !at.Equal(e.timed) {
 		e.timed = at
@@ -313,7 +313,7 @@ func (r *roster) settle(e *enrolment, now time.Time) {
 	}
 	said := kube.Said{UID: e.pod.UID}
 	if !long {
-		said.Told, said.Others, said.Vouched = e.told, e.others, e.word == captured && e.pod.Enrol && e.state.enrol()
+		said.Told, said.Others, said.Vouched = e.told, e.others, e.word == captured && e.pod.Enroll && e.state.enroll()
 	}
 	r.say(e, said)
 	want := e.condition(now, long)
@@ -328,7 +328,7 @@ func (r *roster) settle(e *enrolment, now time.Time) {
 // say tells the reader of objects what the agent of e says: its addresses, where it has told
 // them, and whether it holds the pod captured as its labels ask. What one said that is away
 // for long may not be true any more.
-func (r *roster) say(e *enrolment, said kube.Said) {
+func (r *roster) say(e *enrollment, said kube.Said) {
 	if said.Vouched != e.said.Vouched || !slices.Equal(said.Told, e.said.Told) || !slices.Equal(said.Others, e.said.Others) {
 		e.said = said
 		r.said = append(r.said, said)
@@ -356,7 +356,7 @@ func (r *roster) update() xds.Update {
 	for _, e := range slices.SortedFunc(maps.Keys(r.stirred), byUID) {
 		r.allowed.replace(&e.allowed, e.allowance())
 		told := e.pod.Pod
-		told.Enrol, told.Known = e.state.enrol(), e.everywhere
+		told.Enroll, told.Known = e.state.enroll(), e.everywhere
 		c := u.Pods[e.pod.Node]
 		c.Pods = append(c.Pods, told)
 		u.Pods[e.pod.Node], e.toldNode = c, true

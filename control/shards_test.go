@@ -202,7 +202,7 @@ func TestAShardThatCannotBeWritten(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b, server := newBench(t, "n1"), newAPIServer(t)
-			server.Put(api.Meshes, &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": kube.MeshName}, "spec": map[string]any{"enrolment": kube.All}}})
+			server.Put(api.Meshes, &unstructured.Unstructured{Object: map[string]any{"metadata": map[string]any{"name": kube.MeshName}, "spec": map[string]any{"enrollment": kube.All}}})
 			server.Put(api.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default"}})
 			broken := shardOf("uid-p0")
 			storage := kube.NewStorage(server.client, "tacit-system")
@@ -217,7 +217,7 @@ func TestAShardThatCannotBeWritten(t *testing.T) {
 			pod(0)
 			b.startWith(server)
 			n1 := b.node("n1", nil)
-			n1.awaitEnrol("p0", true)
+			n1.awaitEnroll("p0", true)
 			n1.report("p0", xds.Captured)
 			server.awaitReady(t, metav1.ConditionFalse, "NotSaved", fmt.Sprintf("shard %d", broken))
 			for i := 1; i < 4; i++ {
@@ -226,7 +226,7 @@ func TestAShardThatCannotBeWritten(t *testing.T) {
 				}
 				began := time.Now()
 				pod(i)
-				n1.awaitEnrol(fmt.Sprintf("p%d", i), true)
+				n1.awaitEnroll(fmt.Sprintf("p%d", i), true)
 				n1.report(fmt.Sprintf("p%d", i), xds.Captured)
 				n1.awaitDirect(fmt.Sprintf("10.30.1.%d", 10+i), true)
 				if took := time.Since(began); took > 5*time.Second {

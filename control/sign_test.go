@@ -37,7 +37,7 @@ func TestSigning(t *testing.T) {
 	b.pod("server", "n1", "10.30.1.2")
 	b.start()
 	n1, n2 := b.node("n1", nil), b.node("n2", nil)
-	n1.awaitEnrol("server", true)
+	n1.awaitEnroll("server", true)
 	n2.awaitDirect("10.30.1.2", false)
 
 	chain, err := n1.sign(labID("server"))
@@ -66,7 +66,7 @@ func TestSigning(t *testing.T) {
 
 	// After the release there is no certificate any more.
 	b.namespace("off")
-	n1.awaitEnrol("server", false)
+	n1.awaitEnroll("server", false)
 	n1.report("server", xds.Released)
 	for limit := time.Now().Add(patience); ; {
 		if _, err := n1.sign(labID("server")); errors.Is(err, csr.ErrDenied) {

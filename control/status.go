@@ -42,7 +42,7 @@ type PodStatus struct {
 	Unprotected bool `json:"unprotected"`
 	// Direct: announced, so that the others dial it by direct.
 	Direct bool `json:"direct"`
-	// State of the enrolment, and since when.
+	// State of the enrollment, and since when.
 	State State     `json:"state"`
 	Since time.Time `json:"since"`
 	// Reason is why a pod that should be captured is not: what its agent says, or what is
@@ -81,11 +81,11 @@ func (r *roster) status(f facts, trustDomain string) *Status {
 	return s
 }
 
-func (e *enrolment) status() PodStatus {
+func (e *enrollment) status() PodStatus {
 	p := PodStatus{
 		UID: e.pod.UID, Namespace: e.pod.Namespace, Name: e.pod.Name, Node: e.pod.Node, Identity: e.pod.ID.String(),
-		Addresses: []string{}, Wanted: e.pod.Enrol, Enrolled: e.state.enrol(), Captured: e.word == captured || e.word == stale,
-		Unprotected: e.state.enrol() && e.word == free, Direct: e.direct(),
+		Addresses: []string{}, Wanted: e.pod.Enroll, Enrolled: e.state.enroll(), Captured: e.word == captured || e.word == stale,
+		Unprotected: e.state.enroll() && e.word == free, Direct: e.direct(),
 		State: e.state, Since: e.since, Reason: e.reason, withdrawn: e.withdrawn,
 	}
 	if e.pod.Workload != nil {

@@ -8,7 +8,7 @@ import (
 // timer is when a pod is looked at again, or all of a node.
 type timer struct {
 	at   time.Time
-	pod  *enrolment
+	pod  *enrollment
 	node string
 }
 

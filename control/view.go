@@ -18,7 +18,7 @@ import (
 const (
 	// showEvery is how often people are shown something new at most.
 	showEvery = 500 * time.Millisecond
-	// enrollingAfter is how long an enrolment may take without a word about it: most
+	// enrollingAfter is how long an enrollment may take without a word about it: most
 	// are done by then.
 	enrollingAfter = 3 * time.Second
 )
@@ -114,10 +114,10 @@ func (r *roster) ready(nodes []xds.NodeStatus, count *kube.NodeCounts) (untaint 
 }
 
 // condition is what the pod should show; unheard says that its agent is away for long.
-func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
+func (e *enrollment) condition(now time.Time, unheard bool) kube.Condition {
 	age := now.Sub(e.since)
 	switch {
-	case e.state == Outside, e.state == Releasing && !e.pod.Enrol && e.pod.Shown.Status == "":
+	case e.state == Outside, e.state == Releasing && !e.pod.Enroll && e.pod.Shown.Status == "":
 		return kube.Condition{}
 	case e.state == Withdrawing, e.state == Releasing:
 		return kube.Condition{Status: "False", Reason: kube.Leaving, Message: "it is being released: its connections go on in plaintext"}
@@ -145,4 +145,4 @@ func (e *enrolment) condition(now time.Time, unheard bool) kube.Condition {
 
 // over: the pod is being deleted, and its agent has let go of it when its sandbox was
 // taken down. Only its object is left.
-func (e *enrolment) over() bool { return e.pod.Ending && e.word == free && e.reason == "" }
+func (e *enrollment) over() bool { return e.pod.Ending && e.word == free && e.reason == "" }

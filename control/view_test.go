@@ -15,32 +15,32 @@ import (
 	"tacit.dev/wire/xds"
 )
 
-// What a pod shows follows from its enrolment and what its agent has said.
+// What a pod shows follows from its enrollment and what its agent has said.
 func TestConditionOfPods(t *testing.T) {
 	now := time.Now()
 	before := kube.Condition{Status: "True", Reason: kube.Captured, Message: "as it was"}
 	for name, c := range map[string]struct {
-		e              enrolment
+		e              enrollment
 		unheard        bool
 		status, reason string
 	}{
-		"outside":                 {e: enrolment{state: Outside}},
-		"outside, once shown":     {e: enrolment{state: Outside, pod: kube.Pod{Shown: before}}},
-		"just enrolled":           {e: enrolment{state: Enrolling, since: now}},
-		"enrolled for a while":    {e: enrolment{state: Enrolling, since: now.Add(-enrollingAfter)}, status: "False", reason: kube.Enrolling},
-		"cannot be captured":      {e: enrolment{state: Enrolling, word: free, reason: "no nft", since: now}, status: "False", reason: kube.NotCaptured},
-		"announced":               {e: enrolment{state: Announced, word: captured}, status: "True", reason: kube.Captured},
-		"announced, and forwards": {e: enrolment{state: Announced, word: captured, reason: "it forwards"}, status: "True", reason: kube.PartlyProtected},
-		"announced and lost":      {e: enrolment{state: Announced, word: free}, status: "False", reason: kube.NotCaptured},
-		"deleted, taken down":     {e: enrolment{state: Announced, word: free, pod: kube.Pod{Shown: before, Ending: true}}, status: "True", reason: kube.Captured},
-		"deleted, rules lost":     {e: enrolment{state: Announced, word: free, reason: "no rules", pod: kube.Pod{Ending: true}}, status: "False", reason: kube.NotCaptured},
-		"not heard yet":           {e: enrolment{state: Announced, word: silent, since: now, pod: kube.Pod{Shown: before}}, status: "True", reason: kube.Captured},
-		"not heard for long":      {e: enrolment{state: Announced, word: silent, pod: kube.Pod{Shown: before}}, unheard: true, status: "Unknown", reason: kube.AgentAway},
-		"its agent has left":      {e: enrolment{state: Announced, word: captured, pod: kube.Pod{Shown: before}}, unheard: true, status: "Unknown", reason: kube.AgentAway},
-		"enrolled in vain":        {e: enrolment{state: Enrolling, since: now}, unheard: true, status: "Unknown", reason: kube.AgentAway},
-		"withdrawing":             {e: enrolment{state: Withdrawing, word: captured}, status: "False", reason: kube.Leaving},
-		"released, nothing said":  {e: enrolment{state: Releasing, word: stale}},
-		"released, once shown":    {e: enrolment{state: Releasing, word: stale, pod: kube.Pod{Shown: before}}, status: "False", reason: kube.Leaving},
+		"outside":                 {e: enrollment{state: Outside}},
+		"outside, once shown":     {e: enrollment{state: Outside, pod: kube.Pod{Shown: before}}},
+		"just enrolled":           {e: enrollment{state: Enrolling, since: now}},
+		"enrolled for a while":    {e: enrollment{state: Enrolling, since: now.Add(-enrollingAfter)}, status: "False", reason: kube.Enrolling},
+		"cannot be captured":      {e: enrollment{state: Enrolling, word: free, reason: "no nft", since: now}, status: "False", reason: kube.NotCaptured},
+		"announced":               {e: enrollment{state: Announced, word: captured}, status: "True", reason: kube.Captured},
+		"announced, and forwards": {e: enrollment{state: Announced, word: captured, reason: "it forwards"}, status: "True", reason: kube.PartlyProtected},
+		"announced and lost":      {e: enrollment{state: Announced, word: free}, status: "False", reason: kube.NotCaptured},
+		"deleted, taken down":     {e: enrollment{state: Announced, word: free, pod: kube.Pod{Shown: before, Ending: true}}, status: "True", reason: kube.Captured},
+		"deleted, rules lost":     {e: enrollment{state: Announced, word: free, reason: "no rules", pod: kube.Pod{Ending: true}}, status: "False", reason: kube.NotCaptured},
+		"not heard yet":           {e: enrollment{state: Announced, word: silent, since: now, pod: kube.Pod{Shown: before}}, status: "True", reason: kube.Captured},
+		"not heard for long":      {e: enrollment{state: Announced, word: silent, pod: kube.Pod{Shown: before}}, unheard: true, status: "Unknown", reason: kube.AgentAway},
+		"its agent has left":      {e: enrollment{state: Announced, word: captured, pod: kube.Pod{Shown: before}}, unheard: true, status: "Unknown", reason: kube.AgentAway},
+		"enrolled in vain":        {e: enrollment{state: Enrolling, since: now}, unheard: true, status: "Unknown", reason: kube.AgentAway},
+		"withdrawing":             {e: enrollment{state: Withdrawing, word: captured}, status: "False", reason: kube.Leaving},
+		"released, nothing said":  {e: enrollment{state: Releasing, word: stale}},
+		"released, once shown":    {e: enrollment{state: Releasing, word: stale, pod: kube.Pod{Shown: before}}, status: "False", reason: kube.Leaving},
 	} {
 		if c.e.word == "" {
 			c.e.word = silent
@@ -56,7 +56,7 @@ func TestConditionOfPods(t *testing.T) {
 func TestAgentIsAwayForLong(t *testing.T) {
 	now := time.Now()
 	r := newRoster(nil, slog.New(slog.DiscardHandler))
-	e := enrolled(r, testPod("a"), enrolment{state: Announced, word: captured})
+	e := enrolled(r, testPod("a"), enrollment{state: Announced, word: captured})
 	// A new leader gets to know its nodes.
 	r.agents(nil, true, now.Add(-time.Hour))
 	if r.look(outlook{now: now}); r.isAway(e.pod.Node, now) || r.touched[e] {
@@ -92,7 +92,7 @@ func TestAgentIsAwayForLong(t *testing.T) {
 }
 
 // enrolled puts a pod into r that is as far as e.
-func enrolled(r *roster, p kube.Pod, as enrolment) *enrolment {
+func enrolled(r *roster, p kube.Pod, as enrollment) *enrollment {
 	e := r.begin(p, as.since)
 	e.state, e.word, e.reason = as.state, as.word, as.reason
 	r.settle(e, time.Now())
@@ -108,11 +108,11 @@ func ending(p kube.Pod) kube.Pod {
 func TestViewOfMesh(t *testing.T) {
 	r := newRoster(nil, slog.New(slog.DiscardHandler))
 	now := time.Now()
-	enrolled(r, testPod("a"), enrolment{state: Announced, word: captured})
-	enrolled(r, testPod("b"), enrolment{state: Enrolling, word: free, reason: "no nft"})
-	enrolled(r, testPod("c"), enrolment{state: Withdrawing, word: captured})
-	enrolled(r, testPod("d"), enrolment{state: Outside, word: silent})
-	enrolled(r, ending(testPod("e")), enrolment{state: Announced, word: free})
+	enrolled(r, testPod("a"), enrollment{state: Announced, word: captured})
+	enrolled(r, testPod("b"), enrollment{state: Enrolling, word: free, reason: "no nft"})
+	enrolled(r, testPod("c"), enrollment{state: Withdrawing, word: captured})
+	enrolled(r, testPod("d"), enrollment{state: Outside, word: silent})
+	enrolled(r, ending(testPod("e")), enrollment{state: Announced, word: free})
 	f := kube.Summary{Facts: kube.MeshFacts{Found: true, Generation: 4}, TrustDomain: "lab", Exceptions: []kube.Exception{{Namespace: "kube-system", Name: "x", Reason: kube.SystemNamespace}}}
 	r.objects(kube.Delta{Nodes: tainted(t, "n1", "n2")}, now)
 	v := r.view(now, f, []xds.NodeStatus{{Node: "n1", Agent: true, Proxy: true}, {Node: "n2", Agent: true}})

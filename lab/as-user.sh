@@ -4,7 +4,7 @@
 # their own [root] conditions.
 set -eu
 cd "$(dirname "$0")/.."
-stories=${1:-basic|plain|receiver|services|plugin|privilege|enrol|killed}
+stories=${1:-basic|plain|receiver|services|plugin|privilege|enroll|killed}
 
 if [ "$(id -u)" != 0 ]; then
   TACIT_BIN=$PWD/bin exec .ci/noskip go test -v -count=1 -parallel 1 -timeout 10m ./lab -run "TestStories/^($stories)\$"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The told story: nginx, PostgreSQL, curl and psql on two nodes; first in the
-# clear, then the namespace is labelled, then the same again through mutual TLS.
+# clear, then the namespace is labeled, then the same again through mutual TLS.
 # Needs bin/ (make build) and Debian's packages (make packages). Ends with an
 # error if anything it claims is not so.
 set -eu -o pipefail

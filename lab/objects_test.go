@@ -155,7 +155,7 @@ func TestParseOptions(t *testing.T) {
 	if diff := cmp.Diff(want, o); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	for _, bad := range []string{"mesh=maybe", "word", "kubelet.flag=1", "colour=red"} {
+	for _, bad := range []string{"mesh=maybe", "word", "kubelet.flag=1", "color=red"} {
 		if _, err := ParseOptions([]string{bad}); err == nil {
 			t.Errorf("%s was accepted", bad)
 		}

@@ -1,5 +1,5 @@
 // Package mesh holds the nouns of Tacit: who a pod is (ID), what runs where
-// (Workload, Peer, Service, World), what a node is told to enrol (Pod), and what
+// (Workload, Peer, Service, World), what a node is told to enroll (Pod), and what
 // happened on one connection (Flow). Every other package speaks in these
 // words, and in no others for the same thing:
 //
@@ -20,7 +20,7 @@
 //	identity     spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
 //	bundle       the root certificates that are trusted
 //	leaf         the certificate of one identity on one node
-//	enrol        to make a pod part of the mesh; un-enrol, to take it out
+//	enroll        to make a pod part of the mesh; un-enroll, to take it out
 //	capture      to redirect a pod's connections into the proxy
 //	bypass       traffic of an enrolled pod that was not captured
 //	protected    enrolled, captured, and with a valid certificate

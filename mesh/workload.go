@@ -158,8 +158,8 @@ type Pod struct {
 	Namespace string
 	Name      string
 	ID        ID
-	// Enrol asks for the pod to be captured; false asks for its release.
-	Enrol bool
+	// Enroll asks for the pod to be captured; false asks for its release.
+	Enroll bool
 	// ExcludeOutbound is not captured when going out, ExcludeInbound not when
 	// coming in.
 	ExcludeOutbound []Exclusion

@@ -111,7 +111,7 @@ func canStep(c Conn) bool {
 }
 
 // Cancel resets both ends, if the passage is not over.
-func (p *Passage) Cancel(cause error) { p.abort(Cancelled, fmt.Errorf("cancelled: %w", cause)) }
+func (p *Passage) Cancel(cause error) { p.abort(Canceled, fmt.Errorf("canceled: %w", cause)) }
 
 // restLocked has the loop carry it, which begins with what is in the sockets by now. The halves
 // have nothing in hand: each has waited for its socket.

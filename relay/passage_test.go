@@ -180,7 +180,7 @@ func TestStepThatFails(t *testing.T) {
 	r, p := startIn(t, nil, "tcp to tcp")
 	awaitMode(t, p, up)
 	r.cancel()
-	r.ends(Cancelled)
+	r.ends(Canceled)
 	nearApp, near := pair(t)
 	farApp, far := pair(t)
 	p = &Passage{a: TCP(near), b: TCP(far), pool: NewPool(), loop: NewLoops(1).all[0], open: 2}
@@ -211,7 +211,7 @@ func TestCancelAtRest(t *testing.T) {
 	p.Cancel(cause)
 	p.Cancel(errors.New("another one"))
 	r.cancel()
-	if got := r.ends(Cancelled); !errors.Is(got.Err, cause) {
+	if got := r.ends(Canceled); !errors.Is(got.Err, cause) {
 		t.Errorf("error %v, want the cause", got.Err)
 	}
 	hearReset(t, r.a)

@@ -100,8 +100,8 @@ const (
 	ByB Ending = "b"
 	// HalfClosedTooLong: HalfCloseTimeout ran out.
 	HalfClosedTooLong Ending = "half-closed too long"
-	// Cancelled: the context ended.
-	Cancelled Ending = "cancelled"
+	// Canceled: the context ended.
+	Canceled Ending = "canceled"
 )
 
 // Result is what became of a joined connection.

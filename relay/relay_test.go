@@ -283,7 +283,7 @@ func TestCancelResetsBoth(t *testing.T) {
 		r.cancel()
 		hearReset(t, r.a)
 		hearReset(t, r.b)
-		if got := r.ends(Cancelled); !errors.Is(got.Err, context.Canceled) {
+		if got := r.ends(Canceled); !errors.Is(got.Err, context.Canceled) {
 			t.Fatalf("error %v, want that of the context", got.Err)
 		}
 	})

@@ -17,7 +17,7 @@ import (
 const usage = `usage: tacit-node ROLE [flags]
 
 roles:
-  agent    enrols the pods of this node; needs root
+  agent    enrolls the pods of this node; needs root
   proxy    carries their connections; needs nothing
   check    says whether this node has what the agent needs, and changes nothing
   sweep    removes what an agent has left here; none may run

@@ -71,7 +71,7 @@ func TestAPITellsOfChanges(t *testing.T) {
 		return p
 	}
 	client := fake.NewClientset(pod("a", "1", nil), pod("b", "2", nil), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "default", ResourceVersion: "3"}})
-	mesh := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"enrolment": "all"}}}
+	mesh := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"enrollment": "All"}}}
 	mesh.SetGroupVersionKind(MeshResource().GroupVersion().WithKind("Mesh"))
 	mesh.SetName(MeshName)
 	older := PolicyResources()[1]

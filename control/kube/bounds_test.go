@@ -51,7 +51,7 @@ func TestHugeAnnotationsCostLittle(t *testing.T) {
 		t.Errorf("%d problems: %.200v: want two, each of 10 pods", len(r.Problems), r.Problems)
 	}
 	for _, p := range r.Pods {
-		if !p.Enrol || len(p.ExcludeOutbound)+len(p.ExcludeInbound) > 0 {
+		if !p.Enroll || len(p.ExcludeOutbound)+len(p.ExcludeInbound) > 0 {
 			t.Fatalf("%+v: want all of it captured", p)
 		}
 	}

@@ -68,7 +68,7 @@ func (c BuildConfig) withDefaults() BuildConfig {
 	return c
 }
 
-// Pod is a pod that its node has to know. Pod.Enrol says what its labels ask for.
+// Pod is a pod that its node has to know. Pod.Enroll says what its labels ask for.
 type Pod struct {
 	mesh.Pod
 	Node string
@@ -300,12 +300,12 @@ func (b *build) readServices() {
 func (b *build) enrolling() {
 	names := make(map[string]bool)
 	for _, n := range b.objects.Namespaces {
-		if b.enrolsIn(n.Name) {
+		if b.enrollsIn(n.Name) {
 			names[n.Name] = true
 		}
 	}
 	for _, p := range b.objects.Pods {
-		if b.enrols(p) {
+		if b.enrolls(p) {
 			names[p.Namespace] = true
 		}
 	}

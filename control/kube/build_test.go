@@ -334,7 +334,7 @@ func text(r Result) string {
 		fmt.Fprintf(&b, "place %s node %q addresses %v contested %v ranges %v\n", p.Name, p.Node, p.Addresses, p.Contested, p.Ranges)
 	}
 	for _, p := range r.Pods {
-		fmt.Fprintf(&b, "pod %s %s/%s node %s enrol %v workload %v\n", p.UID, p.Namespace, p.Name, p.Node, p.Enrol, p.Workload != nil)
+		fmt.Fprintf(&b, "pod %s %s/%s node %s enroll %v workload %v\n", p.UID, p.Namespace, p.Name, p.Node, p.Enroll, p.Workload != nil)
 		for _, e := range p.ExcludeOutbound {
 			fmt.Fprintf(&b, "  excludes outbound %s\n", exclusion(e))
 		}
@@ -352,7 +352,7 @@ func text(r Result) string {
 		fmt.Fprintf(&b, "node %s tainted %v\n", n.Name, n.Tainted())
 	}
 	if m := r.Mesh; m.Found {
-		fmt.Fprintf(&b, "mesh generation %d enrolment %q namespaces %v\n", m.Generation, m.Policy.Enrolment, sortedKeys(m.Policy.Namespaces))
+		fmt.Fprintf(&b, "mesh generation %d enrollment %q namespaces %v\n", m.Generation, m.Policy.Enrollment, sortedKeys(m.Policy.Namespaces))
 	}
 	fmt.Fprintf(&b, "namespaces %s\n", strings.Join(r.Namespaces, " "))
 	for _, p := range r.Problems {

@@ -78,7 +78,7 @@ type podState struct {
 	known     *Pod // whether or not another pod has its UID
 	serves    []share
 	asked     []*serviceState // services that have asked for it
-	enrols    bool
+	enrolls   bool
 	counted   counted
 }
 
@@ -89,10 +89,10 @@ type share struct {
 }
 
 type spaceState struct {
-	object *corev1.Namespace
-	pods   map[*podState]struct{}
-	enrols int // how many of them may have to be enrolled
-	counts podCounts
+	object  *corev1.Namespace
+	pods    map[*podState]struct{}
+	enrolls int // how many of them may have to be enrolled
+	counts  podCounts
 }
 
 type nodeState struct {

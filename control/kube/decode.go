@@ -121,7 +121,7 @@ func (o *Objects) list(items []json.RawMessage, depth int) (found int, err error
 // hint helps with YAML 1.1, where an unquoted on is a boolean.
 func hint(err error) string {
 	if strings.Contains(err.Error(), "cannot unmarshal bool") {
-		return ` (quote it: "on", "off")`
+		return ` (quote it: "on", "off"; or say enabled, disabled)`
 	}
 	return ""
 }

@@ -27,20 +27,20 @@ type Mesh struct {
 	Status            MeshStatus `json:"status,omitempty"`
 }
 
-// Enrolment of pods that have no label, and whose namespace has none.
+// Enrollment of pods that have no label, and whose namespace has none.
 const (
-	// Labelled enrols those of the listed namespaces. It is the default.
-	Labelled = "labelled"
-	// All enrols every one.
-	All = "all"
-	// None enrols nobody, whatever the labels say, and releases all.
-	None = "none"
+	// Labeled enrolls those of the listed namespaces. It is the default.
+	Labeled = "Labeled"
+	// All enrolls every one.
+	All = "All"
+	// None enrolls nobody, whatever the labels say, and releases all.
+	None = "None"
 )
 
 // MeshSpec is what people ask for.
 type MeshSpec struct {
-	Enrolment string `json:"enrolment,omitempty"`
-	// Namespaces are enrolled without a label, with Labelled.
+	Enrollment string `json:"enrollment,omitempty"`
+	// Namespaces are enrolled without a label, with Labeled.
 	Namespaces []string `json:"namespaces,omitempty"`
 	// TrustDomain is what control's has to be. It changes nothing: identities
 	// and the CA are made for the one that control was started with.
@@ -109,13 +109,13 @@ const (
 
 // Policy is what a Mesh asks for, as it was understood.
 type Policy struct {
-	Enrolment  string
+	Enrollment string
 	Namespaces map[string]bool
 }
 
 // wants tells whether pods of a namespace are enrolled if no label says otherwise.
 func (p Policy) wants(namespace string) bool {
-	return p.Enrolment == All || p.Enrolment != None && p.Namespaces[namespace]
+	return p.Enrollment == All || p.Enrollment != None && p.Namespaces[namespace]
 }
 
 // MeshFacts is what the objects say of the Mesh.
@@ -153,13 +153,13 @@ func (r *reader) mesh(list []*Mesh) MeshFacts {
 
 func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
 	var f faults
-	p = Policy{Enrolment: s.Enrolment, Namespaces: make(map[string]bool)}
-	if !slices.Contains([]string{"", Labelled, All, None}, s.Enrolment) {
-		f.add("enrolment %.80q: want %s, %s or %s; what held before holds", s.Enrolment, Labelled, All, None)
+	p = Policy{Enrollment: s.Enrollment, Namespaces: make(map[string]bool)}
+	if !slices.Contains([]string{"", Labeled, All, None}, s.Enrollment) {
+		f.add("enrollment %.80q: want %s, %s or %s; what held before holds", s.Enrollment, Labeled, All, None)
 		p = r.cfg.Before
 	}
-	if len(s.Namespaces) > 0 && (s.Enrolment == All || s.Enrolment == None) {
-		f.add("namespaces: say nothing with enrolment %s", s.Enrolment)
+	if len(s.Namespaces) > 0 && (s.Enrollment == All || s.Enrollment == None) {
+		f.add("namespaces: say nothing with enrollment %s", s.Enrollment)
 	}
 	for _, n := range s.Namespaces {
 		switch {
@@ -167,7 +167,7 @@ func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
 			f.add("namespace %.80q: is no name of one", n)
 		case r.system(n):
 			f.add("namespace %s: is never enrolled", n)
-		case p.Enrolment == s.Enrolment:
+		case p.Enrollment == s.Enrollment:
 			p.Namespaces[n] = true
 		}
 	}

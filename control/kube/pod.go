@@ -38,7 +38,7 @@ func (r *reader) readPod(p *corev1.Pod) (*mesh.Workload, *Pod) {
 		}
 		return w, nil
 	}
-	m := r.enrolment(p, id)
+	m := r.enrollment(p, id)
 	if w != nil {
 		w.ExcludeInbound, w.ExcludeOutbound = m.ExcludeInbound, m.ExcludeOutbound
 		w.HostPorts = r.hostPorts(p)
@@ -58,13 +58,13 @@ func (p Pod) compare(q Pod) int {
 	return cmp.Or(cmp.Compare(p.UID, q.UID), cmp.Compare(p.Namespace, q.Namespace), cmp.Compare(p.Name, q.Name))
 }
 
-func (r *reader) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
+func (r *reader) enrollment(p *corev1.Pod, id mesh.ID) mesh.Pod {
 	m := mesh.Pod{
 		UID:       uidOf(p),
 		Namespace: p.Namespace,
 		Name:      p.Name,
 		ID:        id,
-		Enrol:     r.wanted(p),
+		Enroll:    r.wanted(p),
 	}
 	var bad []string
 	m.ExcludeOutbound, bad = parseOutbound(p.Annotations[AnnotationExcludeOutbound])
@@ -79,7 +79,7 @@ func (r *reader) enrolment(p *corev1.Pod, id mesh.ID) mesh.Pod {
 		m.ProbePorts = m.ProbePorts[:maxProbePorts]
 		r.problem("Pod", p.Namespace, p.Name, fmt.Sprintf("more than %d ports of probes: the higher ones are captured, so that probes of them fail", maxProbePorts))
 	}
-	if m.Enrol && len(m.ExcludeOutbound)+len(m.ExcludeInbound) > 0 {
+	if m.Enroll && len(m.ExcludeOutbound)+len(m.ExcludeInbound) > 0 {
 		r.except(p.Namespace, p.Name, PartlyExcluded)
 	}
 	return m

@@ -146,16 +146,16 @@ func (b *Builder) touchTargets(namespace string, t *translation) {
 	}
 	if namespace == b.reader.cfg.RootNamespace {
 		for _, p := range b.pods {
-			b.touchLabelled(p, t)
+			b.touchLabeled(p, t)
 		}
 	} else if s := b.spaces[namespace]; s != nil {
 		for p := range s.pods {
-			b.touchLabelled(p, t)
+			b.touchLabeled(p, t)
 		}
 	}
 }
 
-func (b *Builder) touchLabelled(p *podState, t *translation) {
+func (b *Builder) touchLabeled(p *podState, t *translation) {
 	if p.object != nil && (hasLabels(p.object, t.labels) || len(p.object.Labels) > maxPodLabels) {
 		b.touch(p)
 	}
@@ -166,7 +166,7 @@ func (b *Builder) touchLabelled(p *podState, t *translation) {
 func (b *Builder) police(p *podState, w *mesh.Workload) {
 	var now counted
 	if w != nil {
-		now.there, now.outside, w.Policies = true, p.known == nil || !p.known.Enrol, nil
+		now.there, now.outside, w.Policies = true, p.known == nil || !p.known.Enroll, nil
 		for _, from := range b.reader.policing(p.object.Namespace) {
 			if x := b.policed[from]; x != nil {
 				for _, s := range x.policies {
@@ -336,7 +336,7 @@ func (b *build) police(of map[string][]*AuthorizationPolicy, read map[*Authoriza
 	known := make(map[string]bool) // by UID of the workload: it is wanted in the mesh
 	for _, p := range b.result.Pods {
 		if p.Workload != nil {
-			known[p.Workload.UID] = p.Enrol
+			known[p.Workload.UID] = p.Enroll
 		}
 	}
 	for _, p := range b.objects.Pods {

@@ -166,10 +166,10 @@ func (b *Builder) readPods() {
 	for p := range b.batch.pods {
 		was := b.touch(p)
 		p.workload, p.known = nil, nil
-		enrols := false
+		enrolls := false
 		if p.object != nil {
 			p.workload, p.known = b.reader.readPod(p.object)
-			enrols = b.reader.enrols(p.object)
+			enrolls = b.reader.enrolls(p.object)
 		}
 		if exceptions := b.notes.exceptions; !slices.Equal(exceptions, b.exceptions[p]) {
 			b.batch.delta.Exceptions = true
@@ -178,20 +178,20 @@ func (b *Builder) readPods() {
 			}
 		}
 		b.tell(p)
-		b.countEnrols(p, enrols)
+		b.countEnrolls(p, enrolls)
 		b.readServicesOf(p, was)
 	}
 }
 
-func (b *Builder) countEnrols(p *podState, enrols bool) {
-	if enrols == p.enrols {
+func (b *Builder) countEnrolls(p *podState, enrolls bool) {
+	if enrolls == p.enrolls {
 		return
 	}
 	namespace := namespaceOf(p.name)
-	if p.enrols = enrols; enrols {
-		b.space(namespace).enrols++
+	if p.enrolls = enrolls; enrolls {
+		b.space(namespace).enrolls++
 	} else {
-		b.space(namespace).enrols--
+		b.space(namespace).enrolls--
 	}
 	b.batch.spaces[namespace] = struct{}{}
 }
@@ -438,7 +438,7 @@ func (b *Builder) readUIDs() {
 func (b *Builder) readSpaces() {
 	for name := range b.batch.spaces {
 		s := b.space(name)
-		if on := s.enrols > 0 || s.object != nil && b.reader.enrolsIn(name); on != b.enrolling[name] {
+		if on := s.enrolls > 0 || s.object != nil && b.reader.enrollsIn(name); on != b.enrolling[name] {
 			b.batch.delta.Namespaces = true
 			if b.enrolling[name] = on; !on {
 				delete(b.enrolling, name)

@@ -73,7 +73,7 @@ func TestStatusOfMesh(t *testing.T) {
 		t.Errorf("%+v differs from %+v", again, first)
 	}
 	s.Pods = PodCounts{Enrolled: 2, Protected: 1, Unprotected: 1}
-	s.Facts.Faults = []string{"enrolment"}
+	s.Facts.Faults = []string{"enrollment"}
 	next, differs := s.Status(time.Unix(3000, 0))
 	if !differs || len(next.Conditions) != 2 {
 		t.Fatalf("%+v, differs %v: want two other conditions", next, differs)

@@ -81,7 +81,7 @@ func (a *API) readMesh(v any) (any, error) {
 		// The schema of the kind keeps this from happening. Without a spec that
 		// can be read what held before holds.
 		a.cfg.Log.Error("Mesh not understood", "name", u.GetName(), "error", err)
-		m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrolment: "?"}}
+		m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrollment: "?"}}
 	}
 	return keepRead(&m)
 }

@@ -45,7 +45,7 @@ func (l links) up(name string, addresses ...netip.Prefix) error {
 func (l links) bridge(addresses []netip.Prefix) error {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = bridgeName
-	snooping := false // a bridge without a querier would lose neighbour discovery
+	snooping := false // a bridge without a querier would lose neighbor discovery
 	if err := l.LinkAdd(&netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snooping}); err != nil {
 		return fmt.Errorf("bridge: %w", err)
 	}
@@ -86,7 +86,7 @@ func (l links) unplug(name string) error {
 	return nil
 }
 
-// route leads a prefix to a neighbour, unroute no more.
+// route leads a prefix to a neighbor, unroute no more.
 func (l links) route(to netip.Prefix, via netip.Addr) error {
 	if err := l.RouteReplace(&netlink.Route{Dst: ipNet(to), Gw: via.AsSlice()}); err != nil {
 		return fmt.Errorf("route %s via %s: %w", to, via, err)

@@ -78,7 +78,7 @@ func TestControl(t *testing.T) {
 }
 
 func nobodyEnrolled(s *shop) {
-	s.KubectlPrints("labelled", "get", "mesh", "default", "-o", "jsonpath={.spec.enrolment}") // control has made it
+	s.KubectlPrints("Labeled", "get", "mesh", "default", "-o", "jsonpath={.spec.enrollment}") // control has made it
 	s.counts(0, 0)
 	s.NotEnrolled("shop", "client")
 	s.KubectlPrints("2/2", "get", "mesh", "default", "-o", "jsonpath={.status.nodes.ready}/{.status.nodes.total}")
@@ -92,7 +92,7 @@ func exceptions(reason string) []string {
 // leftOut are pods that can't be enrolled, whatever anybody asks for, and those that
 // won't.
 func leftOut(s *shop) {
-	s.spec(`{"enrolment":"all"}`)
+	s.spec(`{"enrollment":"All"}`)
 	s.KubectlPrints(`["shop/of-the-node"]`, exceptions("HostNetwork")...)
 	s.KubectlPrints(`["shop/never"]`, exceptions("OptedOut")...)
 	for _, namespace := range []string{"kube-system/", "tacit-system/"} {
@@ -107,7 +107,7 @@ func leftOut(s *shop) {
 	for _, pod := range []string{"of-the-node", "never"} {
 		s.NotEnrolled("shop", pod)
 	}
-	s.spec(`{"enrolment":"labelled"}`)
+	s.spec(`{"enrollment":"Labeled"}`)
 	s.counts(0, 0)
 }
 
@@ -133,13 +133,13 @@ func byLabel(s *shop) {
 }
 
 func byMesh(s *shop) {
-	s.spec(`{"enrolment":"all"}`)
+	s.spec(`{"enrollment":"All"}`)
 	s.counts(2, 2)
 	s.Kubectl("wait", "--for=condition=Protected", "mesh/default", "--timeout=110s")
-	s.spec(`{"enrolment":"none"}`)
+	s.spec(`{"enrollment":"None"}`)
 	s.counts(0, 0)
 	s.NotEnrolled("shop", "db-0")
-	s.spec(`{"enrolment":"labelled","namespaces":["shop"]}`)
+	s.spec(`{"enrollment":"Labeled","namespaces":["shop"]}`)
 	s.counts(2, 2)
 	s.dials("db-0.db.shop:8080")
 	if again := s.Kubectl("get", "pods", "-n", "shop", "-o", "jsonpath={.items[*].status.containerStatuses[*].restartCount}"); again != "0 0 0 0" {
@@ -148,8 +148,8 @@ func byMesh(s *shop) {
 }
 
 func badSpec(s *shop) {
-	if out, err := s.Mesh.Kubectl(s.Patiently(), "patch", "mesh", "default", "--type=merge", "-p", `{"spec":{"enrolment":"everybody"}}`); err == nil {
-		s.T.Errorf("enrolment everybody was taken: %s", out)
+	if out, err := s.Mesh.Kubectl(s.Patiently(), "patch", "mesh", "default", "--type=merge", "-p", `{"spec":{"enrollment":"everybody"}}`); err == nil {
+		s.T.Errorf("enrollment everybody was taken: %s", out)
 	}
 	s.spec(`{"trustDomain":"other.example"}`)
 	s.KubectlPrints("False NotUnderstood", "get", "mesh", "default", "-o", `jsonpath={.status.conditions[?(@.type=="Ready")].status} {.status.conditions[?(@.type=="Ready")].reason}`)

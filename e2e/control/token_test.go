@@ -181,7 +181,7 @@ func (c controlConn) subscribe(ctx context.Context, token, node string) error {
 // report says that the node has no captured pod: a report that ends the opening list,
 // field 2, before anything was in it.
 func (c controlConn) report(ctx context.Context, token string) error {
-	return c.ask(ctx, token, "/tacit.node.v1.Enrolment/Report", protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1))
+	return c.ask(ctx, token, "/tacit.node.v1.Enrollment/Report", protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1))
 }
 
 // ask opens a stream, sends one message and waits for the first answer.

@@ -67,11 +67,11 @@ func enrolled(t *testing.T) space { return newSpace(t, "on") }
 // plain makes a namespace that is not.
 func plain(t *testing.T) space { return newSpace(t, "off") }
 
-func newSpace(t *testing.T, enrolment string) space {
+func newSpace(t *testing.T, enrollment string) space {
 	t.Helper()
 	words := strings.FieldsFunc(strings.ToLower(t.Name()), func(r rune) bool { return r < 'a' || r > 'z' })
-	s := space{cluster(t), t, strings.Join(words[len(words)-1:], "-") + "-" + enrolment}
-	s.applyText(fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {tacit.dev/mesh: %q}}\n", s.name, enrolment))
+	s := space{cluster(t), t, strings.Join(words[len(words)-1:], "-") + "-" + enrollment}
+	s.applyText(fmt.Sprintf("apiVersion: v1\nkind: Namespace\nmetadata: {name: %s, labels: {tacit.dev/mesh: %q}}\n", s.name, enrollment))
 	t.Cleanup(s.end)
 	s.eventually("the namespace has a service account", func() error { _, err := s.try("get", "serviceaccount", "default"); return err })
 	return s

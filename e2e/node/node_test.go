@@ -98,7 +98,7 @@ func (s *site) dials(namespace, pod string) {
 	s.Await(pod+" reaches the server", func(context.Context) error { return s.dial(namespace, pod) })
 }
 
-// findsRunning enrols a pod of which no runtime has ever told.
+// findsRunning enrolls a pod of which no runtime has ever told.
 func (s *site) findsRunning() {
 	s.Kubectl("label", "namespace", "early", "tacit.dev/mesh=on")
 	s.Protected("early", "early")

@@ -16,8 +16,8 @@ import (
 	"tacit.dev/pause"
 )
 
-// behaviour is what a server does with one connection, which it need not close.
-type behaviour func(s *server, c *net.TCPConn)
+// behavior is what a server does with one connection, which it need not close.
+type behavior func(s *server, c *net.TCPConn)
 
 // server is what all ports of one serve share.
 type server struct {
@@ -41,7 +41,7 @@ func serve(ctx context.Context, words []string, _ io.Writer) error {
 	drain := flags.Duration("drain", 0, "go on accepting for so long after SIGTERM")
 	after := flags.Duration("accept-after", 0, "have a backlog of one connection, and accept none so long")
 	finish := flags.Duration("finish", 2*time.Second, "let open connections finish for so long at most")
-	name := flags.String("name", "", "what the behaviour name answers")
+	name := flags.String("name", "", "what the behavior name answers")
 	if err := flags.Parse(words); err != nil {
 		return err
 	}
@@ -88,16 +88,16 @@ func waitAtMost(g *sync.WaitGroup, d time.Duration) {
 
 type listener struct {
 	*net.TCPListener
-	do behaviour
+	do behavior
 }
 
 func listenAll(specs []string) ([]listener, error) {
 	var out []listener
 	for _, spec := range specs {
 		name, port, _ := strings.Cut(spec, ":")
-		do := behaviours()[name]
+		do := behaviors()[name]
 		if do == nil {
-			return nil, fmt.Errorf("serve %s: no behaviour %q", spec, name)
+			return nil, fmt.Errorf("serve %s: no behavior %q", spec, name)
 		}
 		silent := net.ListenConfig{KeepAlive: -1} // as most programs: what is quiet is not ended
 		l, err := silent.Listen(context.Background(), "tcp", ":"+port)

@@ -1,4 +1,4 @@
-// Package agent is the privileged half of a node: it enrols pods. It opens the
+// Package agent is the privileged half of a node: it enrolls pods. It opens the
 // listeners inside a pod's network namespace and hands them to the proxy, leads
 // the pod's connections there by rules, hands out the sockets that the proxy
 // dials with, and keeps reading the rules back. It is asked by the CNI plugin for
@@ -129,7 +129,7 @@ func orElse(d, otherwise time.Duration) time.Duration {
 	return d
 }
 
-// Agent enrols the pods of one node. All that changes belongs to one goroutine,
+// Agent enrolls the pods of one node. All that changes belongs to one goroutine,
 // the loop; others send it functions to run. The loop never blocks: what may
 // take time is a job, at most one per pod, and comes back as a function too.
 type Agent struct {

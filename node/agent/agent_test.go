@@ -231,7 +231,7 @@ func TestReasonIsToldAtOnce(t *testing.T) {
 	n.reports.until(t, "a", xds.Captured)
 }
 
-func TestEnrolAndUnenrolARunningPod(t *testing.T) {
+func TestEnrollAndUnenrollARunningPod(t *testing.T) {
 	n := startNode(t, t.TempDir(), nil)
 	p := dialProxy(t, n.dir, nil)
 	ns, path := namespace(t, "a")
@@ -527,15 +527,15 @@ func TestManyCyclesLeaveNothing(t *testing.T) {
 		}
 	}
 	cycle := func() {
-		for _, enrol := range []bool{true, false} {
+		for _, enroll := range []bool{true, false} {
 			next := append([]mesh.Pod(nil), words...)
 			for i := range next {
-				next[i].Enrol = enrol
+				next[i].Enroll = enroll
 			}
 			n.agent.Apply(next)
 			var wg sync.WaitGroup
 			for _, w := range next {
-				want := map[bool]xds.PodState{true: xds.Captured, false: xds.Released}[enrol]
+				want := map[bool]xds.PodState{true: xds.Captured, false: xds.Released}[enroll]
 				wg.Go(func() { n.reports.until(t, w.UID, want) })
 			}
 			wg.Wait()

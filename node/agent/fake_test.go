@@ -339,9 +339,9 @@ func namespace(t testing.TB, name string) (*netns.NS, string) {
 	return ns, path
 }
 
-func word(uid string, enrol bool) mesh.Pod {
+func word(uid string, enroll bool) mesh.Pod {
 	return mesh.Pod{
-		UID: uid, Namespace: "default", Name: "pod-" + uid, Enrol: enrol,
+		UID: uid, Namespace: "default", Name: "pod-" + uid, Enroll: enroll,
 		ID: mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "app"},
 	}
 }

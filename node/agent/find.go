@@ -66,7 +66,7 @@ func (a *Agent) search(ctx context.Context, now time.Time) time.Time {
 // takeFound takes a pod in as if its runtime had told of it, unless it has
 // meanwhile, or control does not want it any more.
 func (a *Agent) takeFound(rec record) {
-	if w, ok := a.words[rec.UID]; !ok || !w.Enrol || a.has(w) || rec.Container != "" && a.left[rec.UID] == rec.Container {
+	if w, ok := a.words[rec.UID]; !ok || !w.Enroll || a.has(w) || rec.Container != "" && a.left[rec.UID] == rec.Container {
 		return
 	}
 	a.cfg.Log.Info("running pod found", "uid", rec.UID, "namespace", rec.Namespace, "pod", rec.Name, "netns", rec.Netns)

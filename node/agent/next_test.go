@@ -10,16 +10,16 @@ func TestNext(t *testing.T) {
 	}{
 		{"new, control silent", facts{}, wait},
 		{"new, not to be enrolled", facts{known: true}, wait},
-		{"to be enrolled", facts{known: true, enrol: true}, open},
-		{"listening, no proxy", facts{known: true, enrol: true, open: true}, wait},
-		{"listening", facts{known: true, enrol: true, open: true, connected: true}, tell},
-		{"told", facts{known: true, enrol: true, open: true, connected: true, proxy: saidServe}, wait},
-		{"ready", facts{known: true, enrol: true, open: true, connected: true, proxy: saysReady}, capture},
-		{"captured", facts{known: true, enrol: true, open: true, connected: true, proxy: saysReady, rules: capturing}, wait},
-		{"captured, proxy away", facts{known: true, enrol: true, open: true, rules: capturing}, wait},
-		{"captured, new proxy", facts{known: true, enrol: true, open: true, rules: capturing, connected: true}, tell},
-		{"captured, new agent", facts{known: true, enrol: true, rules: capturing}, open},
-		{"rules changed, proxy away", facts{known: true, enrol: true, open: true, rules: stale}, capture},
+		{"to be enrolled", facts{known: true, enroll: true}, open},
+		{"listening, no proxy", facts{known: true, enroll: true, open: true}, wait},
+		{"listening", facts{known: true, enroll: true, open: true, connected: true}, tell},
+		{"told", facts{known: true, enroll: true, open: true, connected: true, proxy: saidServe}, wait},
+		{"ready", facts{known: true, enroll: true, open: true, connected: true, proxy: saysReady}, capture},
+		{"captured", facts{known: true, enroll: true, open: true, connected: true, proxy: saysReady, rules: capturing}, wait},
+		{"captured, proxy away", facts{known: true, enroll: true, open: true, rules: capturing}, wait},
+		{"captured, new proxy", facts{known: true, enroll: true, open: true, rules: capturing, connected: true}, tell},
+		{"captured, new agent", facts{known: true, enroll: true, rules: capturing}, open},
+		{"rules changed, proxy away", facts{known: true, enroll: true, open: true, rules: stale}, capture},
 		{"rules found again, control silent", facts{rules: stale}, wait},
 		{"out: captured", facts{known: true, open: true, connected: true, proxy: saysReady, rules: capturing}, drain},
 		{"out: rules changed", facts{known: true, open: true, connected: true, proxy: saysReady, rules: stale}, drain},
@@ -32,9 +32,9 @@ func TestNext(t *testing.T) {
 		{"out: drained", facts{known: true, open: true, connected: true, proxy: saysDrained, rules: draining}, release},
 		{"out: never captured", facts{known: true, open: true, connected: true, proxy: saidServe}, release},
 		{"out: never captured, proxy away", facts{known: true, open: true}, release},
-		{"in again while draining", facts{known: true, enrol: true, open: true, connected: true, proxy: saidDrain, rules: draining}, tell},
-		{"in again, ready", facts{known: true, enrol: true, open: true, connected: true, proxy: saysReady, rules: draining}, capture},
-		{"gone", facts{gone: true, known: true, enrol: true, open: true, rules: capturing}, forget},
+		{"in again while draining", facts{known: true, enroll: true, open: true, connected: true, proxy: saidDrain, rules: draining}, tell},
+		{"in again, ready", facts{known: true, enroll: true, open: true, connected: true, proxy: saysReady, rules: draining}, capture},
+		{"gone", facts{gone: true, known: true, enroll: true, open: true, rules: capturing}, forget},
 		{"gone, control silent", facts{gone: true}, forget},
 	} {
 		if got := next(c.f); got != c.want {
@@ -49,7 +49,7 @@ func TestNextArrives(t *testing.T) {
 	for _, b := range []int{0, 1, 2, 3, 4, 5, 6, 7} {
 		for _, r := range []rules{noRules, stale, capturing, draining} {
 			for _, w := range []proxyWord{unsaid, saidServe, saysReady, saidDrain, saysDrained} {
-				f := facts{known: true, enrol: b&1 != 0, open: b&2 != 0, gone: b&4 != 0, connected: true, rules: r, proxy: w}
+				f := facts{known: true, enroll: b&1 != 0, open: b&2 != 0, gone: b&4 != 0, connected: true, rules: r, proxy: w}
 				arrives(t, f)
 			}
 		}
@@ -86,7 +86,7 @@ func arrives(t *testing.T, begin facts) {
 	}
 	in := f.rules == capturing && f.open && f.proxy == saysReady
 	out := f.rules == noRules && !f.open
-	if begin.gone || (f.enrol && !in) || (!f.enrol && !out) {
+	if begin.gone || (f.enroll && !in) || (!f.enroll && !out) {
 		t.Errorf("from %+v it stays at %+v", begin, f)
 	}
 }

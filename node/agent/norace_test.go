@@ -2,5 +2,5 @@
 
 package agent
 
-// cycles of ten pods each: a thousand enrolments in all.
+// cycles of ten pods each: a thousand enrollments in all.
 const cycles = 100

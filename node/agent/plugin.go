@@ -178,14 +178,14 @@ func (a *Agent) mayBegin(rec record) bool {
 		}
 		return "told"
 	})
-	return told == "" && !cni.MayEnrol(a.namespacesFile(), rec.Namespace)
+	return told == "" && !cni.MayEnroll(a.namespacesFile(), rec.Namespace)
 }
 
 // checkFor answers a CHECK: is the pod still as its ADD left it?
 func (a *Agent) checkFor(ctx context.Context, r cni.Request) error {
 	why := a.ask(func() string {
 		// One that has begun without us, and has nothing to do with us.
-		if w, known := a.words[r.UID]; a.sandbox(r.ContainerID) == nil && !(known && w.Enrol) {
+		if w, known := a.words[r.UID]; a.sandbox(r.ContainerID) == nil && !(known && w.Enroll) {
 			return ""
 		}
 		return a.why(r.ContainerID)

@@ -19,7 +19,7 @@ import (
 //
 //	    ADD, or found again
 //	          │
-//	          ▼              control: enrol
+//	          ▼              control: enroll
 //	┌──────► idle ───────────────────────────► listening   listeners are open
 //	│         ▲                                    │ tell the proxy
 //	│         │ control: do not                    ▼
@@ -34,7 +34,7 @@ import (
 //	│      draining   rules capture nothing new; the proxy is told to drain,
 //	│         │ ▲     and says drained when its last connection has ended
 //	│         └─┘
-//	│         control: enrol — from draining back to told
+//	│         control: enroll — from draining back to told
 //	│
 //	└ from everywhere: DEL, or the namespace is gone ──► forgotten
 //
@@ -156,11 +156,11 @@ const (
 
 // facts is all that next looks at.
 type facts struct {
-	known, enrol, gone bool
-	open               bool // listeners are
-	connected          bool // a proxy is
-	rules              rules
-	proxy              proxyWord
+	known, enroll, gone bool
+	open                bool // listeners are
+	connected           bool // a proxy is
+	rules               rules
+	proxy               proxyWord
 }
 
 // next decides. It is the drawing above, as a function.
@@ -170,7 +170,7 @@ func next(f facts) step {
 		return forget
 	case !f.known:
 		return wait
-	case f.enrol:
+	case f.enroll:
 		return nextIn(f)
 	}
 	return nextOut(f)
@@ -212,12 +212,12 @@ func nextOut(f facts) step {
 func (p *pod) facts(connected bool) facts {
 	w := p.rec.Word
 	return facts{
-		known: w != nil, enrol: w != nil && w.Enrol, gone: p.gone, open: len(p.listeners) > 0,
+		known: w != nil, enroll: w != nil && w.Enroll, gone: p.gone, open: len(p.listeners) > 0,
 		connected: connected, rules: p.rules, proxy: p.proxy,
 	}
 }
 
-func (p *pod) enrolled() bool { return !p.gone && p.rec.Word != nil && p.rec.Word.Enrol }
+func (p *pod) enrolled() bool { return !p.gone && p.rec.Word != nil && p.rec.Word.Enroll }
 
 // isSettled reports whether the pod is as control wants it, as far as an ADD has
 // to wait. A pod that is being drained was in the mesh already: nobody adds it.
@@ -225,7 +225,7 @@ func (p *pod) isSettled() bool {
 	switch {
 	case p.gone || p.rec.Word == nil:
 		return false
-	case p.rec.Word.Enrol:
+	case p.rec.Word.Enroll:
 		return p.rules == capturing && p.proxy == saysReady
 	}
 	return p.rules == noRules || p.rules == draining
@@ -236,7 +236,7 @@ func (p *pod) isSettled() bool {
 // mesh.
 func (p *pod) isKnown() bool {
 	w := p.rec.Word
-	return w != nil && (!w.Enrol || !slices.ContainsFunc(p.reached(), func(a netip.Addr) bool { return !slices.Contains(w.Known, a) }))
+	return w != nil && (!w.Enroll || !slices.ContainsFunc(p.reached(), func(a netip.Addr) bool { return !slices.Contains(w.Known, a) }))
 }
 
 // reached is where others reach the pod, as its runtime has told: one address of each
@@ -299,7 +299,7 @@ func (p *pod) hear(w mesh.Pod, now time.Time) bool {
 	if old != nil && sameWord(*old, w) {
 		return false
 	}
-	if old == nil || old.Enrol != w.Enrol {
+	if old == nil || old.Enroll != w.Enroll {
 		p.since = now
 	}
 	if old != nil && old.ID != w.ID && p.proxy != saidDrain && p.proxy != saysDrained {
@@ -319,7 +319,7 @@ func (p *pod) sameRules(a, b mesh.Pod) bool {
 }
 
 func sameWord(a, b mesh.Pod) bool {
-	return a.UID == b.UID && a.ID == b.ID && a.Enrol == b.Enrol &&
+	return a.UID == b.UID && a.ID == b.ID && a.Enroll == b.Enroll &&
 		slices.Equal(a.ExcludeOutbound, b.ExcludeOutbound) && slices.Equal(a.ExcludeInbound, b.ExcludeInbound) &&
 		slices.Equal(a.ProbePorts, b.ProbePorts) && slices.Equal(a.Known, b.Known)
 }

@@ -77,7 +77,7 @@ func readCaptured(file string) (rec record, ok bool) {
 	if err != nil || json.Unmarshal(b, &rec) != nil {
 		return rec, false
 	}
-	return rec, rec.Phase == phaseCapture && rec.Word != nil && rec.Word.Enrol
+	return rec, rec.Phase == phaseCapture && rec.Word != nil && rec.Word.Enroll
 }
 
 // heardWarm takes a message of the proxy's about a pod that we do not have yet.

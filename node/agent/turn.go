@@ -256,7 +256,7 @@ func (a *Agent) tellControl(r xds.Report) {
 func (a *Agent) seeMissing(now time.Time) {
 	for uid, since := range a.missing {
 		w, ok := a.words[uid]
-		if ok && w.Enrol && !a.has(w) {
+		if ok && w.Enroll && !a.has(w) {
 			continue
 		}
 		if since.IsZero() && !a.has(w) {
@@ -270,7 +270,7 @@ func (a *Agent) seeMissing(now time.Time) {
 		}
 	}
 	for uid, w := range a.words {
-		if !w.Enrol || a.has(w) {
+		if !w.Enroll || a.has(w) {
 			continue
 		}
 		since, ok := a.missing[uid]

@@ -74,8 +74,8 @@ func TestKeepAliveIsTheKernelsOwn(t *testing.T) {
 	client, server := c.pod("client"), c.pod("server")
 	n1 := c.node(nil)
 	n2 := c.node(func(cfg *Config) { cfg.KeepAlive = KeepAlive{Idle: 40 * time.Second, Probes: 4} })
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	client.sysctl("tcp_keepalive_time", 1234) // a pod's settings are written when it is captured already
 	client.sysctl("tcp_keepalive_intvl", 7)
@@ -93,8 +93,8 @@ func TestDialIntoSilence(t *testing.T) {
 	c := newCluster(t)
 	client, server, away := c.pod("client"), c.pod("server"), c.pod("away")
 	n1, n2 := c.node(nil), c.node(nil)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	client.sysctl("tcp_syn_retries", 1)
 	var silent []*net.TCPConn
 	for _, p := range []*testPod{server, away} {
@@ -138,9 +138,9 @@ func TestSilentEndpoint(t *testing.T) {
 	plain, gone := c.pod("plain"), c.pod("gone")
 	n1 := c.node(func(cfg *Config) { cfg.EndpointTimeout = 200 * time.Millisecond })
 	n2 := c.node(nil)
-	n1.enrol(client)
-	n2.enrol(server)
-	n2.enrol(away)
+	n1.enroll(client)
+	n2.enroll(server)
+	n2.enroll(away)
 	direct, other := c.service("direct", 8080, server, away), c.service("other", 8080, plain, gone)
 	c.publish()
 	server.serve(8080, echo)
@@ -163,7 +163,7 @@ func TestSilentHandshake(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.HandshakeTimeout = 300 * time.Millisecond })
-	n.enrol(client)
+	n.enroll(client)
 	server.wl.Direct = true
 	c.publish()
 	server.serve(1, func(c *net.TCPConn) { io.Copy(io.Discard, c) })

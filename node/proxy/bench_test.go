@@ -17,8 +17,8 @@ func BenchmarkConnection(b *testing.B) {
 	client, server := c.pod("client"), c.pod("server")
 	stranger := c.pod("stranger")
 	n1, n2 := c.node(quietLog), c.node(quietLog)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	stranger.serve(1, echo)
 	for _, row := range []struct {
@@ -52,8 +52,8 @@ func BenchmarkQuiet(b *testing.B) {
 	c := newCluster(b)
 	client, server := c.pod("client"), c.pod("server")
 	n1, n2 := c.node(quietLog), c.node(quietLog)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	const many = 1000
 	var before, after runtime.MemStats

@@ -16,8 +16,8 @@ func pair(t testing.TB) (c *cluster, client, server *testPod) {
 	c = newCluster(t)
 	client, server = c.pod("client"), c.pod("server")
 	n1, n2 := c.node(nil), c.node(nil)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	return c, client, server
 }
 
@@ -232,8 +232,8 @@ func TestManyAtOnce(t *testing.T) {
 	client, server := c.pod("client"), c.pod("server")
 	patient := func(cfg *Config) { cfg.DialTimeout, cfg.HandshakeTimeout = 4*limit, 4*limit }
 	n1, n2 := c.node(patient), c.node(patient)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	const many = 300
 	var wg sync.WaitGroup

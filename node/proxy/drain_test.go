@@ -18,8 +18,8 @@ func drainingPair(t *testing.T, most, quiet time.Duration) (n *node, client, ser
 	c := newCluster(t)
 	client, server = c.pod("client"), c.pod("server")
 	n1, n2 := c.node(func(cfg *Config) { cfg.Drain, cfg.DrainQuiet = most, orDefault(quiet, cfg.DrainQuiet) }), c.node(nil)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	return n1, client, server
 }

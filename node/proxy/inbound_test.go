@@ -22,7 +22,7 @@ func TestNewsTakesTime(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.AnnounceGrace = time.Minute })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Direct = true
 	c.publish()
 	server.serve(8080, echo)
@@ -47,7 +47,7 @@ func TestWithdrawalTakesTime(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.AnnounceGrace = time.Minute })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Direct, server.wl.Direct = true, true
 	c.publish()
 	server.serve(8080, echo)
@@ -77,7 +77,7 @@ func TestWhoWaitsForTheServerIsServed(t *testing.T) {
 			c := newCluster(t)
 			member, server := c.pod("member"), c.pod("server")
 			n := c.node(func(cfg *Config) { cfg.AnnounceGrace, cfg.HandshakeTimeout = time.Minute, time.Minute })
-			n.enrol(server)
+			n.enroll(server)
 			member.wl.Direct, server.wl.Direct = true, true
 			c.publish()
 			server.serve(3306, func(conn *net.TCPConn) { conn.Write([]byte("mysql_native_password")) })
@@ -108,7 +108,7 @@ func TestMembersSpeakTLS(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.AnnounceGrace = 50 * time.Millisecond })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Direct, server.wl.Direct = true, true
 	c.publish()
 	server.serve(8080, echo)
@@ -139,7 +139,7 @@ func TestNewsIsNoReasonToSpeakFirst(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.AnnounceGrace, cfg.HandshakeTimeout = time.Minute, time.Second })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Direct, server.wl.Direct = true, true
 	c.publish()
 	server.serve(3306, func(conn *net.TCPConn) { conn.Write([]byte("mysql_native_password")) })
@@ -163,7 +163,7 @@ func TestNobodySpeaksBeforeALateClientHello(t *testing.T) {
 	c := newCluster(t)
 	member, enrolled, server := c.pod("member"), c.pod("enrolled"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.LookLimit = 10 * time.Millisecond })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Direct, member.wl.Enrolled, enrolled.wl.Enrolled = true, true, true
 	c.publish()
 	n.announcedLongAgo(server)
@@ -203,7 +203,7 @@ func TestLateClientHello(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(nil)
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Enrolled = true
 	c.publish()
 	dialled, got := make(chan struct{}, 1), make(chan []byte, 1)
@@ -234,7 +234,7 @@ func TestUnknownIsWhoItProvesToBe(t *testing.T) {
 	c := newCluster(t)
 	unknown, server := c.pod("unknown"), c.pod("server")
 	n := c.node(nil)
-	n.enrol(server)
+	n.enroll(server)
 	unknown.wl.Addresses = nil
 	c.publish()
 	server.serve(8080, echo)
@@ -270,7 +270,7 @@ func TestEnrolledMaySpeakTLS(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n := c.node(nil)
-	n.enrol(server)
+	n.enroll(server)
 	client.wl.Enrolled = true
 	c.publish()
 	app := server.serve(8080, echo)
@@ -316,7 +316,7 @@ func TestReceiverDecides(t *testing.T) {
 	excluding := c.pod("excluding")
 	excluding.wl.ExcludeOutbound = []mesh.Exclusion{{Port: 8080}}
 	n := c.node(func(cfg *Config) { cfg.HandshakeTimeout = 3 * time.Second })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Direct, excluding.wl.Direct = true, true
 	unknown.wl.Addresses = nil
 	c.publish()

@@ -285,8 +285,8 @@ func TestKeptConnectionEndsWithTheCertificate(t *testing.T) {
 			with := func(name string) func(*Config) {
 				return func(cfg *Config) { leaves[name].Leaves = cfg.Leaves; cfg.Leaves = leaves[name] }
 			}
-			c.node(with("client")).enrol(client)
-			c.node(with("server")).enrol(server)
+			c.node(with("client")).enroll(client)
+			c.node(with("server")).enroll(server)
 			app := server.serve(1, echo)
 			askKept(t, c, client, server.at(false, 1))
 			leaves[side].renew(t, idOf(side))

@@ -44,7 +44,7 @@ func TestDrainServesTheBacklog(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n1, n2 := c.node(nil), c.node(nil)
-	n2.enrol(server)
+	n2.enroll(server)
 	server.serve(1, echo)
 	client.listen()
 	client.capture("capture.nft")
@@ -161,8 +161,8 @@ func TestAgentWithoutSocketsIsNoHang(t *testing.T) {
 	n1.agent.mu.Lock()
 	n1.agent.broken = true
 	n1.agent.mu.Unlock()
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	if err := firstRead(client.dial(server.at(false, 1))); !isRST(err) {
 		t.Errorf("%v: want a reset", err)
@@ -255,7 +255,7 @@ func TestKeysGoWithTheLastPod(t *testing.T) {
 	n := c.nodes[0]
 	twin := c.pod("twin")
 	twin.wl.ID = client.wl.ID
-	n.enrol(twin)
+	n.enroll(twin)
 	for _, p := range []*testPod{client, twin, client} { // sessions are resumed, connections kept
 		if err := askOnce(p, server.at(false, 1)); err != nil {
 			t.Fatal(err)

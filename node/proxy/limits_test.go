@@ -150,8 +150,8 @@ func TestHalfOpenHandshakesAreBounded(t *testing.T) {
 	n2 := c.node(func(cfg *Config) {
 		cfg.MaxHandshakes, cfg.HandshakeTimeout, cfg.HandshakePatience = 8*slots, 3*time.Second, 3*time.Second
 	})
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	loris.wl.Direct = true
 	c.publish()
 	server.serve(1, echo)
@@ -192,7 +192,7 @@ func TestSilentConnectionsAreBounded(t *testing.T) {
 	c := newCluster(t)
 	server, loris, other := c.pod("server"), c.pod("loris"), c.pod("other")
 	n := c.node(func(cfg *Config) { cfg.MaxConnectionsPerPod = 24 }) // 3 of one address
-	n.enrol(server)
+	n.enroll(server)
 	server.serve(1, echo)
 	var silent []*net.TCPConn
 	for i := range 5 {
@@ -249,9 +249,9 @@ func TestStalledPeersDelayNobodyElse(t *testing.T) {
 	const peers, most = 24, 256
 	n1 := c.node(nil)
 	n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.HandshakeTimeout = most, time.Minute })
-	n1.enrol(client)
-	n2.enrol(flooded)
-	n2.enrol(other)
+	n1.enroll(client)
+	n2.enroll(flooded)
+	n2.enroll(other)
 	loris.wl.Direct = true
 	from := loris.more(peers)
 	c.publish()
@@ -287,9 +287,9 @@ func TestStalledDestinationsDelayNobodyElse(t *testing.T) {
 	const peers, most = 24, 256
 	n1 := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.DialTimeout = most, time.Minute })
 	n2 := c.node(nil)
-	n1.enrol(client)
-	n1.enrol(other)
-	n2.enrol(server)
+	n1.enroll(client)
+	n1.enroll(other)
+	n2.enroll(server)
 	tarpit.wl.Direct = true
 	to := tarpit.more(peers)
 	c.publish()
@@ -370,7 +370,7 @@ func TestWaitingHoldsNoWorld(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.DialTimeout = 8, time.Minute })
-	n.enrol(client)
+	n.enroll(client)
 	server.wl.Direct = true
 	c.publish()
 	stalls, first := make(chan struct{}), make(chan struct{}, 1)
@@ -413,8 +413,8 @@ func TestWaitersTakeWhatIsKept(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n1, n2 := c.node(func(cfg *Config) { cfg.MaxHandshakes = 8 }), c.node(nil) // one with a peer
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	var wg sync.WaitGroup
 	for range many {
@@ -443,7 +443,7 @@ func TestWhoHasGoneWaitsNoMore(t *testing.T) {
 	c := newCluster(t)
 	client, tarpit := c.pod("client"), c.pod("tarpit")
 	n := c.node(func(cfg *Config) { cfg.MaxHandshakes, cfg.DialTimeout = 8, time.Minute })
-	n.enrol(client)
+	n.enroll(client)
 	tarpit.wl.Direct = true
 	c.publish()
 	stalls := make(chan struct{})
@@ -476,8 +476,8 @@ func TestConnectionsOfAPodAreLimited(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n1, n2 := c.node(func(cfg *Config) { cfg.MaxConnectionsPerPod = 3 }), c.node(nil)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	server.serve(1, echo)
 	var open []*net.TCPConn
 	for range 3 {
@@ -502,9 +502,9 @@ func TestConnectionsOfOneClientAreBounded(t *testing.T) {
 	c := newCluster(t)
 	greedy, other, server := c.pod("greedy"), c.pod("other"), c.pod("server")
 	n1, n2 := c.node(nil), c.node(func(cfg *Config) { cfg.MaxConnectionsPerPod = 16 }) // 14 inbound, 8 of one address
-	n1.enrol(greedy)
-	n1.enrol(other)
-	n2.enrol(server)
+	n1.enroll(greedy)
+	n1.enroll(other)
+	n2.enroll(server)
 	server.serve(1, echo)
 	other.serve(1, echo)
 	fill := func(client *testPod, want int) (open []*net.TCPConn) {

@@ -84,8 +84,8 @@ func TestArrivalOrder(t *testing.T) {
 func testArrivalOrder(t *testing.T, grace time.Duration) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
-	c.node(nil).enrol(client)
-	c.node(func(cfg *Config) { cfg.AnnounceGrace = grace }).enrol(server)
+	c.node(nil).enroll(client)
+	c.node(func(cfg *Config) { cfg.AnnounceGrace = grace }).enroll(server)
 	type word struct {
 		port uint16
 		said byte

@@ -22,8 +22,8 @@ func TestSameNodeAndHairpin(t *testing.T) {
 	a, b := c.pod("a"), c.pod("b")
 	n := c.node(nil)
 	svc := c.service("self", 8080, a)
-	n.enrol(a)
-	n.enrol(b)
+	n.enroll(a)
+	n.enroll(b)
 	a.serve(8080, echo)
 	both(t, func(t *testing.T, v6 bool) {
 		say(t, mustDial(t, b, a.at(v6, 8080)), "from the same node")
@@ -46,9 +46,9 @@ func TestServiceTriesTheNextEndpoint(t *testing.T) {
 	}
 	svc := c.service("svc", 8080, servers...)
 	n1, n2 := c.node(nil), c.node(nil)
-	n1.enrol(client)
+	n1.enroll(client)
 	for _, s := range servers {
-		n2.enrol(s)
+		n2.enroll(s)
 	}
 	// The first refuses, the other two serve: the second speaks only when spoken to.
 	var apps []*app
@@ -262,7 +262,7 @@ func TestMissingCertificateIsNamed(t *testing.T) {
 	client, server := c.pod("client"), c.pod("server")
 	c.ca.refuse[client.wl.ID] = true
 	n1, n2 := c.node(func(cfg *Config) { cfg.ReadyTimeout = 10 * time.Millisecond }), c.node(nil)
-	n2.enrol(server)
+	n2.enroll(server)
 	server.serve(8080, echo)
 	client.listen()
 	c.publish()
@@ -288,7 +288,7 @@ func TestDeadAddressTimesOut(t *testing.T) {
 	c := newCluster(t)
 	client := c.pod("client")
 	n := c.node(func(cfg *Config) { cfg.DialTimeout = 200 * time.Millisecond })
-	n.enrol(client)
+	n.enroll(client)
 	c.hub.do(t, func() error { return sh("ip neigh add 10.77.9.9 lladdr 02:00:00:00:00:09 dev br0") })
 	client.space.do(t, func() error { return sh("ip neigh add 10.77.9.9 lladdr 02:00:00:00:00:09 dev eth0") })
 	start := time.Now()
@@ -309,12 +309,12 @@ func TestBegunWhileItIsDialled(t *testing.T) {
 	c := newCluster(t)
 	client, server := c.pod("client"), c.pod("server")
 	n2 := c.node(nil)
-	n2.enrol(server)
+	n2.enroll(server)
 	server.serve(8080, echo)
 	all := c.pods
 	c.pods = []*testPod{client}
 	n1 := c.node(nil)
-	n1.enrol(client)
+	n1.enroll(client)
 	server.space.do(t, func() error {
 		return sh("nft 'table ip late { chain c { type filter hook prerouting priority -500; tcp flags syn / syn,ack drop; }; }'")
 	})

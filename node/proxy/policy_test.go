@@ -66,9 +66,9 @@ func trio(t *testing.T) (c *cluster, client, other, stranger, server *testPod) {
 	c = newCluster(t)
 	client, other, stranger, server = c.pod("client"), c.pod("other"), c.pod("stranger"), c.pod("server")
 	n1, n2 := c.node(nil), c.node(nil)
-	n1.enrol(client)
-	n1.enrol(other)
-	n2.enrol(server)
+	n1.enroll(client)
+	n1.enroll(other)
+	n2.enroll(server)
 	return c, client, other, stranger, server
 }
 
@@ -244,7 +244,7 @@ func TestLateClientHelloWherePlaintextIsDenied(t *testing.T) {
 	c := newCluster(t)
 	member, server := c.pod("member"), c.pod("server")
 	n := c.node(func(cfg *Config) { cfg.LookLimit = 10 * time.Millisecond })
-	n.enrol(server)
+	n.enroll(server)
 	member.wl.Enrolled = true
 	app := server.serve(8080, echo)
 	c.order(allow("member", "member"))

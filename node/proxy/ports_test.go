@@ -75,7 +75,7 @@ func TestPortThatCannotBeHad(t *testing.T) {
 	c := newCluster(t)
 	stranger, server := c.pod("stranger"), c.pod("server")
 	n := c.node(nil)
-	n.enrol(server)
+	n.enroll(server)
 	server.privileged()
 	app := server.serve(8080, echo)
 	server.serve(40200, echo) // a listener has the port for itself
@@ -117,7 +117,7 @@ func TestPlainDialsAreNotMarked(t *testing.T) {
 			c := newCluster(t)
 			client, stranger := c.pod("client"), c.pod("stranger")
 			n := c.node(nil)
-			n.enrol(client) // a runtime sets the ports later
+			n.enroll(client) // a runtime sets the ports later
 			client.setPorts(first, 65535)
 			app := stranger.serve(8080, echo)
 			for range 60 {
@@ -143,7 +143,7 @@ func TestPortsOfClientsAreNotTaken(t *testing.T) {
 	c := newCluster(t)
 	stranger, server := c.pod("stranger"), c.pod("server")
 	node := c.node(nil)
-	node.enrol(server)
+	node.enroll(server)
 	server.setPorts(first, first+n-1)
 	app := server.serve(8080, echo)
 	outside := stranger.serve(9090, echo)
@@ -198,7 +198,7 @@ func TestPortsOfClientsAreNotTaken(t *testing.T) {
 func TestPortsOfServersAreShared(t *testing.T) {
 	c := newCluster(t)
 	stranger, client := c.pod("stranger"), c.pod("client")
-	c.node(nil).enrol(client)
+	c.node(nil).enroll(client)
 	stranger.serve(9090, echo)
 	conn := mustDial(t, client, stranger.at(false, 9090))
 	defer conn.Close()

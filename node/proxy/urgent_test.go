@@ -57,8 +57,8 @@ func TestUrgentBytes(t *testing.T) {
 	client, server := c.pod("client"), c.pod("server")
 	plainClient, plainServer := c.pod("plain-client"), c.pod("plain-server")
 	n1, n2 := c.node(nil), c.node(nil)
-	n1.enrol(client)
-	n2.enrol(server)
+	n1.enroll(client)
+	n2.enroll(server)
 	for _, p := range []*testPod{server, plainServer} {
 		p.serve(7130, urgentServer(false))
 		p.serve(7131, urgentServer(true))

@@ -258,8 +258,8 @@ func (c *cluster) node(change func(*Config)) *node {
 	return n
 }
 
-// enrol captures p, as the agent of n would, and announces it.
-func (n *node) enrol(p *testPod) {
+// enroll captures p, as the agent of n would, and announces it.
+func (n *node) enroll(p *testPod) {
 	n.c.t.Helper()
 	p.node = n
 	n.proxy.Apply(n.c.told())

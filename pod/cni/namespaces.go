@@ -34,9 +34,9 @@ func WriteNamespaces(path string, enrolled []string) (changed bool, err error) {
 	return changed, err
 }
 
-// MayEnrol reports whether a pod of the namespace may have to be protected. Whatever is
+// MayEnroll reports whether a pod of the namespace may have to be protected. Whatever is
 // wrong with the file, it may.
-func MayEnrol(path, namespace string) bool {
+func MayEnroll(path, namespace string) bool {
 	if path == "" {
 		return true
 	}

@@ -97,7 +97,7 @@ func (p Plugin) ask(ctx context.Context, c config, r Request) *Error {
 
 // mustWait reports whether r is not to be done without an agent.
 func (p Plugin) mustWait(c config, r Request) bool {
-	return r.Command != Del && MayEnrol(c.Namespaces, r.Namespace)
+	return r.Command != Del && MayEnroll(c.Namespaces, r.Namespace)
 }
 
 // unanswered decides what an absent agent means. What may have to be protected

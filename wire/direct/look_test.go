@@ -125,7 +125,7 @@ func TestLookEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(soon(t))
 	cancel()
 	if _, err := Look(ctx, s, time.Minute); !errors.Is(err, context.Canceled) {
-		t.Errorf("cancelled: %v", err)
+		t.Errorf("canceled: %v", err)
 	}
 	c, s = w.sockets(t)
 	must(t, c.CloseWrite())

@@ -13,7 +13,7 @@ import (
 const podType = "type.googleapis.com/tacit.node.v1.Pod"
 
 func encodePod(p mesh.Pod) (*message.Pod, error) {
-	m := &message.Pod{Uid: p.UID, Namespace: p.Namespace, Name: p.Name, Identity: p.ID.String(), Enrol: p.Enrol}
+	m := &message.Pod{Uid: p.UID, Namespace: p.Namespace, Name: p.Name, Identity: p.ID.String(), Enroll: p.Enroll}
 	m.ExcludeOutbound = encodeExclusions(p.ExcludeOutbound)
 	m.ExcludeInbound, m.ProbePorts = encodeNumbers(p.ExcludeInbound), encodeNumbers(p.ProbePorts)
 	m.Known = encodeAddresses(p.Known)
@@ -23,7 +23,7 @@ func encodePod(p mesh.Pod) (*message.Pod, error) {
 }
 
 func decodePod(m *message.Pod) (mesh.Pod, error) {
-	p := mesh.Pod{UID: m.GetUid(), Namespace: m.GetNamespace(), Name: m.GetName(), Enrol: m.GetEnrol()}
+	p := mesh.Pod{UID: m.GetUid(), Namespace: m.GetNamespace(), Name: m.GetName(), Enroll: m.GetEnroll()}
 	if p.UID == "" || p.Namespace == "" || p.Name == "" {
 		return p, fmt.Errorf("pod %q of %q and %q: want uid, namespace and name", p.UID, p.Namespace, p.Name)
 	}

@@ -182,7 +182,7 @@ func (r *randomMesh) place(i int) *mesh.Place {
 func (r *randomMesh) pod(i int) mesh.Pod {
 	p := mesh.Pod{
 		UID: fmt.Sprintf("uid-%d", i), Namespace: "default", Name: fmt.Sprintf("p%d", i),
-		ID: mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "sa"}, Enrol: r.flip(),
+		ID: mesh.ID{TrustDomain: "lab", Namespace: "default", ServiceAccount: "sa"}, Enroll: r.flip(),
 	}
 	if r.flip() {
 		p.ExcludeInbound = []uint16{uint16(1 + r.IntN(65535))}

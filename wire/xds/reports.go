@@ -58,7 +58,7 @@ func (r *reports) run(ctx context.Context) error {
 func (r *reports) session(ctx context.Context, heard func()) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	g, err := message.NewEnrolmentClient(r.cfg.Conn).Report(ctx)
+	g, err := message.NewEnrollmentClient(r.cfg.Conn).Report(ctx)
 	if err != nil {
 		return err
 	}
@@ -95,7 +95,7 @@ func (r *reports) forgetReleased(upTo uint64) {
 
 // sendLoop sends all, the mark, then changes. It returns nil if the stream cannot
 // be sent on any more: ackLoop knows why.
-func (r *reports) sendLoop(ctx context.Context, g message.Enrolment_ReportClient, failed chan error) error {
+func (r *reports) sendLoop(ctx context.Context, g message.Enrollment_ReportClient, failed chan error) error {
 	list, sent := r.since(0)
 	for synced := false; ; {
 		for _, n := range list {
@@ -134,7 +134,7 @@ func (r *reports) since(sent uint64) ([]numbered, uint64) {
 	return list, r.last
 }
 
-func (r *reports) ackLoop(g message.Enrolment_ReportClient, heard func()) error {
+func (r *reports) ackLoop(g message.Enrollment_ReportClient, heard func()) error {
 	for {
 		ack, err := g.Recv()
 		if err != nil {

@@ -100,7 +100,7 @@ func TestNewAgentReplacesOld(t *testing.T) {
 	heard := make(chan told, 100)
 	c := startControl(t, listen(heard))
 	conn := c.dialAgent(t, "n1")
-	old, err := message.NewEnrolmentClient(conn).Report(t.Context())
+	old, err := message.NewEnrollmentClient(conn).Report(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +125,7 @@ func TestProxyReportsNothing(t *testing.T) {
 	cfg := listen(heard)
 	cfg.Registry = reg
 	c := startControl(t, cfg)
-	g, err := message.NewEnrolmentClient(c.dial(t, "n1")).Report(t.Context())
+	g, err := message.NewEnrollmentClient(c.dial(t, "n1")).Report(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}

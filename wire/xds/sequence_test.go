@@ -167,7 +167,7 @@ func (u *Update) set(m *sim, w mesh.Workload) {
 	m.workloads[w.UID] = &w
 	u.Workloads = append(u.Workloads, &w)
 	u.Gone = slices.DeleteFunc(u.Gone, func(uid string) bool { return uid == w.UID })
-	p := mesh.Pod{UID: w.UID, Namespace: w.Namespace, Name: w.Name, ID: w.ID, Enrol: w.Ready}
+	p := mesh.Pod{UID: w.UID, Namespace: w.Namespace, Name: w.Name, ID: w.ID, Enroll: w.Ready}
 	m.pods[w.Node][p.UID] = p
 	c := u.Pods[w.Node]
 	c.Pods = append(c.Pods, p)

@@ -148,7 +148,7 @@ func NewServer(cfg ServerConfig) *Server {
 // Register puts the services on a gRPC server; for ServeConfig.Services.
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	message.RegisterAggregatedDiscoveryServiceServer(r, discovery{server: s})
-	message.RegisterEnrolmentServer(r, enrolment{server: s})
+	message.RegisterEnrollmentServer(r, enrollment{server: s})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gather()

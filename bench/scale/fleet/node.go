@@ -408,8 +408,8 @@ func (n *node) takePod(one resource) error {
 		n.pods[uid] = p
 	}
 	now := time.Now().UnixNano()
-	if t.enrol != p.captured {
-		if p.captured = t.enrol; t.enrol {
+	if t.enroll != p.captured {
+		if p.captured = t.enroll; t.enroll {
 			p.told = now
 			n.enrolled++
 		} else {

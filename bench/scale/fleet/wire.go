@@ -15,7 +15,7 @@ import (
 // resource a simulated node needs the name and the version.
 const (
 	deltas  = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
-	reports = "/tacit.node.v1.Enrolment/Report"
+	reports = "/tacit.node.v1.Enrollment/Report"
 
 	addressType   = "type.googleapis.com/istio.workload.Address"
 	podType       = "type.googleapis.com/tacit.node.v1.Pod"
@@ -163,7 +163,7 @@ func readResource(b []byte) (r resource, err error) {
 // told is a tacit.node.v1.Pod.
 type told struct {
 	namespace, name, identity string
-	enrol, known              bool
+	enroll, known             bool
 }
 
 func readPod(b []byte) (t told, err error) {
@@ -180,7 +180,7 @@ func readPod(b []byte) (t told, err error) {
 		}
 		return nil
 	})
-	t.enrol = err == nil && flag(b, 5)
+	t.enroll = err == nil && flag(b, 5)
 	return t, err
 }
 

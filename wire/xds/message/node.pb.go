@@ -83,7 +83,7 @@ type Pod struct {
 	Name      string                 `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
 	// spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/SERVICE-ACCOUNT
 	Identity        string       `protobuf:"bytes,4,opt,name=identity,proto3" json:"identity,omitempty"`
-	Enrol           bool         `protobuf:"varint,5,opt,name=enrol,proto3" json:"enrol,omitempty"`
+	Enroll          bool         `protobuf:"varint,5,opt,name=enroll,proto3" json:"enroll,omitempty"`
 	ExcludeOutbound []*Exclusion `protobuf:"bytes,6,rep,name=exclude_outbound,json=excludeOutbound,proto3" json:"exclude_outbound,omitempty"`
 	ExcludeInbound  []uint32     `protobuf:"varint,7,rep,packed,name=exclude_inbound,json=excludeInbound,proto3" json:"exclude_inbound,omitempty"`
 	// Ports where the node's own kubelet is not captured.
@@ -152,9 +152,9 @@ func (x *Pod) GetIdentity() string {
 	return ""
 }
 
-func (x *Pod) GetEnrol() bool {
+func (x *Pod) GetEnroll() bool {
 	if x != nil {
-		return x.Enrol
+		return x.Enroll
 	}
 	return false
 }
@@ -918,13 +918,13 @@ var File_node_proto protoreflect.FileDescriptor
 const file_node_proto_rawDesc = "" +
 	"\n" +
 	"\n" +
-	"node.proto\x12\rtacit.node.v1\"\xa0\x02\n" +
+	"node.proto\x12\rtacit.node.v1\"\xa2\x02\n" +
 	"\x03Pod\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12\x12\n" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x1a\n" +
-	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x14\n" +
-	"\x05enrol\x18\x05 \x01(\bR\x05enrol\x12C\n" +
+	"\bidentity\x18\x04 \x01(\tR\bidentity\x12\x16\n" +
+	"\x06enroll\x18\x05 \x01(\bR\x06enroll\x12C\n" +
 	"\x10exclude_outbound\x18\x06 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12'\n" +
 	"\x0fexclude_inbound\x18\a \x03(\rR\x0eexcludeInbound\x12\x1f\n" +
 	"\vprobe_ports\x18\b \x03(\rR\n" +
@@ -985,8 +985,9 @@ const file_node_proto_rawDesc = "" +
 	"\x15POD_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12POD_STATE_CAPTURED\x10\x01\x12\x16\n" +
 	"\x12POD_STATE_RELEASED\x10\x02\x12\x19\n" +
-	"\x15POD_STATE_UNPROTECTED\x10\x032M\n" +
-	"\tEnrolment\x12@\n" +
+	"\x15POD_STATE_UNPROTECTED\x10\x032N\n" +
+	"\n" +
+	"Enrollment\x12@\n" +
 	"\x06Report\x12\x18.tacit.node.v1.PodReport\x1a\x18.tacit.node.v1.ReportAck(\x010\x01B\x1cZ\x1atacit.dev/wire/xds/messageb\x06proto3"
 
 var (
@@ -1026,8 +1027,8 @@ var file_node_proto_depIdxs = []int32{
 	8,  // 3: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
 	10, // 4: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
 	0,  // 5: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	12, // 6: tacit.node.v1.Enrolment.Report:input_type -> tacit.node.v1.PodReport
-	13, // 7: tacit.node.v1.Enrolment.Report:output_type -> tacit.node.v1.ReportAck
+	12, // 6: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
+	13, // 7: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
 	7,  // [7:8] is the sub-list for method output_type
 	6,  // [6:7] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name

@@ -21,31 +21,31 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Enrolment_Report_FullMethodName = "/tacit.node.v1.Enrolment/Report"
+	Enrollment_Report_FullMethodName = "/tacit.node.v1.Enrollment/Report"
 )
 
-// EnrolmentClient is the client API for Enrolment service.
+// EnrollmentClient is the client API for Enrollment service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Enrolment is how an agent tells what became of its pods.
-type EnrolmentClient interface {
+// Enrollment is how an agent tells what became of its pods.
+type EnrollmentClient interface {
 	// Report opens with everything that the agent holds, then "synced", then
 	// changes. Control answers each report once it has taken it.
 	Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PodReport, ReportAck], error)
 }
 
-type enrolmentClient struct {
+type enrollmentClient struct {
 	cc grpc.ClientConnInterface
 }
 
-func NewEnrolmentClient(cc grpc.ClientConnInterface) EnrolmentClient {
-	return &enrolmentClient{cc}
+func NewEnrollmentClient(cc grpc.ClientConnInterface) EnrollmentClient {
+	return &enrollmentClient{cc}
 }
 
-func (c *enrolmentClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PodReport, ReportAck], error) {
+func (c *enrollmentClient) Report(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PodReport, ReportAck], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	stream, err := c.cc.NewStream(ctx, &Enrolment_ServiceDesc.Streams[0], Enrolment_Report_FullMethodName, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Enrollment_ServiceDesc.Streams[0], Enrollment_Report_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -54,69 +54,69 @@ func (c *enrolmentClient) Report(ctx context.Context, opts ...grpc.CallOption) (
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Enrolment_ReportClient = grpc.BidiStreamingClient[PodReport, ReportAck]
+type Enrollment_ReportClient = grpc.BidiStreamingClient[PodReport, ReportAck]
 
-// EnrolmentServer is the server API for Enrolment service.
-// All implementations must embed UnimplementedEnrolmentServer
+// EnrollmentServer is the server API for Enrollment service.
+// All implementations must embed UnimplementedEnrollmentServer
 // for forward compatibility.
 //
-// Enrolment is how an agent tells what became of its pods.
-type EnrolmentServer interface {
+// Enrollment is how an agent tells what became of its pods.
+type EnrollmentServer interface {
 	// Report opens with everything that the agent holds, then "synced", then
 	// changes. Control answers each report once it has taken it.
 	Report(grpc.BidiStreamingServer[PodReport, ReportAck]) error
-	mustEmbedUnimplementedEnrolmentServer()
+	mustEmbedUnimplementedEnrollmentServer()
 }
 
-// UnimplementedEnrolmentServer must be embedded to have
+// UnimplementedEnrollmentServer must be embedded to have
 // forward compatible implementations.
 //
 // NOTE: this should be embedded by value instead of pointer to avoid a nil
 // pointer dereference when methods are called.
-type UnimplementedEnrolmentServer struct{}
+type UnimplementedEnrollmentServer struct{}
 
-func (UnimplementedEnrolmentServer) Report(grpc.BidiStreamingServer[PodReport, ReportAck]) error {
+func (UnimplementedEnrollmentServer) Report(grpc.BidiStreamingServer[PodReport, ReportAck]) error {
 	return status.Error(codes.Unimplemented, "method Report not implemented")
 }
-func (UnimplementedEnrolmentServer) mustEmbedUnimplementedEnrolmentServer() {}
-func (UnimplementedEnrolmentServer) testEmbeddedByValue()                   {}
+func (UnimplementedEnrollmentServer) mustEmbedUnimplementedEnrollmentServer() {}
+func (UnimplementedEnrollmentServer) testEmbeddedByValue()                    {}
 
-// UnsafeEnrolmentServer may be embedded to opt out of forward compatibility for this service.
-// Use of this interface is not recommended, as added methods to EnrolmentServer will
+// UnsafeEnrollmentServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to EnrollmentServer will
 // result in compilation errors.
-type UnsafeEnrolmentServer interface {
-	mustEmbedUnimplementedEnrolmentServer()
+type UnsafeEnrollmentServer interface {
+	mustEmbedUnimplementedEnrollmentServer()
 }
 
-func RegisterEnrolmentServer(s grpc.ServiceRegistrar, srv EnrolmentServer) {
-	// If the following call panics, it indicates UnimplementedEnrolmentServer was
+func RegisterEnrollmentServer(s grpc.ServiceRegistrar, srv EnrollmentServer) {
+	// If the following call panics, it indicates UnimplementedEnrollmentServer was
 	// embedded by pointer and is nil.  This will cause panics if an
 	// unimplemented method is ever invoked, so we test this at initialization
 	// time to prevent it from happening at runtime later due to I/O.
 	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
 		t.testEmbeddedByValue()
 	}
-	s.RegisterService(&Enrolment_ServiceDesc, srv)
+	s.RegisterService(&Enrollment_ServiceDesc, srv)
 }
 
-func _Enrolment_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
-	return srv.(EnrolmentServer).Report(&grpc.GenericServerStream[PodReport, ReportAck]{ServerStream: stream})
+func _Enrollment_Report_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(EnrollmentServer).Report(&grpc.GenericServerStream[PodReport, ReportAck]{ServerStream: stream})
 }
 
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
-type Enrolment_ReportServer = grpc.BidiStreamingServer[PodReport, ReportAck]
+type Enrollment_ReportServer = grpc.BidiStreamingServer[PodReport, ReportAck]
 
-// Enrolment_ServiceDesc is the grpc.ServiceDesc for Enrolment service.
+// Enrollment_ServiceDesc is the grpc.ServiceDesc for Enrollment service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
-var Enrolment_ServiceDesc = grpc.ServiceDesc{
-	ServiceName: "tacit.node.v1.Enrolment",
-	HandlerType: (*EnrolmentServer)(nil),
+var Enrollment_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "tacit.node.v1.Enrollment",
+	HandlerType: (*EnrollmentServer)(nil),
 	Methods:     []grpc.MethodDesc{},
 	Streams: []grpc.StreamDesc{
 		{
 			StreamName:    "Report",
-			Handler:       _Enrolment_Report_Handler,
+			Handler:       _Enrollment_Report_Handler,
 			ServerStreams: true,
 			ClientStreams: true,
 		},

@@ -103,18 +103,18 @@ func checkStep(t *testing.T, s State, v situation) {
 // implies enrolled, and no step goes from announced to not enrolled at once.
 func TestWhatIsTold(t *testing.T) {
 	for _, row := range []struct {
-		state                  State
-		enrol, direct, mayDial bool
+		state                   State
+		enroll, direct, mayDial bool
 	}{
 		{Outside, false, false, false}, {Enrolling, true, false, true}, {Announced, true, true, true}, {Withdrawing, true, false, true}, {Releasing, false, false, true},
 	} {
-		if row.state.enrol() != row.enrol || row.state.direct() != row.direct || row.state.mayDial() != row.mayDial {
-			t.Errorf("%s: enrol %v direct %v may dial %v, want %v %v %v", row.state,
-				row.state.enrol(), row.state.direct(), row.state.mayDial(), row.enrol, row.direct, row.mayDial)
+		if row.state.enroll() != row.enroll || row.state.direct() != row.direct || row.state.mayDial() != row.mayDial {
+			t.Errorf("%s: enroll %v direct %v may dial %v, want %v %v %v", row.state,
+				row.state.enroll(), row.state.direct(), row.state.mayDial(), row.enroll, row.direct, row.mayDial)
 		}
 	}
 	for _, r := range rules {
-		if r.from.direct() && !r.to.enrol() || !r.from.enrol() && r.to.direct() {
+		if r.from.direct() && !r.to.enroll() || !r.from.enroll() && r.to.direct() {
 			t.Errorf("%s goes to %s at once", r.from, r.to)
 		}
 	}
@@ -126,8 +126,8 @@ func TestMachineComesToRest(t *testing.T) {
 		for _, w := range []word{silent, captured, stale, free} {
 			for _, wanted := range []bool{true, false} {
 				t.Run(fmt.Sprintf("%s/%s/%v", s, w, wanted), func(t *testing.T) {
-					e := enrolment{state: s, word: w, withdrawn: 1}
-					e.pod.Enrol = wanted
+					e := enrollment{state: s, word: w, withdrawn: 1}
+					e.pod.Enroll = wanted
 					o := outlook{now: e.since.Add(2 * settleAfter),
 						acked: func(uint64) bool { return true }, connected: map[string]bool{e.pod.Node: true}}
 					e.advance(o) // hangs if not
@@ -143,7 +143,7 @@ func TestMachineComesToRest(t *testing.T) {
 // Where every node knows a pod stays so while they hear of more addresses of it.
 func TestKnownWhileMoreSpreads(t *testing.T) {
 	first, second := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.2.0.1")
-	e := &enrolment{state: Announced}
+	e := &enrollment{state: Announced}
 	applied := uint64(0)
 	for version, step := range []struct{ at, before, after []netip.Addr }{
 		{[]netip.Addr{first}, nil, []netip.Addr{first}},

@@ -9,7 +9,7 @@ import (
 	"tacit.dev/wire/xds"
 )
 
-// State is how far the enrolment of one pod is.
+// State is how far the enrollment of one pod is.
 //
 //	                  label on                  agent: captured
 //	  ┌─► outside ──────────────► enrolling ─────────────────────► announced
@@ -22,7 +22,7 @@ import (
 //
 // What the others see and what the node is told follows from it:
 //
-//	             Pod.Enrol   Workload.Direct   .Enrolled   signed for
+//	             Pod.Enroll   Workload.Direct   .Enrolled   signed for
 //	outside      false       false             false       no
 //	enrolling    true        false             true        yes
 //	announced    true        true              true        yes
@@ -40,7 +40,7 @@ import (
 //
 // In releasing the label may be on again. The pod is not enrolled again before the
 // agent has spoken: a "captured" that it said before it heard of the release
-// would be taken for one that it said after the new enrolment. An agent that has
+// would be taken for one that it said after the new enrollment. An agent that has
 // been connected for a while and says nothing has nothing to say: a pod that is
 // drained stays captured in its eyes, and enrolling it again changes nothing.
 type State string
@@ -54,8 +54,8 @@ const (
 	Releasing   State = "releasing"
 )
 
-// enrol tells whether the node is told to enrol the pod.
-func (s State) enrol() bool { return s == Enrolling || s == Announced || s == Withdrawing }
+// enroll tells whether the node is told to enroll the pod.
+func (s State) enroll() bool { return s == Enrolling || s == Announced || s == Withdrawing }
 
 // direct tells whether the pod is announced to the others.
 func (s State) direct() bool { return s == Announced }
@@ -129,7 +129,7 @@ func (s State) after(o situation) State {
 
 // restFor is longer than a report travels. A pod that is released is not enrolled
 // again sooner: a report that crossed with the release would be taken for news
-// about the enrolment.
+// about the enrollment.
 const restFor = 100 * time.Millisecond
 
 // settleAfter is how long a connected agent may be silent about what it was told.
@@ -137,8 +137,8 @@ const restFor = 100 * time.Millisecond
 // has to say when it comes back, and is waited for.
 const settleAfter = 3 * time.Second
 
-// enrolment is the enrolment of one pod. The reconciling goroutine owns it.
-type enrolment struct {
+// enrollment is the enrollment of one pod. The reconciling goroutine owns it.
+type enrollment struct {
 	pod   kube.Pod
 	state State
 	word  word
@@ -175,7 +175,7 @@ type enrolment struct {
 	spreading      uint64
 }
 
-// outlook is what an enrolment sees of the world besides its own pod.
+// outlook is what an enrollment sees of the world besides its own pod.
 type outlook struct {
 	now time.Time
 	// acked tells whether no node acts on anything older than the publication.
@@ -187,7 +187,7 @@ type outlook struct {
 }
 
 // hear takes in what the agent said.
-func (e *enrolment) hear(r xds.Report) {
+func (e *enrollment) hear(r xds.Report) {
 	e.word, e.reason = free, r.Reason
 	switch r.State {
 	case xds.Captured:
@@ -201,11 +201,11 @@ func (e *enrolment) hear(r xds.Report) {
 }
 
 // direct tells whether the others are told to dial it by direct.
-func (e *enrolment) direct() bool { return e.state.direct() && !e.unkept }
+func (e *enrollment) direct() bool { return e.state.direct() && !e.unkept }
 
 // announced notes which publication announces the pod where it is now, and tells whether it is
 // this one.
-func (e *enrolment) announced(version uint64) bool {
+func (e *enrollment) announced(version uint64) bool {
 	switch {
 	case !e.direct() || e.pod.Workload == nil:
 		e.at, e.everywhere, e.spreading = nil, nil, 0
@@ -219,7 +219,7 @@ func (e *enrolment) announced(version uint64) bool {
 
 // spread takes note that every node decides by the publication that announces the pod, and
 // tells whether that is new.
-func (e *enrolment) spread(applied func() uint64) bool {
+func (e *enrollment) spread(applied func() uint64) bool {
 	if e.spreading == 0 || applied() < e.spreading {
 		return false
 	}
@@ -228,11 +228,11 @@ func (e *enrolment) spread(applied func() uint64) bool {
 }
 
 // advance steps until nothing changes any more, and tells whether anything did.
-func (e *enrolment) advance(o outlook) bool {
+func (e *enrollment) advance(o outlook) bool {
 	before := e.state
 	for {
 		next := e.state.after(situation{
-			wanted:  e.pod.Enrol,
+			wanted:  e.pod.Enroll,
 			word:    e.word,
 			acked:   e.state == Withdrawing && e.withdrawn != 0 && o.acked(e.withdrawn),
 			rested:  o.now.Sub(e.since) >= restFor,
@@ -246,7 +246,7 @@ func (e *enrolment) advance(o outlook) bool {
 }
 
 // enter forgets what no longer counts: words said about what was asked before.
-func (e *enrolment) enter(next State, now time.Time) {
+func (e *enrollment) enter(next State, now time.Time) {
 	if next == Releasing || e.state == Releasing {
 		if e.reason = ""; e.word == captured || e.word == stale {
 			e.word = stale
@@ -258,13 +258,13 @@ func (e *enrolment) enter(next State, now time.Time) {
 }
 
 // awaitsWord tells whether the silence of the agent means something.
-func (e *enrolment) awaitsWord() bool {
+func (e *enrollment) awaitsWord() bool {
 	return e.state == Releasing || e.state == Enrolling && e.word == stale
 }
 
 // deadline is when the state may change though nobody says anything; zero if it
 // does not.
-func (e *enrolment) deadline() time.Time {
+func (e *enrollment) deadline() time.Time {
 	switch {
 	case e.state == Releasing && e.word == free:
 		return e.since.Add(restFor)
@@ -275,7 +275,7 @@ func (e *enrolment) deadline() time.Time {
 }
 
 // lookAgain is when something about the pod may change by time alone; zero if nothing does.
-func (e *enrolment) lookAgain() time.Time {
+func (e *enrollment) lookAgain() time.Time {
 	d := e.deadline()
 	if e.state == Enrolling && e.pod.Shown.Status == "" { // see condition
 		if shown := e.since.Add(enrollingAfter); d.IsZero() || shown.Before(d) {
@@ -286,7 +286,7 @@ func (e *enrolment) lookAgain() time.Time {
 }
 
 // allowance is for whom the pod's node may have a leaf because of it, nil if for nobody.
-func (e *enrolment) allowance() *allowance {
+func (e *enrollment) allowance() *allowance {
 	if !e.state.mayDial() {
 		return nil
 	}

@@ -16,9 +16,9 @@ import (
 // maxReports bounds the opening list of one agent, far beyond the pods of a node.
 const maxReports = 16 << 10
 
-// enrolment takes the agents' reports.
-type enrolment struct {
-	message.UnimplementedEnrolmentServer
+// enrollment takes the agents' reports.
+type enrollment struct {
+	message.UnimplementedEnrollmentServer
 	server *Server
 }
 
@@ -34,7 +34,7 @@ type reportStream struct {
 	over bool
 }
 
-func (e enrolment) Report(g message.Enrolment_ReportServer) error {
+func (e enrollment) Report(g message.Enrollment_ReportServer) error {
 	s := e.server
 	from, err := s.admit(g.Context())
 	if err != nil {
@@ -95,7 +95,7 @@ func (s *Server) closeReports(rs *reportStream) {
 	s.notify()
 }
 
-func (s *Server) reportLoop(g message.Enrolment_ReportServer, rs *reportStream, done chan<- error) {
+func (s *Server) reportLoop(g message.Enrollment_ReportServer, rs *reportStream, done chan<- error) {
 	all, synced := []Report{}, false
 	for {
 		m, err := g.Recv()

@@ -43,7 +43,7 @@ func (r *reader) wanted(p *corev1.Pod) bool {
 	}
 	on, said := r.label(p.Labels, "Pod", p.Namespace, p.Name)
 	switch {
-	case r.policy.Enrolment == None:
+	case r.policy.Enrollment == None:
 		return false
 	case !said:
 		return usual
@@ -53,23 +53,26 @@ func (r *reader) wanted(p *corev1.Pod) bool {
 	return on
 }
 
-// enrols tells whether the pod may have to be enrolled.
-func (r *reader) enrols(p *corev1.Pod) bool { return !p.Spec.HostNetwork && r.quiet().wanted(p) }
+// enrolls tells whether the pod may have to be enrolled.
+func (r *reader) enrolls(p *corev1.Pod) bool { return !p.Spec.HostNetwork && r.quiet().wanted(p) }
 
-// enrolsIn tells whether a pod without a label would have to be enrolled in a namespace.
-func (r *reader) enrolsIn(namespace string) bool {
-	var unlabelled corev1.Pod
-	unlabelled.Namespace = namespace
-	return r.quiet().wanted(&unlabelled)
+// enrollsIn tells whether a pod without a label would have to be enrolled in a namespace.
+func (r *reader) enrollsIn(namespace string) bool {
+	var unlabeled corev1.Pod
+	unlabeled.Namespace = namespace
+	return r.quiet().wanted(&unlabeled)
 }
 
 func (r *reader) label(labels map[string]string, kind, namespace, name string) (on, said bool) {
-	for _, l := range []struct{ key, on, off string }{{LabelMesh, "on", "off"}, {LabelIstio, "ambient", "none"}} {
+	for _, l := range []struct{ key, on, off, enabled, disabled string }{
+		{LabelMesh, "on", "off", "enabled", "disabled"}, // the words that YAML 1.1 takes for booleans, and those that it does not
+		{LabelIstio, "ambient", "none", "ambient", "none"},
+	} {
 		switch v, ok := labels[l.key]; {
 		case !ok:
-		case v == l.on:
+		case v == l.on, v == l.enabled:
 			return true, true
-		case v == l.off:
+		case v == l.off, v == l.disabled:
 			return false, true
 		default:
 			r.problem(kind, namespace, name, fmt.Sprintf("label %s: %.80q: want %q or %q", l.key, v, l.on, l.off))

@@ -29,8 +29,8 @@ const (
 	stallAfter = 20 * time.Second
 )
 
-func behaviours() map[string]behaviour {
-	return map[string]behaviour{
+func behaviors() map[string]behavior {
+	return map[string]behavior{
 		"echo":      echo,
 		"first":     first,
 		"late":      late,
@@ -277,7 +277,7 @@ func sink(_ *server, c *net.TCPConn) { _, _ = io.Copy(io.Discard, c) }
 func quiet(_ *server, c *net.TCPConn) { _, _ = c.Read(make([]byte, 1)) }
 
 // ownTLS speaks TLS of its own and echoes inside of it.
-func ownTLS() behaviour {
+func ownTLS() behavior {
 	return func(_ *server, c *net.TCPConn) {
 		cert, err := selfSigned()
 		if err != nil {
