@@ -110,7 +110,7 @@ func (h *health) tellPods(w io.Writer) {
 	}
 }
 
-// tellNodes names those for which a withdrawal waits, and those that are lost.
+// tellNodes names those for which a withdrawal waits, those that are behind, and those that are lost.
 func tellNodes(w io.Writer, m *kube.Mesh) {
 	if m == nil {
 		return
@@ -122,6 +122,13 @@ func tellNodes(w io.Writer, m *kube.Mesh) {
 				" delete pod --selector app.kubernetes.io/name=" + nodesName + " --field-selector spec.nodeName=" + n.Node
 		}
 		fmt.Fprintf(w, "waiting for\tnode %s, since %s, to release pods: %s\n", n.Node, n.Since.UTC().Format(time.RFC3339), why)
+	}
+	for _, n := range m.Status.Behind {
+		why := "it is not connected"
+		if n.Connected {
+			why = "it is connected and has not acknowledged"
+		}
+		fmt.Fprintf(w, "behind\tnode %s, since %s, with version %d: it may still enforce older policies: %s\n", n.Node, n.Since.UTC().Format(time.RFC3339), n.Version, why)
 	}
 	for _, node := range m.Status.Lost {
 		fmt.Fprintf(w, "lost\tnode %s: nothing waits for it until it connects again\n", node)

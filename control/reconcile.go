@@ -74,6 +74,7 @@ type reconciler struct {
 	problems map[string]bool
 	// shown is when people were shown something last.
 	shown time.Time
+	lags  lags
 
 	// published is closed after the first publication. Before it nothing is served.
 	published chan struct{}
@@ -212,6 +213,7 @@ func (r *reconciler) read(events []kube.Event, said []kube.Said, now time.Time) 
 	r.roster.objects(d, now)
 	if d.Mesh {
 		r.facts.mesh = r.objects.Mesh()
+		r.roster.allowed.revoke(r.facts.mesh.Policy.Trust.Revoked)
 	}
 	if d.Namespaces {
 		r.roster.namespaces.put(r.objects.Namespaces())
@@ -294,9 +296,13 @@ func (r *reconciler) observe(now time.Time) time.Duration {
 	}
 	r.shown = now
 	nodes := r.server.Nodes()
+	behind, again := r.lags.behind(nodes, r.roster.isNode, now)
+	if again {
+		wait = min(wait, recheck)
+	}
 	r.presenter.put(r.roster.view(now, kube.Summary{
 		Facts: r.facts.mesh, TrustDomain: r.build.TrustDomain, Exceptions: r.facts.exceptions, Unsaved: r.unsaved,
-		Waiting: r.roster.waited(r.server.Acked, nodes, now),
+		Waiting: r.roster.waited(r.server.Acked, nodes, now), Behind: behind,
 	}, nodes))
 	return wait
 }

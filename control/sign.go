@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -47,6 +48,9 @@ func (t *term) decide(node string, id mesh.ID, csrPEM []byte, ttl time.Duration)
 	if id.TrustDomain != t.cfg.TrustDomain {
 		return nil, fmt.Errorf("%w: trust domain %q, want %q", csr.ErrDenied, id.TrustDomain, t.cfg.TrustDomain)
 	}
+	if t.reconciler.roster.allowed.isRevoked(id) {
+		return nil, fmt.Errorf("%w: the Mesh has revoked %s", csr.ErrDenied, id)
+	}
 	if !t.reconciler.roster.allowed.has(allowance{node, id}) {
 		return nil, fmt.Errorf("%w: node %s has no enrolled pod with identity %s", csr.ErrDenied, node, id)
 	}
@@ -65,8 +69,9 @@ type allowance struct {
 
 // allowances counts the pods because of which each is there. It is safe for concurrent use.
 type allowances struct {
-	mu    sync.RWMutex
-	count map[allowance]int // guarded by mu, never 0
+	mu      sync.RWMutex
+	count   map[allowance]int // guarded by mu, never 0
+	revoked []mesh.ID         // guarded by mu
 }
 
 func newAllowances() *allowances { return &allowances{count: make(map[allowance]int)} }
@@ -75,6 +80,19 @@ func (a *allowances) has(which allowance) bool {
 	a.mu.RLock()
 	defer a.mu.RUnlock()
 	return a.count[which] > 0
+}
+
+func (a *allowances) isRevoked(id mesh.ID) bool {
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	return slices.Contains(a.revoked, id)
+}
+
+// revoke has nobody signed for as one of these.
+func (a *allowances) revoke(all []mesh.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.revoked = all
 }
 
 // replace puts next, nil for none, where one pod had another.

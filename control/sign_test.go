@@ -64,15 +64,30 @@ func TestSigning(t *testing.T) {
 		}
 	}
 
+	// Who is revoked gets none until that is taken back.
+	mesh := "apiVersion: tacit.dev/v1alpha1\nkind: Mesh\nmetadata: {name: default}\nspec: {revoked: ["
+	b.write("mesh.yaml", mesh+"default/server]}\n")
+	awaitSigning(t, n1, csr.ErrDenied)
+	b.write("mesh.yaml", mesh+"]}\n")
+	awaitSigning(t, n1, nil)
+
 	// After the release there is no certificate any more.
 	b.namespace("off")
 	n1.awaitEnroll("server", false)
 	n1.report("server", xds.Released)
+	awaitSigning(t, n1, csr.ErrDenied)
+}
+
+// awaitSigning waits until a certificate of the server is signed with that error.
+func awaitSigning(t *testing.T, n *testNode, want error) {
+	t.Helper()
 	for limit := time.Now().Add(patience); ; {
-		if _, err := n1.sign(labID("server")); errors.Is(err, csr.ErrDenied) {
-			break
-		} else if time.Now().After(limit) {
-			t.Fatalf("after the release: error %v, want denied", err)
+		_, err := n.sign(labID("server"))
+		if errors.Is(err, want) {
+			return
+		}
+		if time.Now().After(limit) {
+			t.Fatalf("error %v, want %v", err, want)
 		}
 	}
 }

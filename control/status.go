@@ -62,6 +62,8 @@ type NodeStatus struct {
 	Agent bool `json:"agent"`
 	// Behind: the proxy has not acknowledged the last publication yet.
 	Behind bool `json:"behind"`
+	// Version is the publication that it has acknowledged last.
+	Version uint64 `json:"version"`
 	// Rejected is the last refusal of something that it was told, "" if none stands.
 	Rejected string `json:"rejected,omitempty"`
 }
@@ -101,7 +103,7 @@ func (s Status) complete(server *xds.Server) Status {
 	agents, nodes := make(map[string]bool), []NodeStatus{}
 	for _, n := range server.Nodes() {
 		agents[n.Node] = n.Agent
-		nodes = append(nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Behind: n.Behind, Rejected: n.Rejected})
+		nodes = append(nodes, NodeStatus{Name: n.Node, Proxy: n.Proxy, Agent: n.Agent, Behind: n.Behind, Version: n.Acked, Rejected: n.Rejected})
 	}
 	pods := make([]PodStatus, len(s.Pods))
 	for i, p := range s.Pods {

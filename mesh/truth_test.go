@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"time"
@@ -26,6 +27,7 @@ type truth struct {
 	contested   map[netip.Addr]bool
 	ranges      []netip.Prefix
 	policies    []*Policy
+	trust       Trust
 	// former has what led to pods and services and leads nowhere now, with the time since
 	// when. Port 0 is the whole address, the zero Addr is every node's.
 	former map[netip.AddrPort]time.Time
@@ -113,6 +115,8 @@ func (w *truth) addPlace(p *Place) {
 	if p.NodePorts != (NodePorts{}) {
 		w.portRange = p.NodePorts
 	}
+	w.trust.Revoked = append(w.trust.Revoked, p.Trust.Revoked...)
+	w.trust.MaxAge = cmp.Or(p.Trust.MaxAge, w.trust.MaxAge)
 }
 
 func (w *truth) addWorkload(wl *Workload) {

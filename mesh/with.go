@@ -229,6 +229,7 @@ func (m *making) addPlace(p *Place) {
 	for _, r := range p.Ranges {
 		m.ranges.change(m.era, r, 1)
 	}
+	m.changeTrust(p, 1)
 }
 
 func (m *making) removePlace(p *Place) {
@@ -242,6 +243,7 @@ func (m *making) removePlace(p *Place) {
 	for _, r := range p.Ranges {
 		m.ranges.change(m.era, r, -1)
 	}
+	m.changeTrust(p, -1)
 }
 
 func (m *making) addPolicy(p *Policy) {

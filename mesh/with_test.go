@@ -156,6 +156,8 @@ var (
 	testRanges    = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("10.0.1.1/24"), netip.MustParsePrefix("10.0.0.0/16"), netip.MustParsePrefix("fd00::/64")}
 )
 
+var testRevoked = []ID{{"t", "d", "a"}, {"t", "d", "b"}, {"t", "e", "a"}}
+
 func pick[T any](r *dice, most int, from []T) (some []T) {
 	for range r.IntN(most + 1) {
 		some = append(some, from[r.IntN(len(from))])
@@ -224,6 +226,7 @@ func (r *dice) place(name string) *Place {
 	if r.flip() {
 		p.NodePorts = NodePorts{r.port(), 443}
 	}
+	p.Trust = Trust{Revoked: pick(r, 2, testRevoked), MaxAge: time.Duration(r.IntN(3)) * time.Hour}
 	return p
 }
 
@@ -254,6 +257,14 @@ func differ(w *World, want *truth, now time.Time) error {
 		if all, none := want.PoliciesOf(p); !reflect.DeepEqual(got, all) || !slices.Equal(unknown, none) {
 			return fmt.Errorf("policies of %s: %v and unknown %v, want %v and %v", p.UID, got, unknown, all, none)
 		}
+	}
+	for _, id := range testRevoked {
+		if got, want := w.IsRevoked(id), slices.Contains(want.trust.Revoked, id); got != want {
+			return fmt.Errorf("%s revoked %v: want %v", id, got, want)
+		}
+	}
+	if got := w.MaxAge(); got != want.trust.MaxAge {
+		return fmt.Errorf("connections may be %s old: want %s", got, want.trust.MaxAge)
 	}
 	for _, p := range testRanges {
 		if got, want := w.HasNodeIn(p), want.HasNodeIn(p); got != want {

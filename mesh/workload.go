@@ -148,6 +148,8 @@ type Place struct {
 	// out of which services get ports of nodes.
 	Ranges    []netip.Prefix
 	NodePorts NodePorts
+	// Trust is what the whole mesh believes, if this place says it.
+	Trust Trust
 }
 
 // Pod is what a node is told about a pod of its own: who it is, and whether it

@@ -43,6 +43,11 @@ type World struct {
 	policyVersion uint64
 	named         int
 	former        former
+	// revoked are the identities that count no more, trustVersion counts their changes, and
+	// maxAge has who says how old connections may become.
+	revoked      trie[ID, int]
+	trustVersion uint64
+	maxAge       claims[struct{}, *Place]
 	// portRange has who says out of which ports services get ports of nodes, and healthPorts
 	// counts those that are kube-proxy's own.
 	portRange   claims[struct{}, *Place]

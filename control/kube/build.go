@@ -206,7 +206,7 @@ func (b *build) except(e Exception) { b.result.Exceptions = append(b.result.Exce
 // places takes in which addresses are nodes', and out of which ranges pods and services get
 // theirs.
 func (b *build) places() {
-	places := []*mesh.Place{b.cluster(b.objects.ServiceCIDRs)}
+	places := []*mesh.Place{b.trustPlace(), b.cluster(b.objects.ServiceCIDRs)}
 	for _, n := range b.objects.Nodes {
 		places = append(places, b.place(n))
 	}

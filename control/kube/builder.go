@@ -23,7 +23,7 @@ import (
 //	Service, EndpointSlice       the service and its endpoints; who claims its addresses
 //	ranges                       services that name a pod which is not there; pods in which their
 //	                             agents see others
-//	Mesh                         all pods, if its policy differs
+//	Mesh                         all pods, if it enrolls others
 //	AuthorizationPolicy          itself; pods that it is for, if those differ
 //
 // What stays the same keeps its pointer, and nothing that was given away is changed. One
@@ -45,6 +45,7 @@ type Builder struct {
 	counts     podCounts           // of all pods
 	facts      MeshFacts
 	cluster    *mesh.Place
+	trust      *mesh.Place
 	ranges     rangeSet
 	rangeAsked map[*serviceState]bool // services that have asked for them
 	disputes   map[netip.Addr]bool

@@ -91,6 +91,7 @@ func (b *Builder) Result() Result {
 		}
 	}
 	place(b.cluster)
+	place(b.trust)
 	r.sort()
 	return r
 }

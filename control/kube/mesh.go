@@ -2,12 +2,15 @@ package kube
 
 import (
 	"cmp"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"tacit.dev/mesh"
 )
 
 // MeshName is the only Mesh that is heeded.
@@ -45,6 +48,10 @@ type MeshSpec struct {
 	// TrustDomain is what control's has to be. It changes nothing: identities
 	// and the CA are made for the one that control was started with.
 	TrustDomain string `json:"trustDomain,omitempty"`
+	// Revoked are identities that count no more: spiffe://..., or NAMESPACE/SERVICE-ACCOUNT.
+	Revoked []string `json:"revoked,omitempty"`
+	// MaxConnectionAge is how old a connection between pods of the mesh may become. "" is any age.
+	MaxConnectionAge string `json:"maxConnectionAge,omitempty"`
 }
 
 // MeshStatus is what control answers.
@@ -54,6 +61,7 @@ type MeshStatus struct {
 	Pods               PodCounts          `json:"pods"`
 	Nodes              NodeCounts         `json:"nodes"`
 	Waiting            []WaitedNode       `json:"waiting,omitempty"`
+	Behind             []BehindNode       `json:"behind,omitempty"`
 	Lost               []string           `json:"lost,omitempty"`
 	Exceptions         []ExceptionCount   `json:"exceptions,omitempty"`
 	Unprotected        []UnprotectedPod   `json:"unprotected,omitempty"`
@@ -81,6 +89,18 @@ type WaitedNode struct {
 	Since metav1.Time `json:"since"`
 	// Connected: its proxy is, and has not acknowledged.
 	Connected bool `json:"connected"`
+}
+
+// BehindNode is a node that may still act on something older than what was told last: a policy, a
+// pod, a revoked identity.
+type BehindNode struct {
+	Node string `json:"node"`
+	// Since is when it was seen to be so, with that version.
+	Since metav1.Time `json:"since"`
+	// Connected: its proxy is, and has not acknowledged.
+	Connected bool `json:"connected"`
+	// Version is what it has acknowledged last, 0 for nothing since this control leads.
+	Version uint64 `json:"version,omitempty"`
 }
 
 // ExceptionCount is how many pods are left out for a reason, and the first of them.
@@ -111,6 +131,12 @@ const (
 type Policy struct {
 	Enrollment string
 	Namespaces map[string]bool
+	Trust      mesh.Trust
+}
+
+// enrollsLike tells whether both enroll the same pods.
+func (p Policy) enrollsLike(q Policy) bool {
+	return p.Enrollment == q.Enrollment && maps.Equal(p.Namespaces, q.Namespaces)
 }
 
 // wants tells whether pods of a namespace are enrolled if no label says otherwise.
@@ -174,6 +200,7 @@ func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
 	if s.TrustDomain != "" && s.TrustDomain != r.cfg.TrustDomain {
 		f.add("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, r.cfg.TrustDomain)
 	}
+	p.Trust = r.trust(s, &f)
 	return p, f.told()
 }
 

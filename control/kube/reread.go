@@ -23,10 +23,12 @@ func (b *Builder) readMesh() {
 	b.tell(meshPiece{})
 	b.batch.delta.Mesh = !reflect.DeepEqual(facts, b.facts)
 	b.facts, b.reader.cfg.Before = facts, facts.Policy
-	if reflect.DeepEqual(facts.Policy, b.reader.policy) {
+	had := b.reader.policy
+	b.reader.policy = facts.Policy
+	b.trust = b.replacePlace(b.trust, b.reader.trustPlace())
+	if had.enrollsLike(facts.Policy) {
 		return
 	}
-	b.reader.policy = facts.Policy
 	for _, p := range b.pods {
 		b.batch.pods[p] = struct{}{}
 	}

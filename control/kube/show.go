@@ -307,8 +307,9 @@ type Summary struct {
 	TrustDomain string
 	Pods        PodCounts
 	Nodes       NodeCounts
-	// Waiting and Lost are ordered by name.
+	// Waiting, Behind and Lost are ordered by name.
 	Waiting    []WaitedNode
+	Behind     []BehindNode
 	Lost       []string
 	Exceptions []Exception
 	// Unsaved is why not everything is saved that must be remembered, nil if it is.
@@ -322,7 +323,7 @@ type Summary struct {
 func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
 	status = MeshStatus{
 		ObservedGeneration: s.Facts.Generation, TrustDomain: s.TrustDomain, Pods: s.Pods, Nodes: s.Nodes,
-		Waiting: s.Waiting[:min(len(s.Waiting), mostListed)], Lost: s.Lost[:min(len(s.Lost), mostLost)],
+		Waiting: s.Waiting[:min(len(s.Waiting), mostListed)], Behind: s.Behind[:min(len(s.Behind), mostListed)], Lost: s.Lost[:min(len(s.Lost), mostLost)],
 		Exceptions: Count(s.Exceptions), Unprotected: s.Unprotected[:min(len(s.Unprotected), mostListed)],
 		Conditions: slices.Clone(s.Facts.Shown.Conditions),
 	}

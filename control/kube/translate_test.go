@@ -165,6 +165,18 @@ func TestPoliciesOfTheDocumentation(t *testing.T) {
 		{"a port of a Service is not that of its pod", doc("foo", "p", "targetRef: {kind: Service, name: echo}, "+to("ports: ['9000']")), "", "x/y>foo/tcp-echo:9000"},
 		{"a Service that is not there", doc("foo", "p", "targetRefs: [{kind: Service, name: none}]"), "x/y>foo/tcp-echo:9000", ""},
 		{"a Gateway", doc("foo", "p", "targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: g}]"), "x/y>foo/tcp-echo:9000", ""},
+		// Policies that contradict each other, and that speak of what is not there.
+		{"the same is allowed and denied", doc("foo", "a", from(curl)) + doc("foo", "b", "action: DENY, "+from(curl)), "", "default/curl>foo/httpbin:80 x/y>foo/httpbin:80"},
+		{"all is allowed, and nothing is", doc("foo", "a", "rules: [{}]") + doc("foo", "b", ""), "x/y>foo/httpbin:80", ""},
+		{"the mesh denies what a namespace allows", doc("istio-system", "m", "action: DENY, "+from(curl)) + doc("foo", "a", from(curl)), "", "default/curl>foo/httpbin:80"},
+		{"a namespace denies what the mesh allows", doc("istio-system", "m", from(curl)) + doc("foo", "a", "action: DENY, "+from(curl)), "default/curl>bar/httpbin:80", "default/curl>foo/httpbin:80"},
+		{"a pod denies what its namespace allows", doc("foo", "a", from(curl)) + doc("foo/httpbin", "b", "action: DENY, "+from(curl)), "default/curl>foo/tcp-echo:9000", "default/curl>foo/httpbin:80"},
+		{"a range and its rest", doc("foo", "a", from("ipBlocks: [10.0.0.0/8], notIpBlocks: [10.0.0.0/8]")), "", "10.1.0.9>foo/httpbin:80 x/y>foo/httpbin:80"},
+		{"who is and is not", doc("foo", "a", from("principals: ['*'], notPrincipals: ['*']")), "", "x/y>foo/httpbin:80 10.1.0.9>foo/httpbin:80"},
+		{"an account that is not there", doc("foo", "a", from("serviceAccounts: [none/none]")), "none/none>foo/httpbin:80", "x/y>foo/httpbin:80"},
+		{"a namespace that is not there", doc("foo", "a", from("namespaces: [none]")), "none/x>foo/httpbin:80", "x/y>foo/httpbin:80"},
+		{"labels that no pod has", doc("foo/none", "a", ""), "x/y>foo/httpbin:80", ""},
+		{"a namespace of its own that is not there", doc("none", "a", ""), "x/y>foo/httpbin:80", ""},
 		{"a Service, and a selector", doc("foo/httpbin", "p", "targetRefs: [{kind: Service, name: echo}], rules: [{}]"), "", "x/y>foo/tcp-echo:9000 x/y>foo/httpbin:80"},
 	} {
 		w := worldOf(t, row.policies)

@@ -185,6 +185,7 @@ func (d *pod) admitDirect(ctx context.Context, j *journey) (relay.Conn, error) {
 func (d *pod) admit(ctx context.Context, j *journey, pc *peerConn, hello direct.Hello) (relay.Conn, error) {
 	j.kind, j.flow.Security = mutual, mesh.MutualTLS
 	j.near, j.flow.Resumed = pc, pc.Peer().Resumed
+	j.queued.proves(pc)
 	j.flow.SourceID, j.flow.DestinationID = pc.Peer().ID, d.id
 	app, err := d.admitPeer(ctx, j, pc.Peer().ID, hello)
 	pc.SetWriteDeadline(time.Now().Add(d.p.cfg.HandshakeTimeout)) // relay lifts it

@@ -76,8 +76,13 @@ func (pc *peerConn) CloseWrite() error {
 	return pc.Finish()
 }
 
+// isYoung reports whether it may carry another connection, or wait for one.
 func (pc *peerConn) isYoung() bool {
-	return time.Since(pc.born) < keepAge
+	most := pc.d.p.know.world().MaxAge()
+	if most == 0 {
+		most = keepAge
+	}
+	return time.Since(pc.born) < min(keepAge, most) && pc.isRevoked() == nil
 }
 
 // isGood reports whether the identities that the handshake proved are still proved.
@@ -373,8 +378,15 @@ func (s *idlePeers) tick(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.endIdleLocked(func(pc *peerConn) bool {
-		return s.shut || now.Sub(pc.since) >= keepIdle || !pc.IsQuiet()
+		return s.shut || now.Sub(pc.since) >= keepIdle || !pc.IsQuiet() || pc.isRevoked() != nil
 	})
+}
+
+// endIdle ends those that are idle and for which noLonger is true.
+func (s *idlePeers) endIdle(noLonger func(*peerConn) bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endIdleLocked(noLonger)
 }
 
 // endIdleLocked ends those that are idle and for which noLonger is true.

@@ -56,6 +56,8 @@ type queued struct {
 	// far is set once, when it is there.
 	far  atomic.Pointer[net.TCPConn]
 	born time.Time
+	// peer is who has proved to be at the other end, nil for nobody.
+	peer atomic.Pointer[peerConn]
 	// passage is set once, when near and far are joined.
 	passage atomic.Pointer[relay.Passage]
 	// bytes are those of the last look, broken is at how many looks an end had been reset, and alive
@@ -79,6 +81,8 @@ type queued struct {
 type queues struct {
 	most int64
 	log  *slog.Logger
+	// overdue resets a connection that may not go on at that time.
+	overdue func(*queued, time.Time)
 	// now is what waited at the last look.
 	now  atomic.Int64
 	cuts prometheus.Counter
@@ -90,7 +94,7 @@ type queues struct {
 }
 
 func newQueues(reg prometheus.Registerer, most int64, log *slog.Logger) *queues {
-	q := &queues{most: most, log: log, all: make(map[*queued]struct{}), cuts: prometheus.NewCounter(prometheus.CounterOpts{
+	q := &queues{most: most, log: log, overdue: func(*queued, time.Time) {}, all: make(map[*queued]struct{}), cuts: prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "tacit_queued_resets_total", Help: "Connections that were reset because too many bytes waited in the sockets of all.",
 	})}
 	reg.MustRegister(q.cuts, prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -145,11 +149,13 @@ func (q *queues) tend(ctx context.Context) error {
 // look adds up what waits, and resets what is too much.
 func (q *queues) look() {
 	q.scratch = q.list(q.scratch[:0])
-	sum, old := int64(0), time.Now().Add(-aliveAfter)
+	now := time.Now()
+	sum, old := int64(0), now.Add(-aliveAfter)
 	for _, c := range q.scratch {
 		if c.born.Before(old) {
 			c.keepAlive()
 		}
+		q.overdue(c, now)
 		before := c.bytes
 		c.bytes = c.memory()
 		sum += c.bytes
@@ -194,21 +200,22 @@ func (q *queues) cut(all []*queued) {
 }
 
 // reset ends both ends, unless the connection is over: then its sockets may be another's. Neither lingers.
-func (c *queued) reset(why *refusal) {
+// It reports false where that was so, or it was reset before.
+func (c *queued) reset(why *refusal) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.over {
-		return
+	if c.over || !c.cut.CompareAndSwap(nil, why) {
+		return false
 	}
-	c.cut.Store(why)
 	if p := c.passage.Load(); p != nil {
 		p.Cancel(why)
-		return
+		return true
 	}
 	c.near.Close()
 	if far := c.far.Load(); far != nil {
 		far.Close()
 	}
+	return true
 }
 
 // end has nobody reset the connection any more.

@@ -47,6 +47,7 @@ type metrics struct {
 	retries      prometheus.Counter
 	acceptErrors prometheus.Counter
 	policyResets prometheus.Counter
+	trustResets  *prometheus.CounterVec
 	dryRuns      prometheus.Counter
 	// waited are how long handshakes waited for their turn, if they did.
 	waited [2]prometheus.Observer
@@ -75,11 +76,15 @@ func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
 		Name: "tacit_policy_resets_total",
 		Help: "Open or kept connections that were ended because a policy, or the identity at the source address, changed.",
 	})
+	m.trustResets = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tacit_trust_resets_total",
+		Help: "Connections that were ended because an identity was revoked, or because of maxConnectionAge, by reason.",
+	}, []string{"reason"})
 	m.dryRuns = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "tacit_policy_dry_runs_total",
 		Help: "Inbound connections that dry-run policies would decide otherwise.",
 	})
-	reg.MustRegister(m.refusals, m.otherPorts, m.retries, m.acceptErrors, m.policyResets, m.dryRuns)
+	reg.MustRegister(m.refusals, m.otherPorts, m.retries, m.acceptErrors, m.policyResets, m.trustResets, m.dryRuns)
 	m.registerKinds(reg)
 	m.registerWaits(reg)
 	registerGauges(reg, p)
@@ -174,6 +179,15 @@ func (m *metrics) closed(inbound bool, k kind) { m.open[index(inbound)][k].Dec()
 
 func (m *metrics) refused(inbound bool, reason string) {
 	m.refusals.WithLabelValues(direction(inbound), reason).Inc()
+}
+
+// judged counts a connection that was ended by a new World.
+func (m *metrics) judged(why *refusal) {
+	if why.reason == reasonRevoked {
+		m.trustResets.WithLabelValues(why.reason).Inc()
+		return
+	}
+	m.policyResets.Inc()
 }
 
 func (m *metrics) otherPort(reason string) { m.otherPorts.WithLabelValues(reason).Inc() }

@@ -121,7 +121,11 @@ func (d *pod) try(ctx context.Context, within bounds, t target, j *journey, firs
 		far, err = d.tryPlain(ctx, within.reach, t, j)
 		return far, time.Since(began), err
 	}
-	if !d.isThere(t, d.p.know.world()) { // the target before took its time
+	w := d.p.know.world()
+	if why := revoked(w, t.workload.ID); why != nil {
+		return nil, 0, why
+	}
+	if !d.isThere(t, w) { // the target before took its time
 		return nil, 0, errOutdated
 	}
 	far, err = d.tryKept(ctx, within, t, j, first)
@@ -173,7 +177,7 @@ func (d *pod) awaitTurn(ctx context.Context, within bounds, tn *turn, t target, 
 	}
 }
 
-// isThere reports whether t is in w the same pod of the mesh, and to be reached by direct.
+// isThere reports whether t is in w the same pod of the mesh, to be reached by direct, and not revoked.
 // An address that only an endpoint names is the pod's for as long as its own ones are.
 func (d *pod) isThere(t target, w *mesh.World) bool {
 	now := w.Workload(t.addr.Addr())
@@ -181,7 +185,7 @@ func (d *pod) isThere(t target, w *mesh.World) bool {
 		now = w.Workload(t.workload.Addresses[i])
 	}
 	f := d.facts.Load()
-	return now != nil && now.UID == t.workload.UID && now.ID == t.workload.ID && f.caller.target(t.addr, now).direct
+	return now != nil && now.UID == t.workload.UID && now.ID == t.workload.ID && !w.IsRevoked(now.ID) && f.caller.target(t.addr, now).direct
 }
 
 // towards notes where the connection goes.
@@ -190,6 +194,7 @@ func (j *journey) towards(t target, inside bool) {
 	j.flow.Security, j.kind = mesh.Plaintext, outside
 	j.flow.Kept, j.flow.Resumed = false, false
 	j.flow.SourceID, j.flow.DestinationID = mesh.ID{}, mesh.ID{}
+	j.queued.proves(nil)
 	switch {
 	case t.direct:
 		j.flow.Security, j.kind = mesh.MutualTLS, mutual
@@ -254,10 +259,17 @@ func (d *pod) tryKept(ctx context.Context, within bounds, t target, j *journey, 
 	return nil, nil
 }
 
-// prove notes what the handshake of pc has proved, which led to another pod.
-func (j *journey) prove(pc *peerConn) {
+// prove notes what the handshake of pc has proved, which led to another pod. The error is why
+// that counts no more.
+func (j *journey) prove(pc *peerConn) error {
 	j.flow.SourceID, j.flow.DestinationID = j.d.id, pc.Peer().ID
 	j.flow.Resumed = pc.Peer().Resumed
+	j.queued.proves(pc) // whoever is revoked after this is found by endRevoked
+	if why := pc.isRevoked(); why != nil {
+		pc.Conn.Abort()
+		return &finalError{why}
+	}
+	return nil
 }
 
 // ask goes over pc, and returns nil if the peer has not kept it: as long as that has not
@@ -269,7 +281,9 @@ func (d *pod) ask(ctx context.Context, within bounds, pc *peerConn, j *journey, 
 	reply, err := pc.Next(answer, d.hello(j))
 	if err == nil {
 		j.flow.Kept = true
-		j.prove(pc)
+		if err := j.prove(pc); err != nil {
+			return nil, err
+		}
 	}
 	if err == nil && reply.Status == direct.StatusOK {
 		return pc, first.follow(pc, time.Now().Add(within.all))
@@ -300,7 +314,9 @@ func (d *pod) tryDirect(ctx context.Context, within bounds, tn *turn, t target, 
 	if err != nil {
 		return nil, err
 	}
-	j.prove(pc)
+	if err := j.prove(pc); err != nil {
+		return nil, err
+	}
 	var reply direct.Reply
 	d.unleased(j, func() { reply, err = pc.AwaitReply(ctx) })
 	if err == nil && reply.Status == direct.StatusOK {
@@ -318,6 +334,9 @@ func (d *pod) tryDirect(ctx context.Context, within bounds, tn *turn, t target, 
 
 // leaf returns the pod's own certificate, or the refusal that names why there is none.
 func (d *pod) leaf() (*identity.Leaf, error) {
+	if why := revoked(d.p.know.world(), d.id); why != nil {
+		return nil, &refusal{"own_" + why.reason, why.flags, why.err}
+	}
 	leaf, err := d.p.cfg.Leaves.Leaf(d.id)
 	if err == nil {
 		return leaf, nil

@@ -177,7 +177,7 @@ func (d *pod) own(w *mesh.World) *mesh.Peer {
 // before the decision until finished.
 func (d *pod) permit(j *journey, id mesh.ID) error {
 	d.passages.leave(j.passage)
-	j.passage = &passage{connection: j.connection(id), end: j.queued.reset}
+	j.passage = &passage{connection: j.connection(id), end: func(why *refusal) { j.queued.reset(why) }}
 	d.passages.enter(j.passage)
 	c := &j.passage.connection
 	w := d.p.know.world()
@@ -188,20 +188,26 @@ func (d *pod) permit(j *journey, id mesh.ID) error {
 		d.p.metrics.dryRuns.Inc()
 	}
 	j.flow.Policy = v.Policy
-	if why := object(c, v, w); why != nil {
+	if why := d.object(c, v, w); why != nil {
 		return why
 	}
 	return nil
 }
 
 // object tells why a connection may not be open, nil if it may. Whoever has the address of
-// its source by now must be who has opened it.
-func object(c *policy.Connection, v policy.Verdict, w *mesh.World) *refusal {
+// its source by now must be who has opened it, and neither end may be revoked.
+func (d *pod) object(c *policy.Connection, v policy.Verdict, w *mesh.World) *refusal {
 	if !v.Allowed {
 		return denied(v)
 	}
-	source := w.Workload(c.Source)
-	if id := c.Peer.ID(); !id.IsZero() && source != nil && source.ID != id {
+	id := c.Peer.ID()
+	if id.IsZero() {
+		return nil
+	}
+	if why := revoked(w, id, d.id); why != nil {
+		return why
+	}
+	if source := w.Workload(c.Source); source != nil && source.ID != id {
 		return refuse(identity.ReasonWrongIdentity, flagDenied, "%s is at %s now: not %s", source.ID, c.Source, id)
 	}
 	return nil
@@ -229,6 +235,10 @@ func (d *pod) watchKept(j *journey, pc *peerConn, end func()) (done func()) {
 // review judges what is open by w, which decides from now on. Sources are addresses of which
 // w says something else than the World before, nil for all. One at a time is called.
 func (p *Proxy) review(w *mesh.World, sources []netip.Addr) {
+	if p.trusts != w.TrustVersion() {
+		p.trusts, sources = w.TrustVersion(), nil
+		defer p.endRevoked(w)
+	}
 	pods := p.list()
 	turned := p.laws.turn(w, len(pods))
 	for _, d := range pods {
@@ -243,9 +253,9 @@ func (p *Proxy) review(w *mesh.World, sources []netip.Addr) {
 			continue
 		}
 		for _, one := range d.passages.list(look) {
-			if why := object(&one.connection, now.set.Decide(&one.connection), w); why != nil {
+			if why := d.object(&one.connection, now.set.Decide(&one.connection), w); why != nil {
 				one.end(why)
-				p.metrics.policyResets.Inc()
+				p.metrics.judged(why)
 			}
 		}
 	}

@@ -182,6 +182,40 @@ func TestAddressOfAnotherAccount(t *testing.T) {
 	d.passages.leave(j.passage)
 }
 
+// What is kept leads nobody else anywhere: neither who gets the client's address, nor who gets
+// the server's. What is open stays with who has proved to be there.
+func TestKeptConnectionOfAnotherAccount(t *testing.T) {
+	c, client, server := pair(t)
+	server.serve(8080, echo)
+	at := server.at(false, 8080)
+	reused := func(n *node, p *testPod) {
+		next := *p.wl
+		next.UID, next.Name, next.ID = "Kubernetes//Pod/default/next", "next", idOf("next")
+		n.proxy.Apply(mesh.Changes{Workloads: []*mesh.Workload{&next}, Gone: []string{p.wl.UID}})
+	}
+	askKept(t, c, client, at)
+	reused(c.nodes[1], client)
+	await(t, "the server keeps nothing", func() bool { return c.nodes[1].count("tacit_kept_connections") == 0 })
+	if err := askOnce(client, at); err == nil {
+		t.Error("a new connection is served as the one before")
+	}
+	c.nodes[1].proxy.Apply(mesh.Changes{Gone: []string{"Kubernetes//Pod/default/next"}})
+	c.publish()
+	askKept(t, c, client, at)
+
+	open := mustDial(t, client, server.at(true, 8080))
+	say(t, open, "hello")
+	used := c.used(0)
+	reused(c.nodes[0], server)
+	if err := askOnce(client, at); err == nil || c.used(0) != used {
+		t.Errorf("%v: what is kept leads to who has the address now", err)
+	}
+	await(t, "the client asks for the next one", func() bool {
+		return c.nodes[0].count("tacit_refused_connections_total", "direction=outbound", "reason=wrong_identity") == 1
+	})
+	say(t, open, "still there")
+}
+
 // A policy that nobody knows, and one that may be for a pod that nobody knows, denies.
 func TestUnknownPolicyDenies(t *testing.T) {
 	c, client, server := pair(t)

@@ -183,6 +183,8 @@ type Proxy struct {
 	looking atomic.Int64
 	queues  *queues
 	laws    laws
+	// trusts is the mesh.World.TrustVersion that was reviewed last. It belongs to review.
+	trusts uint64
 	// departs is how far the end of this proxy is, a departure.
 	departs atomic.Int32
 	// starved counts the dials that had to wait for a socket.
@@ -210,6 +212,7 @@ func New(cfg Config) (*Proxy, error) {
 	p.tell = newTelemetry(cfg.Registry, cfg.Log, p.know.world)
 	p.metrics = newMetrics(cfg.Registry, p)
 	p.queues = newQueues(cfg.Registry, cfg.MaxQueued, cfg.Log)
+	p.queues.overdue = p.endOverdue
 	p.dialling = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(false)])
 	p.answering = newSlots(cfg.MaxHandshakes, cfg.HandshakePatience, p.metrics.waited[index(true)])
 	p.link = newLink(p)

@@ -38,6 +38,8 @@ const (
 	reasonReset           = "reset"
 	reasonShuttingDown    = "shutting_down"
 	reasonDenied          = "denied"
+	reasonRevoked         = "revoked"
+	reasonMaxAge          = "max_age"
 )
 
 // Envoy's response flags, as Istio's dashboards know them.
@@ -180,7 +182,7 @@ func refusalOfReply(r direct.Reply) *refusal {
 func replyOf(r *refusal) direct.Reply {
 	reply := direct.Reply{Status: direct.StatusUnreachable, Reason: r.reason}
 	switch r.reason {
-	case identity.ReasonWrongIdentity, reasonDenied:
+	case identity.ReasonWrongIdentity, reasonDenied, reasonRevoked:
 		reply.Status = direct.StatusDenied
 	case reasonConnRefused:
 		reply.Status = direct.StatusRefused

@@ -61,6 +61,7 @@ func encodePlace(p *mesh.Place) (*message.Address, error) {
 	if n := p.NodePorts; n != (mesh.NodePorts{}) {
 		config.NodePorts = []uint32{uint32(n.First), uint32(n.Last)}
 	}
+	config.Trust = encodeTrust(p.Trust)
 	e, err := newExtension(placeExtension, config)
 	return &message.Address{Type: &message.Address_Workload{Workload: &message.Workload{
 		Uid: p.Name, Node: p.Node, Addresses: addresses, NetworkMode: message.NetworkMode_HOST_NETWORK,
@@ -89,7 +90,10 @@ func decodePlace(m *message.Workload) (*mesh.Place, error) {
 		}
 		p.Ranges = append(p.Ranges, netip.PrefixFrom(a, int(r.GetLength())))
 	}
-	p.NodePorts, err = decodeNodePorts(config.GetNodePorts())
+	if p.NodePorts, err = decodeNodePorts(config.GetNodePorts()); err != nil {
+		return nil, err
+	}
+	p.Trust, err = decodeTrust(config.GetTrust())
 	return p, err
 }
 

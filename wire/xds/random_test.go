@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"time"
 
 	"tacit.dev/mesh"
 )
@@ -175,6 +176,9 @@ func (r *randomMesh) place(i int) *mesh.Place {
 	}
 	if r.flip() {
 		p.NodePorts = mesh.NodePorts{First: 30000, Last: uint16(30000 + r.IntN(3))}
+	}
+	if r.flip() {
+		p.Trust = mesh.Trust{Revoked: []mesh.ID{{TrustDomain: "lab", Namespace: "a", ServiceAccount: fmt.Sprintf("sa-%d", r.IntN(3))}}, MaxAge: time.Duration(r.IntN(3)) * time.Hour}
 	}
 	return p
 }

@@ -352,6 +352,7 @@ type Place struct {
 	Ranges []*Range `protobuf:"bytes,2,rep,name=ranges,proto3" json:"ranges,omitempty"`
 	// Out of which services get ports of nodes: the first and the last, or none.
 	NodePorts     []uint32 `protobuf:"varint,3,rep,packed,name=node_ports,json=nodePorts,proto3" json:"node_ports,omitempty"`
+	Trust         *Trust   `protobuf:"bytes,4,opt,name=trust,proto3" json:"trust,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -407,6 +408,68 @@ func (x *Place) GetNodePorts() []uint32 {
 	return nil
 }
 
+func (x *Place) GetTrust() *Trust {
+	if x != nil {
+		return x.Trust
+	}
+	return nil
+}
+
+// Trust holds for the whole mesh.
+type Trust struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SPIFFE IDs that count no more.
+	Revoked []string `protobuf:"bytes,1,rep,name=revoked,proto3" json:"revoked,omitempty"`
+	// How old a connection may become, in milliseconds; 0 is any age.
+	MaxAge        int64 `protobuf:"varint,2,opt,name=max_age,json=maxAge,proto3" json:"max_age,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Trust) Reset() {
+	*x = Trust{}
+	mi := &file_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Trust) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Trust) ProtoMessage() {}
+
+func (x *Trust) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Trust.ProtoReflect.Descriptor instead.
+func (*Trust) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Trust) GetRevoked() []string {
+	if x != nil {
+		return x.Revoked
+	}
+	return nil
+}
+
+func (x *Trust) GetMaxAge() int64 {
+	if x != nil {
+		return x.MaxAge
+	}
+	return 0
+}
+
 type Range struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Address       []byte                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
@@ -417,7 +480,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -429,7 +492,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -442,7 +505,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{5}
+	return file_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Range) GetAddress() []byte {
@@ -469,7 +532,7 @@ type HostPorts struct {
 
 func (x *HostPorts) Reset() {
 	*x = HostPorts{}
-	mi := &file_node_proto_msgTypes[6]
+	mi := &file_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -481,7 +544,7 @@ func (x *HostPorts) String() string {
 func (*HostPorts) ProtoMessage() {}
 
 func (x *HostPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[6]
+	mi := &file_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -494,7 +557,7 @@ func (x *HostPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPorts.ProtoReflect.Descriptor instead.
 func (*HostPorts) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{6}
+	return file_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HostPorts) GetPorts() []*HostPort {
@@ -516,7 +579,7 @@ type HostPort struct {
 
 func (x *HostPort) Reset() {
 	*x = HostPort{}
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -528,7 +591,7 @@ func (x *HostPort) String() string {
 func (*HostPort) ProtoMessage() {}
 
 func (x *HostPort) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -541,7 +604,7 @@ func (x *HostPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
 func (*HostPort) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{7}
+	return file_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *HostPort) GetAddress() []byte {
@@ -579,7 +642,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +654,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +667,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{8}
+	return file_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *External) GetAddresses() [][]byte {
@@ -645,7 +708,7 @@ type NodePort struct {
 
 func (x *NodePort) Reset() {
 	*x = NodePort{}
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +720,7 @@ func (x *NodePort) String() string {
 func (*NodePort) ProtoMessage() {}
 
 func (x *NodePort) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +733,7 @@ func (x *NodePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePort.ProtoReflect.Descriptor instead.
 func (*NodePort) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{9}
+	return file_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *NodePort) GetNode() uint32 {
@@ -699,7 +762,7 @@ type Exclusion struct {
 
 func (x *Exclusion) Reset() {
 	*x = Exclusion{}
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -711,7 +774,7 @@ func (x *Exclusion) String() string {
 func (*Exclusion) ProtoMessage() {}
 
 func (x *Exclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -724,7 +787,7 @@ func (x *Exclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exclusion.ProtoReflect.Descriptor instead.
 func (*Exclusion) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{10}
+	return file_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Exclusion) GetAddress() []byte {
@@ -770,7 +833,7 @@ type PodReport struct {
 
 func (x *PodReport) Reset() {
 	*x = PodReport{}
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -782,7 +845,7 @@ func (x *PodReport) String() string {
 func (*PodReport) ProtoMessage() {}
 
 func (x *PodReport) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -795,7 +858,7 @@ func (x *PodReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodReport.ProtoReflect.Descriptor instead.
 func (*PodReport) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{11}
+	return file_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *PodReport) GetSequence() uint64 {
@@ -878,7 +941,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +953,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +966,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{12}
+	return file_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ReportAck) GetSequence() uint64 {
@@ -937,12 +1000,16 @@ const file_node_proto_rawDesc = "" +
 	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12!\n" +
 	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"\x18\n" +
 	"\x06Listed\x12\x0e\n" +
-	"\x02of\x18\x01 \x01(\tR\x02of\"r\n" +
+	"\x02of\x18\x01 \x01(\tR\x02of\"\x9e\x01\n" +
 	"\x05Place\x12\x1c\n" +
 	"\tcontested\x18\x01 \x01(\bR\tcontested\x12,\n" +
 	"\x06ranges\x18\x02 \x03(\v2\x14.tacit.node.v1.RangeR\x06ranges\x12\x1d\n" +
 	"\n" +
-	"node_ports\x18\x03 \x03(\rR\tnodePorts\"9\n" +
+	"node_ports\x18\x03 \x03(\rR\tnodePorts\x12*\n" +
+	"\x05trust\x18\x04 \x01(\v2\x14.tacit.node.v1.TrustR\x05trust\":\n" +
+	"\x05Trust\x12\x18\n" +
+	"\arevoked\x18\x01 \x03(\tR\arevoked\x12\x17\n" +
+	"\amax_age\x18\x02 \x01(\x03R\x06maxAge\"9\n" +
 	"\x05Range\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x02 \x01(\rR\x06length\":\n" +
@@ -1003,7 +1070,7 @@ func file_node_proto_rawDescGZIP() []byte {
 }
 
 var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_node_proto_goTypes = []any{
 	(PodState)(0),     // 0: tacit.node.v1.PodState
 	(*Pod)(nil),       // 1: tacit.node.v1.Pod
@@ -1011,29 +1078,31 @@ var file_node_proto_goTypes = []any{
 	(*Direct)(nil),    // 3: tacit.node.v1.Direct
 	(*Listed)(nil),    // 4: tacit.node.v1.Listed
 	(*Place)(nil),     // 5: tacit.node.v1.Place
-	(*Range)(nil),     // 6: tacit.node.v1.Range
-	(*HostPorts)(nil), // 7: tacit.node.v1.HostPorts
-	(*HostPort)(nil),  // 8: tacit.node.v1.HostPort
-	(*External)(nil),  // 9: tacit.node.v1.External
-	(*NodePort)(nil),  // 10: tacit.node.v1.NodePort
-	(*Exclusion)(nil), // 11: tacit.node.v1.Exclusion
-	(*PodReport)(nil), // 12: tacit.node.v1.PodReport
-	(*ReportAck)(nil), // 13: tacit.node.v1.ReportAck
+	(*Trust)(nil),     // 6: tacit.node.v1.Trust
+	(*Range)(nil),     // 7: tacit.node.v1.Range
+	(*HostPorts)(nil), // 8: tacit.node.v1.HostPorts
+	(*HostPort)(nil),  // 9: tacit.node.v1.HostPort
+	(*External)(nil),  // 10: tacit.node.v1.External
+	(*NodePort)(nil),  // 11: tacit.node.v1.NodePort
+	(*Exclusion)(nil), // 12: tacit.node.v1.Exclusion
+	(*PodReport)(nil), // 13: tacit.node.v1.PodReport
+	(*ReportAck)(nil), // 14: tacit.node.v1.ReportAck
 }
 var file_node_proto_depIdxs = []int32{
-	11, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	11, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	6,  // 2: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
-	8,  // 3: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
-	10, // 4: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
-	0,  // 5: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	12, // 6: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
-	13, // 7: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
-	7,  // [7:8] is the sub-list for method output_type
-	6,  // [6:7] is the sub-list for method input_type
-	6,  // [6:6] is the sub-list for extension type_name
-	6,  // [6:6] is the sub-list for extension extendee
-	0,  // [0:6] is the sub-list for field type_name
+	12, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	12, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	7,  // 2: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
+	6,  // 3: tacit.node.v1.Place.trust:type_name -> tacit.node.v1.Trust
+	9,  // 4: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
+	11, // 5: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
+	0,  // 6: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
+	13, // 7: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
+	14, // 8: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
+	8,  // [8:9] is the sub-list for method output_type
+	7,  // [7:8] is the sub-list for method input_type
+	7,  // [7:7] is the sub-list for extension type_name
+	7,  // [7:7] is the sub-list for extension extendee
+	0,  // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -1047,7 +1116,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   13,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
