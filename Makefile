@@ -82,6 +82,9 @@ image: ## the images of tacit-node and tacit-control, as OCI tars in bin/
 bench: build packages ## compare Tacit with HAProxy, in under four minutes; fails if a bound is missed
 	$(GO) run ./bench
 
+bench-policies: build packages ## what 10,000 policies cost: Tacit with them and without, in under three minutes; fails if a bound is missed
+	$(GO) run ./bench -policies 10000 -rounds 6
+
 scale: build ## what 100,000 pods on 1,000 nodes cost, as root; takes most of an hour (see docs/scale.md)
 	@$(GO) build -o bin/scale ./bench/scale
 	bin/scale $(SCALE)
@@ -98,4 +101,4 @@ packages: ## Debian packages that the stories use; installed if root, else named
 clean: ## what the jobs made
 	rm -rf bin bench/result.json bench/scale/result.json
 
-.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench scale fuzz generate packages clean
+.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench bench-policies scale fuzz generate packages clean

@@ -44,6 +44,8 @@ type config struct {
 	logs string
 	// limit ends a run that takes longer.
 	limit time.Duration
+	// policies is how many are compared with none, instead of all else; 0 for all else.
+	policies int
 }
 
 func main() {
@@ -54,6 +56,7 @@ func main() {
 	flag.IntVar(&cfg.seconds, "seconds", 2, "how long each measurement takes")
 	flag.StringVar(&cfg.only, "only", "", "take this `measure` only: "+strings.Join(measureNames(), ", "))
 	flag.StringVar(&cfg.logs, "logs", "", "copy the logs of all processes to this `folder`")
+	flag.IntVar(&cfg.policies, "policies", 0, "compare new connections and round trips with this `number` of policies and without, and nothing else")
 	flag.DurationVar(&cfg.limit, "limit", 4*time.Minute, "give up after this time")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -78,6 +81,13 @@ func run(ctx context.Context, cfg config) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.saveLogs(cfg.logs), r.down()) }()
+	if cfg.policies > 0 {
+		met, err := measurePolicies(ctx, r, cfg)
+		if err == nil && !met {
+			err = errBounds
+		}
+		return err
+	}
 	res, err := measureAll(ctx, r, cfg)
 	if err != nil {
 		res.print(os.Stdout)
