@@ -383,7 +383,7 @@ func (g *generator) event(known Set) Event {
 		o = &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: g.of("x", "y")}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{g.of("10.9.0.0/16", "10.1.0.0/24", "0.0.0.0/0", "?")}}}
 	default:
 		o = &Mesh{ObjectMeta: metav1.ObjectMeta{Name: g.of(MeshName, MeshName, "other"), Generation: g.random.Int64N(3)},
-			Spec: MeshSpec{Enrollment: g.of("", "", Labeled, All, None, "odd"), Namespaces: []string{g.of("a", "b", "kube-system")},
+			Spec: MeshSpec{Enrollment: g.of("", "", Labeled, All, None, "odd"), Namespaces: []string{g.of("a", "b", "kube-system")}, NamespaceSelector: g.selector(),
 				Revoked: []string{g.of("a/x", "a/y", "spiffe://lab/ns/a/sa/x", "odd")}, MaxConnectionAge: g.of("", "1h", "odd")}}
 	}
 	k, _ := keyOf(o)
@@ -394,6 +394,13 @@ func (g *generator) event(known Set) Event {
 		o = g.changed(p)
 	}
 	return Event{k, o}
+}
+
+// selector selects namespaces: some, all, none, or it is none.
+func (g *generator) selector() *metav1.LabelSelector {
+	operator := metav1.LabelSelectorOperator(g.of("Exists", "DoesNotExist", "odd"))
+	return []*metav1.LabelSelector{nil, nil, {}, {MatchLabels: map[string]string{LabelMesh: "on"}},
+		{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: LabelMesh, Operator: operator}}}}[g.random.IntN(5)]
 }
 
 // changed is the same pod with one thing about it different.

@@ -37,9 +37,10 @@ func (r *reader) wanted(p *corev1.Pod) bool {
 		r.except(p.Namespace, p.Name, SystemNamespace)
 		return false
 	}
-	usual, said := r.label(r.around.labels(p.Namespace), "Namespace", "", p.Namespace)
+	has := r.around.labels(p.Namespace)
+	usual, said := r.label(has, "Namespace", "", p.Namespace)
 	if !said {
-		usual = r.policy.wants(p.Namespace)
+		usual = r.policy.wants(p.Namespace, has)
 	}
 	on, said := r.label(p.Labels, "Pod", p.Namespace, p.Name)
 	switch {

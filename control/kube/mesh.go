@@ -3,11 +3,13 @@ package kube
 import (
 	"cmp"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"tacit.dev/mesh"
@@ -45,6 +47,8 @@ type MeshSpec struct {
 	Enrollment string `json:"enrollment,omitempty"`
 	// Namespaces are enrolled without a label, with Labeled.
 	Namespaces []string `json:"namespaces,omitempty"`
+	// NamespaceSelector selects more of them by their labels. nil is none, an empty one all.
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
 	// TrustDomain is what control's has to be. It changes nothing: identities
 	// and the CA are made for the one that control was started with.
 	TrustDomain string `json:"trustDomain,omitempty"`
@@ -131,17 +135,20 @@ const (
 type Policy struct {
 	Enrollment string
 	Namespaces map[string]bool
-	Trust      mesh.Trust
+	// Selector is of more namespaces; nil is none.
+	Selector labels.Selector
+	Trust    mesh.Trust
 }
 
 // enrollsLike tells whether both enroll the same pods.
 func (p Policy) enrollsLike(q Policy) bool {
-	return p.Enrollment == q.Enrollment && maps.Equal(p.Namespaces, q.Namespaces)
+	return p.Enrollment == q.Enrollment && maps.Equal(p.Namespaces, q.Namespaces) && reflect.DeepEqual(p.Selector, q.Selector)
 }
 
 // wants tells whether pods of a namespace are enrolled if no label says otherwise.
-func (p Policy) wants(namespace string) bool {
-	return p.Enrollment == All || p.Enrollment != None && p.Namespaces[namespace]
+func (p Policy) wants(namespace string, has map[string]string) bool {
+	listed := p.Namespaces[namespace] || p.Selector != nil && p.Selector.Matches(labels.Set(has))
+	return p.Enrollment == All || p.Enrollment != None && listed
 }
 
 // MeshFacts is what the objects say of the Mesh.
@@ -184,8 +191,14 @@ func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
 		f.add("enrollment %.80q: want %s, %s or %s; what held before holds", s.Enrollment, Labeled, All, None)
 		p = r.cfg.Before
 	}
-	if len(s.Namespaces) > 0 && (s.Enrollment == All || s.Enrollment == None) {
+	if (len(s.Namespaces) > 0 || s.NamespaceSelector != nil) && s.Enrollment == All {
 		f.add("namespaces: say nothing with enrollment %s", s.Enrollment)
+	}
+	if selector, err := metav1.LabelSelectorAsSelector(s.NamespaceSelector); err != nil {
+		f.add("namespaceSelector: %.255v; what held before holds", err)
+		p.Selector = r.cfg.Before.Selector
+	} else if s.NamespaceSelector != nil && p.Enrollment == s.Enrollment {
+		p.Selector = selector
 	}
 	for _, n := range s.Namespaces {
 		switch {
