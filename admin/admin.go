@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"runtime"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -56,7 +57,8 @@ type Config struct {
 	// MetricsUID is whose socket Metrics is, if it is a path; 0 or less means our own user's.
 	MetricsUID int
 	// Beside are other processes of the same pod, by name, with the address of their
-	// Metrics: these are passed on as /metrics/NAME.
+	// Metrics: these are part of /metrics, with the label process="NAME", and are passed on
+	// as they are as /metrics/NAME.
 	Beside map[string]string
 	// Profiles has Addr serve profiles of the process, which show what it does and cost
 	// it time.
@@ -85,10 +87,15 @@ func (c Config) Validate() error {
 }
 
 // NewRegistry returns a registry that holds what the Go runtime and the kernel
-// say of this process.
-func NewRegistry() *prometheus.Registry {
+// say of this process, and its version.
+func NewRegistry(version string) *prometheus.Registry {
 	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "tacit_build_info", Help: "Always 1; the labels name what the process was built from.",
+		ConstLabels: prometheus.Labels{"version": version, "goversion": runtime.Version()},
+	})
+	build.Set(1)
+	r.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return r
 }
 

@@ -71,7 +71,7 @@ func TestProfilesAreOffByDefault(t *testing.T) {
 func TestSocketsHaveAnOwner(t *testing.T) {
 	dir := t.TempDir()
 	for range 2 {
-		cfg := Config{Addr: filepath.Join(dir, "admin.sock"), Metrics: filepath.Join(dir, "metrics.sock"), Registry: NewRegistry()}
+		cfg := Config{Addr: filepath.Join(dir, "admin.sock"), Metrics: filepath.Join(dir, "metrics.sock"), Registry: NewRegistry("v1")}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- Run(ctx, cfg) }()
@@ -107,7 +107,7 @@ func TestSocketsHaveAnOwner(t *testing.T) {
 
 // What may be seen from a network shows no memory of the process.
 func TestMetricsHandlerServesNothingElse(t *testing.T) {
-	h := newMetricsHandler(Config{Registry: NewRegistry(), Dump: map[string]func() any{"pods": func() any { return nil }}})
+	h := newMetricsHandler(Config{Registry: NewRegistry("v1"), Dump: map[string]func() any{"pods": func() any { return nil }}})
 	for path, code := range map[string]int{
 		"/healthz": 200, "/readyz": 200, "/metrics": 200,
 		"/": 404, "/dump/pods": 404, "/debug/pprof/": 404, "/debug/pprof/heap": 404, "/debug/pprof/profile": 404,
@@ -129,7 +129,7 @@ func TestMetricsOfAProcessBesideArePassedOn(t *testing.T) {
 	for path, want := range map[string]struct {
 		code int
 		body string
-	}{"/metrics/agent": {200, "tacit_test_total 0"}, "/metrics/gone": {502, "refused"}, "/metrics/other": {404, ""}} {
+	}{"/metrics/agent": {200, "tacit_test_total 0"}, "/metrics": {200, `tacit_test_total{process="agent"} 0`}, "/metrics/gone": {502, "refused"}, "/metrics/other": {404, ""}} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
 		if w.Code != want.code || !strings.Contains(w.Body.String(), want.body) {
@@ -156,7 +156,7 @@ func TestServeUntilTheContextEnds(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serve(ctx, l, newHandler(Config{Registry: NewRegistry()}), fromHere, slog.New(slog.DiscardHandler))
+		ended <- serve(ctx, l, newHandler(Config{Registry: NewRegistry("v1")}), fromHere, slog.New(slog.DiscardHandler))
 	}()
 	resp, err := http.Get("http://" + l.Addr().String() + "/metrics")
 	if err != nil {
@@ -183,7 +183,7 @@ func TestMetricsConnectionsAreBounded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		ended <- serve(ctx, l, newMetricsHandler(Config{Registry: NewRegistry()}), fromNetwork, slog.New(slog.DiscardHandler))
+		ended <- serve(ctx, l, newMetricsHandler(Config{Registry: NewRegistry("v1")}), fromNetwork, slog.New(slog.DiscardHandler))
 	}()
 	const many = 3 * mostConnections
 	closed := make(chan struct{}, many)
@@ -259,6 +259,20 @@ func TestRunRefuses(t *testing.T) {
 	for _, addr := range []string{"", "127.0.0.1", taken.Addr().String()} {
 		if err := Run(t.Context(), Config{Addr: addr}); err == nil {
 			t.Errorf("Run on %q succeeded", addr)
+		}
+	}
+}
+
+// Whoever scrapes by the usual annotations sees both processes, also what both call the same.
+func TestMetricsOfBothProcessesAreOnOnePath(t *testing.T) {
+	agent := httptest.NewServer(newHandler(Config{Registry: NewRegistry("v1")}))
+	defer agent.Close()
+	h := newMetricsHandler(Config{Registry: NewRegistry("v2"), Beside: map[string]string{"agent": agent.Listener.Addr().String(), "gone": "127.0.0.1:1"}})
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	for _, want := range []string{"\ngo_goroutines ", `go_goroutines{process="agent"} `, `process="agent",version="v1"} 1`, `version="v2"} 1`} {
+		if w.Code != 200 || !strings.Contains(w.Body.String(), want) {
+			t.Errorf("%d, no %q", w.Code, want)
 		}
 	}
 }

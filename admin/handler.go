@@ -1,12 +1,10 @@
 package admin
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
-	"net"
 	"net/http"
 	"net/http/pprof"
 	"slices"
@@ -41,7 +39,7 @@ func newMetricsHandler(cfg Config) http.Handler {
 func handleMetrics(mux *http.ServeMux, cfg Config) {
 	mux.HandleFunc("GET /healthz", serveAlive)
 	mux.HandleFunc("GET /readyz", serveReady(cfg.Ready))
-	mux.Handle("GET /metrics", metrics(cfg.Registry))
+	mux.Handle("GET /metrics", metrics(cfg))
 	for name, addr := range cfg.Beside {
 		mux.HandleFunc("GET /metrics/"+name, passOn(addr))
 	}
@@ -50,17 +48,9 @@ func handleMetrics(mux *http.ServeMux, cfg Config) {
 // passOn serves the metrics of another process. It asks for nothing else, whatever it
 // is asked.
 func passOn(addr string) http.HandlerFunc {
-	t := &http.Transport{
-		DisableKeepAlives: true, ResponseHeaderTimeout: headerLimit,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return Dial(ctx, addr) },
-	}
+	p := newNeighbor(addr)
 	return func(w http.ResponseWriter, req *http.Request) {
-		ask, err := http.NewRequestWithContext(req.Context(), http.MethodGet, "http://beside/metrics", nil)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		resp, err := t.RoundTrip(ask)
+		resp, err := p.ask(req.Context())
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
 			return
@@ -99,11 +89,15 @@ func serveReady(ready func() error) http.HandlerFunc {
 	}
 }
 
-func metrics(r *prometheus.Registry) http.Handler {
-	if r == nil {
-		r = prometheus.NewRegistry()
+func metrics(cfg Config) http.Handler {
+	var all prometheus.Gatherers
+	if cfg.Registry != nil {
+		all = append(all, cfg.Registry)
 	}
-	return promhttp.HandlerFor(r, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
+	for _, name := range slices.Sorted(maps.Keys(cfg.Beside)) {
+		all = append(all, gatherFrom(name, cfg.Beside[name]))
+	}
+	return promhttp.HandlerFor(all, promhttp.HandlerOpts{MaxRequestsInFlight: 4})
 }
 
 func serveDump(cfg Config) http.HandlerFunc {

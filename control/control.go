@@ -151,7 +151,7 @@ func New(cfg Config) (*Control, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.Registry == nil {
-		cfg.Registry = admin.NewRegistry()
+		cfg.Registry = admin.NewRegistry("unknown")
 	}
 	return &Control{cfg: cfg}, nil
 }
@@ -200,6 +200,12 @@ func open(cfg Config) (*plane, error) {
 	}
 	p.frontend = newFrontend(l, cfg.Log, cfg.Registry)
 	p.metrics = newMetrics(cfg.Registry)
+	cfg.Registry.MustRegister(newExpiry(func() *ca.CA {
+		if t := p.term.Load(); t != nil {
+			return t.ca
+		}
+		return nil
+	}))
 	if p.names, err = serverNames(l.Addr(), cfg.Names); err == nil {
 		p.advertised, err = advertised(l.Addr(), cfg.Advertise)
 	}

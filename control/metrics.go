@@ -1,6 +1,11 @@
 package control
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"tacit.dev/control/ca"
+	"tacit.dev/control/kube"
+)
 
 // metrics are what control counts of itself; wire/xds has its own.
 type metrics struct {
@@ -11,6 +16,8 @@ type metrics struct {
 	signed      *prometheus.CounterVec
 	failures    prometheus.Counter
 	reconcile   prometheus.Histogram
+	leads       prometheus.Gauge
+	nodes       *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -37,12 +44,50 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "tacit_control_reconcile_seconds", Help: "Time from something new to its publication.",
 			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5},
 		}),
+		leads: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "tacit_control_leader", Help: "1 while this replica leads. The metrics of pods, nodes and the CA are the leader's.",
+		}),
+		nodes: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "tacit_control_nodes", Help: "Nodes of the cluster (total), and those whose agent and proxy are connected (ready).",
+		}, []string{"state"}),
 	}
-	r.MustRegister(m.pods, m.unprotected, m.problems, m.contested, m.signed, m.failures, m.reconcile)
+	r.MustRegister(m.pods, m.unprotected, m.problems, m.contested, m.signed, m.failures, m.reconcile, m.leads, m.nodes)
 	for _, result := range []string{signed, denied, badRequest, failed} {
 		m.signed.WithLabelValues(result)
 	}
 	return m
+}
+
+// follow has this replica tell nothing that is the leader's to tell.
+func (m *metrics) follow() {
+	m.leads.Set(0)
+	m.nodes.Reset()
+	m.observe(newCounts(), facts{})
+}
+
+func (m *metrics) observeNodes(n kube.NodeCounts) {
+	m.nodes.WithLabelValues("total").Set(float64(n.Total))
+	m.nodes.WithLabelValues("ready").Set(float64(n.Ready))
+}
+
+// expiry collects when the certificates of the CA end, while this replica leads.
+type expiry struct {
+	ca   func() *ca.CA // nil while it does not
+	desc *prometheus.Desc
+}
+
+func newExpiry(ca func() *ca.CA) expiry {
+	return expiry{ca, prometheus.NewDesc("tacit_control_ca_expiry_timestamp_seconds", "When a certificate of the CA, root or intermediate, ends.", []string{"certificate"}, nil)}
+}
+
+func (e expiry) Describe(ch chan<- *prometheus.Desc) { ch <- e.desc }
+
+func (e expiry) Collect(ch chan<- prometheus.Metric) {
+	if c := e.ca(); c != nil {
+		for name, end := range c.Ends() {
+			ch <- prometheus.MustNewConstMetric(e.desc, prometheus.GaugeValue, float64(end.Unix()), name)
+		}
+	}
 }
 
 func (m *metrics) observe(c counts, f facts) {

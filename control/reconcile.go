@@ -300,6 +300,9 @@ func (r *reconciler) observe(now time.Time) time.Duration {
 	if again {
 		wait = min(wait, recheck)
 	}
+	var count kube.NodeCounts
+	r.roster.ready(nodes, &count)
+	r.metrics.observeNodes(count)
 	r.presenter.put(r.roster.view(now, kube.Summary{
 		Facts: r.facts.mesh, TrustDomain: r.build.TrustDomain, Exceptions: r.facts.exceptions, Unsaved: r.unsaved,
 		Waiting: r.roster.waited(r.server.Acked, nodes, now), Behind: behind,

@@ -306,6 +306,16 @@ func (e *OwnError) Unwrap() error { return e.Err }
 
 func refuseOwn(reason string, id mesh.ID, err error) error { return &OwnError{reason, id, err} }
 
+// FirstEnd is when the first of all leaves ends, the zero time if there is none.
+func (k *Keeper) FirstEnd() (first time.Time) {
+	for _, e := range *k.held.Load() {
+		if l := e.leaf.Load(); l != nil && (first.IsZero() || l.NotAfter.Before(first)) {
+			first = l.NotAfter
+		}
+	}
+	return first
+}
+
 // Dump tells of all held identities, sorted.
 func (k *Keeper) Dump() []LeafStatus {
 	k.mu.Lock()

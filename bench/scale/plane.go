@@ -68,7 +68,7 @@ func runPlane(ctx context.Context, args []string) error {
 		go endWith(os.Stdin, cancel) // ends with the process at the latest
 	}
 	cfg := control.Config{
-		Registry: admin.NewRegistry(), Listen: f.listen, Advertise: f.listen, Admin: f.admin, Profiles: true,
+		Registry: admin.NewRegistry("bench"), Listen: f.listen, Advertise: f.listen, Admin: f.admin, Profiles: true,
 		TrustDomain: f.trustDomain, Namespace: namespace, Names: []string{"127.0.0.1", "127.0.0.2", "172.30.0.250"},
 	}
 	log, err := admin.NewLog(admin.LogConfig{Registry: cfg.Registry, Format: "text", Level: "info"})

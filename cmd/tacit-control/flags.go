@@ -17,7 +17,7 @@ import (
 
 // parse turns flags into a Config, and the log that it has.
 func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
-	cfg.Registry = admin.NewRegistry()
+	cfg.Registry = admin.NewRegistry(version)
 	var from origin
 	told := admin.LogConfig{Registry: cfg.Registry}
 	f := flag.NewFlagSet("tacit-control", flag.ContinueOnError)

@@ -23,7 +23,11 @@ var version = "unknown"
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, os.Args[1:]); err != nil && !errors.Is(err, flag.ErrHelp) {
+	do, args := run, os.Args[1:]
+	if len(args) > 0 && args[0] == "predelete" {
+		do, args = predelete, args[1:]
+	}
+	if err := do(ctx, args); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintf(os.Stderr, "tacit-control: %v\n", err)
 		os.Exit(1)
 	}

@@ -87,12 +87,13 @@ func runAgent(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	reg := admin.NewRegistry()
+	reg := admin.NewRegistry(version)
 	f.log.Registry = reg
 	log, err := admin.NewLog(f.log)
 	if err != nil {
 		return err
 	}
+	f.dial.Fallback = controlService()
 	conn, err := xds.Dial(f.dial)
 	if err != nil {
 		return fmt.Errorf("agent: %w", err)

@@ -14,6 +14,9 @@ import (
 	"syscall"
 )
 
+// version is set by the linker.
+var version = "unknown"
+
 const usage = `usage: tacit-node ROLE [flags]
 
 roles:

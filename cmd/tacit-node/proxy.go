@@ -58,6 +58,10 @@ func parseProxyFlags(args []string) (*proxyFlags, error) {
 	s.IntVar(&f.proxy.MaxHandshakes, "max-handshakes", 512, "TLS handshakes under way, each way, of them half for one pod, and an eighth with one peer of it; more wait for their turn")
 	s.DurationVar(&f.proxy.HandshakePatience, "handshake-patience", time.Minute, "how long a connection waits for its turn to make a TLS handshake, each way")
 	s.Int64Var(&f.proxy.MaxQueued, "max-queued", 0, "bound the `bytes` of memory for data that waits in all connections because an end reads slowly or not at all; above it the largest connections of the pod that holds most are reset; 0 is five eighths of the container's memory limit (640 MiB without one), and at most 3/64 of the node's memory")
+	s.Func("access-log", "which connections have a line in the log: All, Refused (also those that were reset or failed), or Off (default All)", func(text string) error {
+		f.proxy.AccessLog = proxy.AccessLog(text)
+		return f.proxy.AccessLog.Validate()
+	})
 	s.DurationVar(&f.ttl, "ttl", 0, "wished life of a certificate; 0 leaves it to control")
 	s.StringVar(&f.log.Format, "log-format", "json", "text or json")
 	s.StringVar(&f.log.Level, "log-level", "info", "debug, info, warn or error")
@@ -77,7 +81,7 @@ func runProxy(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	reg := admin.NewRegistry()
+	reg := admin.NewRegistry(version)
 	f.log.Registry = reg
 	log, err := admin.NewLog(f.log)
 	if err != nil {
@@ -89,6 +93,7 @@ func runProxy(ctx context.Context, args []string) error {
 	if !f.profiles {
 		runtime.MemProfileRate = 0 // what samples would be kept in is more than a megabyte
 	}
+	f.dial.Fallback = controlService()
 	conn, err := xds.Dial(f.dial)
 	if err != nil {
 		return fmt.Errorf("proxy: %w", err)
@@ -113,6 +118,7 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 	signer := csr.NewClient(conn)
 	signer.TTL = f.ttl
 	keeper := identity.NewKeeper(identity.KeeperConfig{Signer: signer, Log: log})
+	reg.MustRegister(firstEnd{keeper})
 	cfg := f.proxy
 	cfg.Leaves, cfg.TLS = keeper, identity.NewTLS(identity.TLSConfig{})
 	cfg.Registry, cfg.Log = reg, log
@@ -150,4 +156,19 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 		return err
 	}
 	return nil
+}
+
+// firstEnd collects when the first leaf ends, if there is one: an identity each would be a label
+// without a bound.
+type firstEnd struct{ keeper *identity.Keeper }
+
+var firstEndDesc = prometheus.NewDesc("tacit_certificate_expiry_timestamp_seconds",
+	"When the first of this node's workload certificates ends. They are renewed at half of their life.", nil, nil)
+
+func (f firstEnd) Describe(ch chan<- *prometheus.Desc) { ch <- firstEndDesc }
+
+func (f firstEnd) Collect(ch chan<- prometheus.Metric) {
+	if end := f.keeper.FirstEnd(); !end.IsZero() {
+		ch <- prometheus.MustNewConstMetric(firstEndDesc, prometheus.GaugeValue, float64(end.Unix()))
+	}
 }

@@ -215,3 +215,14 @@ func (c *CA) Secret(purpose string) ([]byte, error) {
 
 // Bundle returns the PEM of all roots that are trusted. The caller owns it.
 func (c *CA) Bundle() []byte { return bytes.Clone(c.root.pem()) }
+
+// Ends says when the CA's certificates end, by name.
+func (c *CA) Ends() map[string]time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	ends := map[string]time.Time{rootPair: c.root.cert.NotAfter}
+	if c.intermediate != nil {
+		ends[intermediatePair] = c.intermediate.cert.NotAfter
+	}
+	return ends
+}

@@ -101,6 +101,8 @@ type Config struct {
 	// slowly or not at all. Above it the largest ones of the pod that holds most are reset. Default 640 MiB.
 	MaxQueued int64
 
+	// AccessLog says which connections have a line in Log. "" means LogAll.
+	AccessLog AccessLog
 	// Registry gets the metrics. nil means a registry of its own.
 	Registry *prometheus.Registry
 	// Log gets one line per connection, and what goes wrong. nil means nowhere.
@@ -210,6 +212,7 @@ func New(cfg Config) (*Proxy, error) {
 		holders: make(map[mesh.ID]int),
 	}
 	p.tell = newTelemetry(cfg.Registry, cfg.Log, p.know.world)
+	p.tell.which = cfg.AccessLog
 	p.metrics = newMetrics(cfg.Registry, p)
 	p.queues = newQueues(cfg.Registry, cfg.MaxQueued, cfg.Log)
 	p.queues.overdue = p.endOverdue

@@ -2,6 +2,7 @@ package proxy
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -46,6 +47,7 @@ type seriesKey struct {
 // ends, and one line of access log at its end. It is safe for concurrent use.
 type telemetry struct {
 	log                            *slog.Logger
+	which                          AccessLog
 	opened, closed, sent, received *prometheus.CounterVec
 	refused                        prometheus.Counter
 
@@ -193,10 +195,34 @@ const maxAttrs = 22
 
 var attrsOfALine = sync.Pool{New: func() any { return new([maxAttrs]slog.Attr) }}
 
+// AccessLog says which connections have a line in the log.
+type AccessLog string
+
+// What an AccessLog may be.
+const (
+	LogAll AccessLog = "All"
+	// LogRefused is those that were refused, or ended otherwise than both ends wanted.
+	LogRefused AccessLog = "Refused"
+	LogOff     AccessLog = "Off"
+)
+
+// Validate reports what is no AccessLog.
+func (a AccessLog) Validate() error {
+	switch a {
+	case "", LogAll, LogRefused, LogOff:
+		return nil
+	}
+	return fmt.Errorf("access log %q: want %s, %s or %s", string(a), LogAll, LogRefused, LogOff)
+}
+
+func (a AccessLog) has(f *mesh.Flow) bool {
+	return a != LogOff && (a != LogRefused || f.Reason != "" || f.Flags != "")
+}
+
 // logClosed writes the access log's one line for a connection.
 func (t *telemetry) logClosed(f *mesh.Flow) {
 	ctx := context.Background()
-	if !t.log.Enabled(ctx, slog.LevelInfo) {
+	if !t.which.has(f) || !t.log.Enabled(ctx, slog.LevelInfo) {
 		return
 	}
 	lent := attrsOfALine.Get().(*[maxAttrs]slog.Attr)

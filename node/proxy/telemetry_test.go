@@ -454,3 +454,31 @@ func TestConnectionsAreToldOfOnce(t *testing.T) {
 		}
 	}
 }
+
+// Each setting of the access log has the lines that it names.
+func TestAccessLogSays(t *testing.T) {
+	for which, want := range map[AccessLog]string{"": "fine denied ", LogAll: "fine denied ", LogRefused: "denied ", LogOff: ""} {
+		var b bytes.Buffer
+		tel := newTelemetry(nil, slog.New(slog.NewTextHandler(&b, nil)), nil)
+		tel.which = which
+		got := ""
+		for _, reason := range []string{"", "denied"} {
+			f := telemetryFlow()
+			f.Reason, f.Flags = reason, ""
+			tel.Closed(f, tel.Opened(f))
+			if b.Len() > 0 {
+				got += strings.TrimPrefix(reason+" ", " ")
+				if reason == "" {
+					got += "fine "
+				}
+			}
+			b.Reset()
+		}
+		if got != want || which.Validate() != nil {
+			t.Errorf("%q: lines of %q, want %q", which, got, want)
+		}
+	}
+	if AccessLog("all").Validate() == nil {
+		t.Error("all is no error, want All")
+	}
+}

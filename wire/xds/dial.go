@@ -42,6 +42,9 @@ const (
 type DialConfig struct {
 	// Addr is HOST:PORT. Required.
 	Addr string
+	// Fallback is HOST:PORT where control is dialed while nothing answers the name of Addr, and it was not
+	// found by that before: what answers names may wait for this node. "" means nowhere.
+	Fallback string
 	// ServerName is the name that control's certificate must hold; by default
 	// the host of Addr.
 	ServerName string
@@ -67,7 +70,7 @@ func Dial(cfg DialConfig) (*Conn, error) {
 	if cfg.ServerName != "" {
 		host = cfg.ServerName
 	}
-	conn, err := grpc.NewClient("passthrough:///"+cfg.Addr, append(dialOptions(),
+	conn, err := grpc.NewClient("passthrough:///"+cfg.Addr, append(dialOptions(cfg.Fallback),
 		grpc.WithTransportCredentials(trust{bundleFile: cfg.BundleFile, serverName: host}),
 		grpc.WithPerRPCCredentials(token{file: cfg.TokenFile}))...)
 	if err != nil {
@@ -78,9 +81,9 @@ func Dial(cfg DialConfig) (*Conn, error) {
 
 // dialOptions keep the client small (buffers of 4 KiB, and none while idle) and
 // quick to come back.
-func dialOptions() []grpc.DialOption {
+func dialOptions(fallback string) []grpc.DialOption {
 	return []grpc.DialOption{
-		grpc.WithContextDialer(newFinder().dial),
+		grpc.WithContextDialer(newFinder(fallback).dial),
 		grpc.WithNoProxy(),
 		grpc.WithDisableServiceConfig(),
 		grpc.WithDisableHealthCheck(),
@@ -106,11 +109,15 @@ type finder struct {
 	last     atomic.Pointer[string] // HOST:PORT
 }
 
-func newFinder() *finder {
-	return &finder{patience: lookupTimeout, dialer: net.Dialer{
+func newFinder(fallback string) *finder {
+	f := &finder{patience: lookupTimeout, dialer: net.Dialer{
 		Timeout:         dialTimeout,
 		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: probeIdle, Interval: probeInterval, Count: probeCount},
 	}}
+	if fallback != "" {
+		f.last.Store(&fallback)
+	}
+	return f
 }
 
 // dial resolves the name anew each time.

@@ -75,7 +75,7 @@ func reply(query []byte, is netip.Addr) []byte {
 // leads when it does.
 func TestControlIsFoundWithoutNames(t *testing.T) {
 	n := startNames(t)
-	f := newFinder()
+	f := newFinder("")
 	f.dialer.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "udp", n.conn.LocalAddr().String())
 	}}
@@ -107,5 +107,34 @@ func TestControlIsFoundWithoutNames(t *testing.T) {
 			t.Errorf("%s: found at %s, want %s", step.what, got, step.want)
 		}
 		conn.Close()
+	}
+}
+
+// While every node waits for its agent nothing answers names: control is found by the address of its
+// Service, and by its name as soon as that leads anywhere.
+func TestControlIsFoundBeforeThereAreNames(t *testing.T) {
+	n := startNames(t)
+	lis, err := net.Listen("tcp4", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lis.Close()
+	_, port, _ := net.SplitHostPort(lis.Addr().String())
+	f := newFinder("127.0.0.3:" + port)
+	f.patience = 50 * time.Millisecond
+	f.dialer.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "udp", n.conn.LocalAddr().String())
+	}}
+	for _, want := range []string{"127.0.0.3", "127.0.0.1"} {
+		conn, err := f.dial(t.Context(), "control.test.:"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := conn.RemoteAddr().(*net.TCPAddr).IP.String(); got != want {
+			t.Errorf("found at %s, want %s", got, want)
+		}
+		conn.Close()
+		n.set(netip.MustParseAddr("127.0.0.1"))
+		f.patience = time.Minute
 	}
 }
