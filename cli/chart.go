@@ -83,6 +83,15 @@ func (v *valueFlags) merge() (map[string]any, error) {
 // render is what the chart makes of values, without a cluster. The chart's schema
 // refuses what it does not know.
 func render(ctx context.Context, c *chart.Chart, vals map[string]any) (string, error) {
+	r, err := dryRun(ctx, c, vals)
+	if err != nil {
+		return "", err
+	}
+	return r.Manifest, nil
+}
+
+// dryRun is the release that the chart would be, with its hooks.
+func dryRun(ctx context.Context, c *chart.Chart, vals map[string]any) (*release.Release, error) {
 	install := action.NewInstall(action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler)))
 	install.DryRunStrategy = action.DryRunClient
 	install.ReleaseName, install.Namespace = releaseName, namespace
@@ -91,11 +100,11 @@ func render(ctx context.Context, c *chart.Chart, vals map[string]any) (string, e
 	install.KubeVersion = &common.KubeVersion{Version: "v" + oldest}
 	made, err := install.RunWithContext(ctx, c, vals)
 	if err != nil {
-		return "", fmt.Errorf("render the chart: %w", err)
+		return nil, fmt.Errorf("render the chart: %w", err)
 	}
 	r, ok := made.(*release.Release)
 	if !ok {
-		return "", fmt.Errorf("render the chart: Helm made a %T", made)
+		return nil, fmt.Errorf("render the chart: Helm made a %T", made)
 	}
-	return r.Manifest, nil
+	return r, nil
 }

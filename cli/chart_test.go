@@ -175,13 +175,11 @@ func TestSchemaRefuses(t *testing.T) {
 func TestValuesArriveInTheManifests(t *testing.T) {
 	for set, want := range map[string]struct{ object, text string }{
 		"image.registry=r.example/t":       {"DaemonSet tacit-node", "image:r.example/t/tacit-node:v1.2.3-4-gabc"},
-		"image.tag=x":                      {"Deployment tacit-control", "image:tacit-control:x"},
+		"image.tag=x":                      {"Deployment tacit-control", "image:tacit.dev/tacit-control:x"},
 		"node.cni.confDir=/etc/net":        {"DaemonSet tacit-node", "path:/etc/net"},
 		"node.netnsDir=/var/run/netns":     {"DaemonSet tacit-node", "mountPath:/run/netns"},
 		"trustDomain=example.org":          {"Deployment tacit-control", "--trust-domain=example.org"},
 		"control.statusWrites=500":         {"Deployment tacit-control", "--status-writes=500"},
-		"crd.keep=true":                    {"CustomResourceDefinition meshes.tacit.dev", "helm.sh/resource-policy:keep"},
-		"crd.keep=true,crd.install=true":   {"CustomResourceDefinition authorizationpolicies.security.istio.io", "helm.sh/resource-policy:keep"},
 		"rootNamespace=istio-system":       {"Deployment tacit-control", "--root-namespace=istio-system"},
 		"node.updateStrategy.maxSurge=25%": {"DaemonSet tacit-node", "maxSurge:25% maxUnavailable:0"},
 		"node.updateStrategy.maxSurge=0,node.updateStrategy.maxUnavailable=3": {"DaemonSet tacit-node", "maxSurge:0 maxUnavailable:3"},
@@ -260,7 +258,7 @@ func TestPoliciesAreForPodsOfTacit(t *testing.T) {
 		if o.GetKind() != "NetworkPolicy" {
 			continue
 		}
-		selector, _, _ := unstructured.NestedMap(o.Object, "spec", "podSelector", "matchLabels")
+		selector, _, _ := unstructured.NestedMap(o.Object, "spec", "podSelector") // matchLabels, or matchExpressions
 		if len(selector) == 0 {
 			t.Errorf("%s selects every pod of the namespace", name)
 		}

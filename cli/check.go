@@ -25,6 +25,8 @@ Exit codes: 0 all is well; 1 it could not be found out; 2 something is lacking.`
 		Args: cobra.NoArgs,
 	}
 	t := newTarget(cmd.Flags())
+	var o output
+	o.add(cmd.Flags())
 	vals.add(cmd.Flags())
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until everything is ready, and every enrolled pod protected")
 	cmd.Flags().DurationVar(&limit, "timeout", 5*time.Minute, "how long it may take")
@@ -36,31 +38,28 @@ Exit codes: 0 all is well; 1 it could not be found out; 2 something is lacking.`
 			return err
 		}
 		p := newProgress(cmd.OutOrStdout())
-		installed, err := c.installed()
+		there, err := c.installed(ctx)
 		if err != nil {
 			return err
 		}
-		if !installed {
-			return c.checkBefore(ctx, p, version, &vals)
+		if !there.any() {
+			return c.checkBefore(ctx, p, version, &vals, o)
 		}
 		if wait {
-			return c.awaitHealth(ctx, p)
+			if o != "" { // what is waited for is for people
+				p = newProgress(cmd.ErrOrStderr())
+			}
+			if err := c.awaitHealth(ctx, p); err != nil || o == "" {
+				return err
+			}
+			p = newProgress(cmd.OutOrStdout())
 		}
-		return c.checkAfter(ctx, p)
+		return c.checkAfter(ctx, p, o)
 	}
 	return cmd
 }
 
-func (c *cluster) installed() (bool, error) {
-	r, err := c.releases()
-	if err != nil {
-		return false, err
-	}
-	last, err := r.last()
-	return last != nil, err
-}
-
-func (c *cluster) checkBefore(ctx context.Context, p *progress, version string, v *valueFlags) error {
+func (c *cluster) checkBefore(ctx context.Context, p *progress, version string, v *valueFlags, o output) error {
 	vals, err := v.merge()
 	if err != nil {
 		return err
@@ -76,6 +75,12 @@ func (c *cluster) checkBefore(ctx context.Context, p *progress, version string, 
 	found, err := c.examine(ctx, manifest, false)
 	if err != nil {
 		return err
+	}
+	if o != "" {
+		if err := o.print(p.out, found.requirements()); err != nil || found.lacking() == 0 {
+			return err
+		}
+		return lacking
 	}
 	found.print(p.out)
 	if n := found.lacking(); n > 0 {
@@ -108,10 +113,20 @@ func (c *cluster) examine(ctx context.Context, manifest string, keep bool) (*rep
 	return r, err
 }
 
-func (c *cluster) checkAfter(ctx context.Context, p *progress) error {
+func (c *cluster) checkAfter(ctx context.Context, p *progress, o output) error {
 	h, err := c.health(ctx)
 	if err != nil {
 		return err
+	}
+	if o != "" {
+		r := h.report()
+		if err := o.print(p.out, struct {
+			Installed bool `json:"installed"`
+			*healthReport
+		}{true, r}); err != nil || r.Well {
+			return err
+		}
+		return lacking
 	}
 	h.print(p.out)
 	if missing := h.missing(); missing != "" {

@@ -26,9 +26,8 @@ func Main(version string, args []string) int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.CompletionOptions.HiddenDefaultCmd = true
 	root.AddCommand(installCommand(version), upgradeCommand(version), uninstallCommand(version), checkCommand(version), statusCommand(),
-		policyCommand(), nodeCommand(), versionCommand(version), labCommand())
+		policyCommand(), nodeCommand(), imagesCommand(version), versionCommand(version), labCommand())
 	root.SetArgs(args)
 	return exitCode(root.ExecuteContext(ctx), os.Stderr)
 }
@@ -48,16 +47,4 @@ func exitCode(err error, stderr io.Writer) int {
 	}
 	fmt.Fprintln(stderr, "tacit:", err)
 	return 1
-}
-
-func versionCommand(version string) *cobra.Command {
-	return &cobra.Command{
-		Use:   "version",
-		Short: "print the version",
-		Args:  cobra.NoArgs,
-		RunE: func(c *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(c.OutOrStdout(), version)
-			return err
-		},
-	}
 }

@@ -42,15 +42,23 @@ func newTarget(f *pflag.FlagSet) *target {
 	}
 	f.StringVar(config.KubeConfig, "kubeconfig", "", "`file` that names clusters (default $KUBECONFIG, then ~/.kube/config)")
 	f.StringVar(config.Context, "context", "", "`name` of the context in it (default the current one)")
+	f.StringVar(config.Impersonate, "as", "", "`user` to act as, if you may impersonate")
+	f.StringArrayVar(config.ImpersonateGroup, "as-group", nil, "`group` to act as, with --as; may be repeated")
+	f.StringVar(config.Timeout, "request-timeout", "0", "`time` that one request to the API server may take, as 5s; 0 is no limit")
 	return &target{config: config}
 }
 
 // cluster is a way to the API server, and to what Tacit has there.
 type cluster struct {
-	getter genericclioptions.RESTClientGetter
-	client kubernetes.Interface
-	meshes dynamic.ResourceInterface
-	mapper meta.RESTMapper
+	// name says for people which cluster it is.
+	name    string
+	getter  genericclioptions.RESTClientGetter
+	client  kubernetes.Interface
+	dynamic dynamic.Interface
+	meshes  dynamic.ResourceInterface
+	mapper  meta.RESTMapper
+	// records, if not nil, is Helm's instead of what getter leads to.
+	records *releases
 }
 
 func (t *target) connect() (*cluster, error) {
@@ -58,17 +66,28 @@ func (t *target) connect() (*cluster, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the cluster: %w: give --kubeconfig, or set KUBECONFIG", err)
 	}
-	c := &cluster{getter: t.config}
+	c := &cluster{getter: t.config, name: t.name(cfg.Host)}
 	if c.client, err = kubernetes.NewForConfig(cfg); err != nil {
 		return nil, fmt.Errorf("talk to %s: %w", cfg.Host, err)
 	}
-	objects, err := dynamic.NewForConfig(cfg)
-	if err != nil {
+	if c.dynamic, err = dynamic.NewForConfig(cfg); err != nil {
 		return nil, fmt.Errorf("talk to %s: %w", cfg.Host, err)
 	}
-	c.meshes = objects.Resource(kube.MeshResource())
+	c.meshes = c.dynamic.Resource(kube.MeshResource())
 	if c.mapper, err = t.config.ToRESTMapper(); err != nil {
 		return nil, fmt.Errorf("ask %s for its kinds: %w", cfg.Host, err)
 	}
 	return c, nil
+}
+
+// name is that of the context, and where its cluster is.
+func (t *target) name(host string) string {
+	context := *t.config.Context
+	if raw, err := t.config.ToRawKubeConfigLoader().RawConfig(); err == nil && context == "" {
+		context = raw.CurrentContext
+	}
+	if context == "" {
+		return "the cluster at " + host
+	}
+	return fmt.Sprintf("the cluster of context %s (%s)", context, host)
 }

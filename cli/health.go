@@ -21,6 +21,7 @@ type health struct {
 	control string              // what is missing, "" for nothing
 	nodes   map[string]string   // why a node is not served, "" if it is
 	away    map[string]string   // nodes that are not ready, and why: nothing can be asked of them
+	unseen  bool                // this user may not list nodes, so that both are empty
 	pods    map[string]podState // enrolled pods by NAMESPACE/NAME
 	mesh    *kube.Mesh          // nil if there is none
 }
@@ -38,17 +39,14 @@ func (h *health) missing() string {
 	if h.control != "" {
 		return "control: " + h.control
 	}
-	served := 0
 	var waiting []string
 	for _, node := range sortedNodes(h.nodes) {
-		if h.nodes[node] == "" {
-			served++
-		} else {
+		if h.nodes[node] != "" {
 			waiting = append(waiting, node+" ("+h.nodes[node]+")")
 		}
 	}
-	if served < len(h.nodes) || served == 0 {
-		return fmt.Sprintf("nodes, %d of %d are ready: %s", served, len(h.nodes), some(waiting))
+	if served, total := h.served(); served < total || served == 0 {
+		return strings.TrimSuffix(fmt.Sprintf("nodes, %d of %d are ready: %s", served, total, some(waiting)), ": ")
 	}
 	return h.unprotected()
 }
@@ -114,10 +112,12 @@ func (c *cluster) health(ctx context.Context) (*health, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read DaemonSet %s: %w", nodesName, err)
 	}
-	if err := c.nodeHealth(ctx, ds, h); err != nil {
+	if h.mesh, err = c.mesh(ctx); err != nil {
 		return nil, err
 	}
-	if h.mesh, err = c.mesh(ctx); err != nil {
+	if err := c.nodeHealth(ctx, ds, h); apierrors.IsForbidden(err) {
+		h.unseen = true
+	} else if err != nil {
 		return nil, err
 	}
 	if h.control == "" {

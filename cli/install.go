@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
 	"helm.sh/helm/v4/pkg/chart/v2/loader"
+	release "helm.sh/helm/v4/pkg/release/v1"
 	"sigs.k8s.io/yaml"
 
 	"tacit.dev/control/kube"
@@ -24,6 +25,7 @@ type setup struct {
 	target  *target
 	values  valueFlags
 	dryRun  bool
+	yes     bool
 	wait    bool
 	limit   time.Duration
 }
@@ -67,6 +69,7 @@ func newSetup(cmd *cobra.Command, version string) *setup {
 	s := &setup{version: version, target: newTarget(cmd.Flags())}
 	s.values.add(cmd.Flags())
 	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print the manifests that would be applied, and change nothing")
+	cmd.Flags().BoolVar(&s.yes, "yes", false, "do not ask whether pods that still have a label of Istio's ambient mesh are to be enrolled")
 	cmd.Flags().BoolVar(&s.wait, "wait", true, "wait until everything is ready, and every enrolled pod protected")
 	cmd.Flags().DurationVar(&s.limit, "timeout", 5*time.Minute, "how long all of it may take")
 	return s
@@ -87,17 +90,47 @@ func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
 	if err != nil {
 		return err
 	}
-	if vals, err = c.effective(charted, vals, upgrade); err != nil {
+	last, err := c.ownRelease(ctx)
+	if err != nil {
+		return err
+	}
+	if vals, err = effective(last, charted, vals, upgrade); err != nil {
 		return err
 	}
 	if s.dryRun {
 		return printManifests(ctx, cmd.OutOrStdout(), charted, vals)
+	}
+	if last == nil {
+		if err := c.confirmLabeled(ctx, cmd, s.yes); err != nil {
+			return err
+		}
 	}
 	p := newProgress(cmd.OutOrStdout())
 	if err := s.prepare(ctx, c, p, charted, vals); err != nil {
 		return err
 	}
 	return s.apply(ctx, c, p, charted, vals)
+}
+
+// ownRelease is the release that is installed, nil if none is. It refuses what another tool has
+// installed, and would change back.
+func (c *cluster) ownRelease(ctx context.Context) (*release.Release, error) {
+	r, err := c.releases()
+	if err != nil {
+		return nil, err
+	}
+	last, err := r.last()
+	if err != nil {
+		return nil, err
+	}
+	there, err := c.installed(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if there.foreign(last) {
+		return nil, fmt.Errorf("%s has installed Tacit on this cluster: change it there", there.owner())
+	}
+	return last, nil
 }
 
 // printManifests prints what would be applied, the namespace first.
@@ -115,15 +148,8 @@ func printManifests(ctx context.Context, out io.Writer, charted *chart.Chart, va
 }
 
 // effective are the values that were given before, and those that are given now.
-func (c *cluster) effective(charted *chart.Chart, vals map[string]any, upgrade bool) (map[string]any, error) {
-	r, err := c.releases()
-	if err != nil {
-		return nil, err
-	}
-	last, err := r.last()
+func effective(last *release.Release, charted *chart.Chart, vals map[string]any, upgrade bool) (map[string]any, error) {
 	switch {
-	case err != nil:
-		return nil, err
 	case last != nil:
 		vals = loader.MergeMaps(last.Config, vals)
 		return vals, sameTrustDomain(loader.MergeMaps(last.Chart.Values, last.Config), loader.MergeMaps(charted.Values, vals))

@@ -96,7 +96,7 @@ func downCommand() *cobra.Command {
 // verbCommand hands a verb to the lab, with all of its words: the lab reads them.
 func verbCommand(name string) *cobra.Command {
 	usage, about := lab.Usage(name)
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use: name + " " + usage, Short: about, DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) > 0 && (args[0] == "--help" || args[0] == "-h") {
@@ -114,6 +114,8 @@ func verbCommand(name string) *cobra.Command {
 			return err
 		},
 	}
+	cmd.Flags().String("name", "", "which lab (default: $TACIT_LAB, then default)") // for the help alone: takeName reads it
+	return cmd
 }
 
 // takeName takes --name NAME out of the words before "--".

@@ -9,10 +9,14 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 
 	"tacit.dev/control/kube"
 )
+
+// kindResource is where kinds themselves are served.
+var kindResource = schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"}
 
 // mesh is the Mesh of the cluster, nil if there is none, or no such kind.
 func (c *cluster) mesh(ctx context.Context) (*kube.Mesh, error) {
@@ -62,11 +66,11 @@ func (c *cluster) enrollNobody(ctx context.Context, p *progress) (before *kube.M
 		return nil, err
 	}
 	// Said also of a Mesh that was not there: control may have made it in between.
-	return before, c.setEnrollment(ctx, map[string]any{"enrollment": kube.None, "namespaces": nil})
+	return before, c.setEnrollment(ctx, kube.None)
 }
 
-func (c *cluster) setEnrollment(ctx context.Context, spec any) error {
-	patch, err := json.Marshal(map[string]any{"spec": spec})
+func (c *cluster) setEnrollment(ctx context.Context, enrollment string) error {
+	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"enrollment": enrollment}})
 	if err != nil {
 		return err
 	}
@@ -91,4 +95,34 @@ func (c *cluster) inMesh(ctx context.Context) (enrolled int32, missing string, e
 		return s.Pods.Enrolled, fmt.Sprintf("pods to leave the mesh: %d enrolled, %d leaving", s.Pods.Enrolled, s.Pods.Leaving), nil
 	}
 	return 0, "", nil
+}
+
+// removeKinds removes the kinds that the chart has brought, with all objects of them, and waits for
+// their end. One that somebody else has taken over, as Istio may, stays.
+func (c *cluster) removeKinds(ctx context.Context, p *progress) error {
+	kinds := c.dynamic.Resource(kindResource)
+	list, err := kinds.List(ctx, metav1.ListOptions{LabelSelector: "app.kubernetes.io/part-of=" + program})
+	if err != nil {
+		return fmt.Errorf("list the kinds of the mesh: %w", err)
+	}
+	for _, k := range list.Items {
+		if by := k.GetAnnotations()[helmMark]; by != "" && by != releaseName {
+			p.say("kind %s stays: release %s has it now", k.GetName(), by)
+			continue
+		}
+		if err := kinds.Delete(ctx, k.GetName(), metav1.DeleteOptions{}); err != nil && !apierrors.IsNotFound(err) {
+			return fmt.Errorf("remove kind %s: %w", k.GetName(), err)
+		}
+		err := p.await(ctx, func(ctx context.Context) (string, error) {
+			_, err := kinds.Get(ctx, k.GetName(), metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				return "", nil
+			}
+			return "the end of kind " + k.GetName(), err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

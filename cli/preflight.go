@@ -12,10 +12,12 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	authv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/version"
 
 	"tacit.dev/control/kube"
@@ -115,13 +117,22 @@ func (c *cluster) checkVersion() finding.Finding {
 // checkRights asks whether this user may create every object of the release, and
 // visit nodes.
 func (c *cluster) checkRights(ctx context.Context, objects []*unstructured.Unstructured) (finding.Finding, error) {
-	f := finding.Finding{What: "permissions", Found: "all that installing needs"}
-	wanted := map[authv1.ResourceAttributes]bool{
-		{Verb: "create", Resource: "namespaces"}:                                                   true,
-		{Verb: "list", Resource: "nodes"}:                                                          true,
-		{Verb: "create", Resource: "pods", Namespace: namespace}:                                   true,
-		{Verb: "create", Resource: "secrets", Namespace: namespace}:                                true,
-		{Verb: "create", Resource: kube.MeshResource().Resource, Group: kube.MeshResource().Group}: true,
+	f := finding.Finding{What: "permissions", Found: "to install, upgrade and uninstall"}
+	wanted := make(map[authv1.ResourceAttributes]bool)
+	want := func(a authv1.ResourceAttributes, verbs ...string) {
+		for _, a.Verb = range verbs {
+			wanted[a] = true
+		}
+	}
+	want(authv1.ResourceAttributes{Resource: "namespaces"}, "get", "list", "create", "patch", "delete")
+	want(authv1.ResourceAttributes{Resource: "nodes"}, "list")
+	want(authv1.ResourceAttributes{Resource: "pods"}, "list")
+	want(authv1.ResourceAttributes{Resource: "pods", Namespace: namespace}, "get", "create", "delete")
+	want(authv1.ResourceAttributes{Resource: "secrets", Namespace: namespace}, "get", "list", "create", "update", "delete") // Helm's record
+	want(authv1.ResourceAttributes{Resource: kube.MeshResource().Resource, Group: kube.MeshResource().Group}, "get", "create", "patch")
+	escalate, err := c.forbidden(ctx, []authv1.ResourceAttributes{{Verb: "escalate", Group: rbacv1.GroupName, Resource: "clusterroles"}})
+	if err != nil {
+		return f, err
 	}
 	for _, o := range objects {
 		gvk := o.GroupVersionKind()
@@ -129,23 +140,72 @@ func (c *cluster) checkRights(ctx context.Context, objects []*unstructured.Unstr
 		if err != nil {
 			return f, fmt.Errorf("ask the API server for kind %s: %w", gvk.Kind, err)
 		}
-		wanted[authv1.ResourceAttributes{Verb: "create", Group: gvk.Group, Resource: m.Resource.Resource, Namespace: o.GetNamespace()}] = true
+		want(authv1.ResourceAttributes{Group: gvk.Group, Resource: m.Resource.Resource, Namespace: o.GetNamespace()}, "get", "create", "patch", "delete")
+		for _, a := range granted(o) {
+			wanted[a] = len(escalate) > 0
+		}
 	}
+	maps.DeleteFunc(wanted, func(_ authv1.ResourceAttributes, is bool) bool { return !is })
 	missing, err := c.forbidden(ctx, slices.Collect(maps.Keys(wanted)))
 	if err != nil {
 		return f, err
 	}
 	if len(missing) > 0 {
-		slices.Sort(missing)
-		f.Lacks, f.Remedy = "this user may not "+strings.Join(slices.Compact(missing), ", "), "install as a user with the role cluster-admin"
+		f.Lacks, f.Remedy = "this user may not "+inWords(missing), "install as a user with the role cluster-admin"
 	}
 	return f, nil
 }
 
+// inWords names rights by what they are to, with all verbs.
+func inWords(rights []authv1.ResourceAttributes) string {
+	verbs := make(map[string][]string)
+	for _, a := range rights {
+		what := a.Resource
+		if a.Subresource != "" {
+			what += "/" + a.Subresource
+		}
+		what = strings.TrimSuffix(what+"."+a.Group, ".")
+		verbs[what] = append(verbs[what], a.Verb)
+	}
+	var list []string
+	for _, what := range sortedNodes(verbs) {
+		slices.Sort(verbs[what])
+		list = append(list, strings.Join(slices.Compact(verbs[what]), "/")+" "+what)
+	}
+	return strings.Join(list, ", ")
+}
+
+// granted are the rights that a role of the release gives: whoever has not all of them may not
+// create the role, but by escalate, which cluster-admin has.
+func granted(o *unstructured.Unstructured) (list []authv1.ResourceAttributes) {
+	if kind := o.GetKind(); kind != "ClusterRole" && kind != "Role" {
+		return nil
+	}
+	var role rbacv1.ClusterRole
+	if runtime.DefaultUnstructuredConverter.FromUnstructured(o.Object, &role) != nil {
+		return nil // the API server says what is wrong with it
+	}
+	for _, rule := range role.Rules {
+		names := rule.ResourceNames
+		if len(names) == 0 {
+			names = []string{""}
+		}
+		for _, verb := range rule.Verbs {
+			for _, resource := range rule.Resources {
+				resource, sub, _ := strings.Cut(resource, "/")
+				// One name stands for all of the rule.
+				list = append(list, authv1.ResourceAttributes{Verb: verb, Group: rule.APIGroups[0], Resource: resource, Subresource: sub, Name: names[0], Namespace: o.GetNamespace()})
+			}
+		}
+	}
+	return list
+}
+
 // forbidden are those of the rights that this user has not.
-func (c *cluster) forbidden(ctx context.Context, wanted []authv1.ResourceAttributes) ([]string, error) {
-	said := make([]string, len(wanted))
+func (c *cluster) forbidden(ctx context.Context, wanted []authv1.ResourceAttributes) ([]authv1.ResourceAttributes, error) {
+	allowed := make([]bool, len(wanted))
 	all, ctx := errgroup.WithContext(ctx)
+	all.SetLimit(atOnce)
 	for i, a := range wanted {
 		all.Go(func() error {
 			answer, err := c.client.AuthorizationV1().SelfSubjectAccessReviews().Create(ctx, &authv1.SelfSubjectAccessReview{
@@ -154,14 +214,18 @@ func (c *cluster) forbidden(ctx context.Context, wanted []authv1.ResourceAttribu
 			if err != nil {
 				return fmt.Errorf("ask whether this user may %s %s: %w", a.Verb, a.Resource, err)
 			}
-			if !answer.Status.Allowed {
-				said[i] = a.Verb + " " + strings.TrimSuffix(a.Resource+"."+a.Group, ".")
-			}
+			allowed[i] = answer.Status.Allowed
 			return nil
 		})
 	}
 	err := all.Wait()
-	return slices.DeleteFunc(said, func(s string) bool { return s == "" }), err
+	var missing []authv1.ResourceAttributes
+	for i, a := range wanted {
+		if !allowed[i] {
+			missing = append(missing, a)
+		}
+	}
+	return missing, err
 }
 
 // otherMeshes are DaemonSets that lead the connections of pods, too.
@@ -178,6 +242,10 @@ func (c *cluster) checkOthers(ctx context.Context) ([]finding.Finding, error) {
 	}
 	var found []finding.Finding
 	for _, s := range sets.Items {
+		if s.Name == nodesName && s.Namespace != namespace {
+			found = append(found, finding.Finding{What: "other meshes", Lacks: fmt.Sprintf("Tacit is installed in namespace %s", s.Namespace),
+				Remedy: "uninstall that first: a cluster has one installation, in namespace " + namespace})
+		}
 		if mesh := otherMeshes[s.Name]; mesh != "" {
 			found = append(found, finding.Finding{What: "other meshes", Lacks: fmt.Sprintf("DaemonSet %s/%s of %s leads the connections of pods, too", s.Namespace, s.Name, mesh),
 				Remedy: fmt.Sprintf("uninstall %s first: two meshes cannot have the same pod", mesh)})

@@ -9,7 +9,6 @@ import (
 
 	"helm.sh/helm/v4/pkg/action"
 	chart "helm.sh/helm/v4/pkg/chart/v2"
-	"helm.sh/helm/v4/pkg/chart/v2/loader"
 	"helm.sh/helm/v4/pkg/kube"
 	"helm.sh/helm/v4/pkg/release/common"
 	release "helm.sh/helm/v4/pkg/release/v1"
@@ -20,6 +19,9 @@ import (
 type releases struct{ cfg *action.Configuration }
 
 func (c *cluster) releases() (*releases, error) {
+	if c.records != nil {
+		return c.records, nil
+	}
 	cfg := action.NewConfiguration(action.ConfigurationSetLogger(slog.DiscardHandler))
 	if err := cfg.Init(c.getter, namespace, "secrets"); err != nil {
 		return nil, fmt.Errorf("prepare Helm: %w", err)
@@ -104,15 +106,9 @@ func (r *releases) remove(limit time.Duration, keepRecord bool) error {
 	a := action.NewUninstall(r.cfg)
 	a.Timeout, a.IgnoreNotFound, a.KeepHistory = limit, true, keepRecord
 	a.WaitStrategy = kube.StatusWatcherStrategy
+	a.DisableHooks = true // they look whether every pod has left, which by now is so
 	if _, err := a.Run(releaseName); err != nil {
 		return fmt.Errorf("uninstall release %s: %w", releaseName, err)
 	}
 	return nil
-}
-
-// keepCRD has the release let go of the kind Mesh when it is removed. It is the
-// chart and the values that are installed; only that changes.
-func (r *releases) keepCRD(ctx context.Context, last *release.Release, limit time.Duration) error {
-	vals := loader.MergeMaps(last.Config, map[string]any{"crd": map[string]any{"keep": true}})
-	return r.upgrade(ctx, last.Chart, vals, limit)
 }

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -25,6 +26,8 @@ Exit codes: 0 it could be told, whatever it is; 1 otherwise. To act on it, use t
 		Args: cobra.NoArgs,
 	}
 	t := newTarget(cmd.Flags())
+	var o output
+	o.add(cmd.Flags())
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 		defer cancel()
@@ -32,21 +35,20 @@ Exit codes: 0 it could be told, whatever it is; 1 otherwise. To act on it, use t
 		if err != nil {
 			return err
 		}
-		return c.status(ctx, cmd.OutOrStdout())
+		return c.status(ctx, cmd.OutOrStdout(), o)
 	}
 	return cmd
 }
 
-func (c *cluster) status(ctx context.Context, out io.Writer) error {
-	r, err := c.releases()
+func (c *cluster) status(ctx context.Context, out io.Writer, o output) error {
+	there, err := c.installed(ctx)
 	if err != nil {
 		return err
 	}
-	last, err := r.last()
-	if err != nil {
-		return err
-	}
-	if last == nil {
+	if !there.any() {
+		if o != "" {
+			return o.print(out, statusReport{})
+		}
 		_, err := fmt.Fprintln(out, "tacit is not installed")
 		return err
 	}
@@ -54,10 +56,18 @@ func (c *cluster) status(ctx context.Context, out io.Writer) error {
 	if err != nil {
 		return err
 	}
+	if o != "" {
+		r := statusReport{Installed: true, Version: there.version(), InstalledBy: there.owner().String(), Health: h.report()}
+		if h.mesh != nil {
+			r.Mesh = &h.mesh.Status
+		}
+		return o.print(out, r)
+	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "release\t%s %s, revision %d, %s\n", last.Name, last.Chart.Metadata.AppVersion, last.Version, last.Info.Status)
+	fmt.Fprintf(w, "version\t%s, installed by %s\n", cmp.Or(there.version(), "unknown"), there.owner())
 	fmt.Fprintf(w, "control\t%s\n", orWell(h.control))
-	fmt.Fprintf(w, "nodes\t%d of %d ready\n", h.served(), len(h.nodes))
+	ready, total := h.served()
+	fmt.Fprintf(w, "nodes\t%d of %d ready\n", ready, total)
 	tellNodes(w, h.mesh)
 	h.tellPods(w)
 	tellExceptions(w, h.mesh)
@@ -71,14 +81,20 @@ func orWell(problem string) string {
 	return problem
 }
 
-func (h *health) served() int {
-	n := 0
+// served counts nodes that are ready, and all. Whoever may not list nodes is told what control counts.
+func (h *health) served() (ready, total int) {
+	if h.unseen {
+		if h.mesh == nil {
+			return 0, 0
+		}
+		return int(h.mesh.Status.Nodes.Ready), int(h.mesh.Status.Nodes.Total)
+	}
 	for _, why := range h.nodes {
 		if why == "" {
-			n++
+			ready++
 		}
 	}
-	return n
+	return ready, len(h.nodes)
 }
 
 // tellPods counts by namespace, and names what is not protected.

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type removal struct {
 	values          valueFlags
 	keepCRD, keepCA bool
 	force           bool
+	yes, dryRun     bool
 	drain, limit    time.Duration
 }
 
@@ -40,54 +42,102 @@ were never touched. Connections that go through a proxy get --drain to end; afte
 
 --values and --set say how it was installed, if there is no record of that any more; else they are not needed.
 
-A node that is away is not cleaned: that is said, and the next tacit uninstall does it.
+A node that is away is not cleaned. The command names the node, and the next tacit uninstall cleans it.
+The command names the cluster and asks before it begins. Without a terminal it needs --yes.
 
-Exit codes: 0 nothing is left but that; 1 otherwise, and it may be run again.`,
+It refuses what Argo CD, Flux or another tool has installed, and says in which order to remove that.
+
+Exit codes: 0 nothing is left; 1 something failed, and it may be run again; 2 nodes that are away were not cleaned.`,
+		Example: `  tacit uninstall
+  tacit uninstall --dry-run
+  tacit uninstall --yes --keep-ca`,
 		Args: cobra.NoArgs,
 	}
 	u.target = newTarget(cmd.Flags())
 	f := cmd.Flags()
 	u.values.add(f)
+	f.BoolVar(&u.yes, "yes", false, "do not ask")
+	f.BoolVar(&u.dryRun, "dry-run", false, "print what would be done, and change nothing")
 	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kinds Mesh and AuthorizationPolicy that were installed, and their objects")
 	f.BoolVar(&u.keepCA, "keep-ca", false, "keep the keys of the CA, and so the namespace: the next installation has the same roots")
 	f.BoolVar(&u.force, "force", false, "do not wait for control to release the pods, for when it is away")
 	f.DurationVar(&u.drain, "drain", 30*time.Second, "how long connections through a proxy may take to end")
 	f.DurationVar(&u.limit, "timeout", 5*time.Minute, "how long all of it may take")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		ctx, cancel := context.WithTimeout(cmd.Context(), u.limit)
-		defer cancel()
-		c, err := u.target.connect()
-		if err != nil {
-			return err
-		}
-		return u.run(ctx, c, newProgress(cmd.OutOrStdout()))
-	}
+	cmd.RunE = u.command
 	return cmd
+}
+
+func (u *removal) command(cmd *cobra.Command, _ []string) error {
+	c, err := u.target.connect()
+	if err != nil {
+		return err
+	}
+	last, record, err := u.look(cmd.Context(), c)
+	if err != nil {
+		return err
+	}
+	if u.dryRun {
+		_, err := fmt.Fprintln(cmd.OutOrStdout(), u.plan(c, last != nil))
+		return err
+	}
+	if err := confirm(cmd, u.yes, u.plan(c, last != nil)); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), u.limit)
+	defer cancel()
+	return u.run(ctx, c, newProgress(cmd.OutOrStdout()), last, record)
+}
+
+// look finds Helm's record: last is nil if the release is not installed any more. An installation
+// of somebody else is an error.
+func (u *removal) look(ctx context.Context, c *cluster) (last, record *release.Release, err error) {
+	r, err := c.releases()
+	if err != nil {
+		return nil, nil, err
+	}
+	if last, err = r.last(); err != nil {
+		return nil, nil, err
+	}
+	if record, err = r.record(); err != nil {
+		return nil, nil, err
+	}
+	there, err := c.installed(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	if there.foreign(last) {
+		o := there.owner()
+		return nil, nil, fmt.Errorf("uninstall: %s has installed this, not tacit install: %s", o, o.removal())
+	}
+	return last, record, nil
+}
+
+// plan says what will be done, and where.
+func (u *removal) plan(c *cluster, installed bool) string {
+	lines := []string{"This removes Tacit from " + c.name + ":"}
+	say := func(is bool, what string) {
+		if is {
+			lines = append(lines, "  - "+what)
+		}
+	}
+	say(installed && !u.force, "every pod leaves the mesh: new connections are plaintext")
+	say(true, "agents and proxies end, and every node is cleaned")
+	say(installed, "the release "+releaseName+" is removed")
+	say(!u.keepCRD, "the kinds Mesh and AuthorizationPolicy that it brought are removed, with all objects of them")
+	say(!u.keepCA, "the keys of the CA are destroyed, and namespace "+namespace+" if tacit install made it")
+	return strings.Join(lines, "\n")
 }
 
 // run does all of it in an order in which every step leaves a cluster that works:
 // nobody is captured when the proxies end, no plugin is named when no agent answers.
-func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
+func (u *removal) run(ctx context.Context, c *cluster, p *progress, last, record *release.Release) error {
 	r, err := c.releases()
-	if err != nil {
-		return err
-	}
-	last, err := r.last()
-	if err != nil {
-		return err
-	}
-	record, err := r.record()
 	if err != nil {
 		return err
 	}
 	ds, err := u.daemonSet(ctx, record)
 	if err != nil {
 		return err
-	}
-	if u.keepCRD && last != nil {
-		if err := r.keepCRD(ctx, last, u.limit); err != nil {
-			return err
-		}
 	}
 	before, err := u.release(ctx, c, p, last != nil)
 	if err != nil {
@@ -103,25 +153,29 @@ func (u *removal) run(ctx context.Context, c *cluster, p *progress) error {
 	}
 	err = u.removeRest(ctx, c, p, ds)
 	if u.keepCRD && before != nil { // in any case: the next try would not know it any more
-		err = errors.Join(err, c.setEnrollment(ctx, before))
+		err = errors.Join(err, c.setEnrollment(ctx, cmp.Or(before.Enrollment, kube.Labeled)))
 	}
 	if err != nil {
 		return err
 	}
+	return u.finish(ctx, c, p, away)
+}
+
+// finish removes the namespace, unless something in it is still needed.
+func (u *removal) finish(ctx context.Context, c *cluster, p *progress, away []string) (err error) {
 	if len(away) > 0 {
 		p.say("uninstalled, but for %s: namespace %s stays, with the record of the release, for the next tacit uninstall", strings.Join(away, ", "), namespace)
-		return nil
+		return lacking
 	}
 	if u.keepCA {
 		err = c.restoreNamespace(ctx)
 	} else {
 		err = c.removeNamespace(ctx, p)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		p.say("uninstalled")
 	}
-	p.say("uninstalled")
-	return nil
+	return err
 }
 
 // daemonSet is that of the release, or, if there is no record of one, that of the chart.
@@ -246,6 +300,11 @@ func (u *removal) removeRest(ctx context.Context, c *cluster, p *progress, ds *a
 	}
 	if err := c.awaitEnd(ctx, p, controlName, away); err != nil {
 		return err
+	}
+	if !u.keepCRD {
+		if err := c.removeKinds(ctx, p); err != nil {
+			return err
+		}
 	}
 	core := c.client.CoreV1()
 	var errs []error

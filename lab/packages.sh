@@ -8,7 +8,7 @@ set -eu
 need='nft:nftables curl:curl nginx:nginx-light psql:postgresql-client pg_ctlcluster:postgresql
       mariadbd:mariadb-server mariadb:mariadb-client redis-server:redis-server redis-benchmark:redis-tools
       sshd:openssh-server scp:openssh-client iperf3:iperf3 wrk:wrk openssl:openssl setpriv:util-linux
-      haproxy:haproxy wg:wireguard-tools ip:iproute2'
+      haproxy:haproxy wg:wireguard-tools ip:iproute2 promtool:prometheus'
 
 PATH=$PATH:/usr/sbin:/sbin
 missing=
