@@ -77,7 +77,7 @@ func (c *Cluster) up(ctx context.Context) error {
 	}
 	var nodes []*node
 	for range c.options.Nodes {
-		n, err := c.newNode()
+		n, err := c.newNode(c.options.Taints...)
 		if err != nil {
 			return err
 		}

@@ -23,6 +23,8 @@ type Options struct {
 	DualStack bool
 	// Images are OCI tars (package image) that every node has.
 	Images []string
+	// Taints are those with which every node registers, as KEY=VALUE:EFFECT.
+	Taints []string
 	// NoDNS leaves CoreDNS out.
 	NoDNS bool
 	// Patience is how long the cluster may take to be ready; 5 minutes if zero.

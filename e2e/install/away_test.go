@@ -3,6 +3,7 @@ package install
 import (
 	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 
@@ -36,12 +37,12 @@ func testControlAway(s subject, before string) {
 	s.kubectl("scale", "-n", "tacit-system", "deployment/tacit-control", "--replicas=0")
 	s.kubectl("wait", "-n", "tacit-system", "--for=delete", "pod", "-l", "app.kubernetes.io/name=tacit-control", "--timeout=2m")
 	s.unready("n1")
-	out, err := s.Tacit(s.t.Context(), "uninstall", "--drain=3s")
+	out, err := s.Tacit(s.t.Context(), "uninstall", "--yes", "--drain=3s")
 	if err == nil || !strings.Contains(err.Error(), "--force") {
 		s.t.Errorf("tacit uninstall without control: %v, want that it names --force\n%s", err, out)
 	}
-	s.tacit("uninstall", "--force")
-	s.tacit(flags("uninstall")...) // again, with nothing there
+	s.tacit("uninstall", "--yes", "--force")
+	s.tacit(flags("uninstall", "--yes")...) // again, with nothing there
 	if diff := cmp.Diff(before, s.remains()); diff != "" {
 		s.t.Errorf("cluster and nodes before tacit install and after tacit uninstall --force (-before +after):\n%s", diff)
 	}
@@ -98,21 +99,29 @@ func testNodeAway(s subject, before string) {
 		}
 	}
 	const notice = "node n2 is not ready, and was not cleaned: run tacit uninstall again when it is back"
-	if out := s.tacit("uninstall", "--drain=5s"); !strings.Contains(out, notice) {
-		s.t.Errorf("tacit uninstall: %s\nwant: %s", out, notice)
-	}
+	s.leaves(notice, "--drain=5s")
 	if out := s.tacit("status"); !strings.Contains(out, "not installed") {
 		s.t.Errorf("tacit status, when one node has not been cleaned: %q", out)
 	}
 	s.tacit(flags("install", "--wait=false")...) // the record is no hindrance
-	s.tacit("uninstall", "--drain=30s")
+	s.leaves(notice, "--drain=30s")
 	thaw()
 	s.kubectl("wait", "--for=condition=Ready", "node/n2", "--timeout=2m")
-	s.tacit("uninstall")
+	s.tacit("uninstall", "--yes")
 	s.eventually(func() error {
 		if diff := cmp.Diff(before, s.remains()); diff != "" {
 			return fmt.Errorf("cluster and nodes before tacit install and after tacit uninstall (-before +after):\n%s", diff)
 		}
 		return nil
 	})
+}
+
+// leaves uninstalls while a node is away, which the exit code tells.
+func (s subject) leaves(notice string, more ...string) {
+	s.t.Helper()
+	out, err := s.Tacit(s.t.Context(), append([]string{"uninstall", "--yes"}, more...)...)
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out, notice) {
+		s.t.Errorf("tacit uninstall: %v, want exit code 2 and %q\n%s", err, notice, out)
+	}
 }

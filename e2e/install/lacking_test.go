@@ -51,7 +51,7 @@ func TestInstallChangesNothingWhereSomethingIsLacking(t *testing.T) {
 	}
 	for _, l := range []lack{
 		{"another mesh", meshMake, meshEnd, usual, []string{"istio-system/istio-cni-node", "remedy: uninstall Istio first"}},
-		{"rights", readerMake, readerEnd, asReader, []string{"this user may not create clusterrolebindings", "remedy: install as a user with the role cluster-admin"}},
+		{"rights", readerMake, readerEnd, asReader, []string{"this user may not ", "create/delete/patch clusterrolebindings.rbac.authorization.k8s.io", "remedy: install as a user with the role cluster-admin"}},
 		{"a folder of plugins on one node", func(s subject) { s.sh("n1", "mkdir /opt/cni/other") }, func(s subject) { s.sh("n1", "rmdir /opt/cni/other") },
 			func(subject) []string { return flags("install", "--set", "node.cni.binDir=/opt/cni/other") },
 			[]string{"node n2", "/opt/cni/other", "remedy: name the folder of the runtime's plugins by --set node.cni.binDir"}},

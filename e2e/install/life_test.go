@@ -46,6 +46,7 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 
 	t.Run("wire", func(t *testing.T) { testWire(s.in(t), server, beside(pods, client)) })
 	t.Run("check", func(t *testing.T) { testCheck(s.in(t)) })
+	t.Run("before it is deleted", func(t *testing.T) { testPredelete(s.in(t)) })
 	t.Run("values", func(t *testing.T) { testValues(s.in(t)) })
 	t.Run("again", func(t *testing.T) { testAgain(s.in(t)) })
 	t.Run("helm", func(t *testing.T) { testHelm(s.in(t)) })
@@ -56,7 +57,10 @@ func TestInstallProtectsAndUninstallLeavesNothing(t *testing.T) {
 	t.Run("keep", func(t *testing.T) { testKeep(s.in(t)) })
 	t.Run("upgrade", func(t *testing.T) { testUpgrade(s.in(t)) })
 
-	t.Log(s.tacit("uninstall"))
+	if out, err := s.Tacit(t.Context(), "uninstall"); err == nil || !strings.Contains(err.Error(), "--yes") {
+		t.Errorf("tacit uninstall, without a terminal to ask at: %v, want that it names --yes\n%s", err, out)
+	}
+	t.Log(s.tacit("uninstall", "--yes"))
 	connection.echoes("and still")
 	wire := s.Record(t)
 	if err := s.dial(client, server); err != nil {
@@ -104,6 +108,15 @@ func testCheck(s subject) {
 			s.t.Log(out)
 			return err
 		})
+	}
+}
+
+// testPredelete runs what the chart has Helm and Argo CD run before they delete: it refuses while pods are
+// in the mesh.
+func testPredelete(s subject) {
+	out, err := s.Kubectl(s.t.Context(), "exec", "-n", "tacit-system", "deployment/tacit-control", "--", "/tacit-control", "predelete", "--timeout=5s")
+	if err == nil || !strings.Contains(err.Error(), "6 pods are in the mesh") {
+		s.t.Errorf("tacit-control predelete: %v, want that it refuses\n%s", err, out)
 	}
 }
 
@@ -346,7 +359,7 @@ func testKeep(s subject) {
 	spec := func() string { return s.kubectl("get", "mesh", "default", "-o", "jsonpath={.spec}") }
 	s.kubectl("patch", "mesh", "default", "--type=merge", "-p", `{"spec":{"namespaces":["elsewhere"]}}`)
 	root, said := bundle(), spec()
-	s.tacit("uninstall", "--keep-crd", "--keep-ca")
+	s.tacit("uninstall", "--yes", "--keep-crd", "--keep-ca")
 	if got := spec(); got != said {
 		s.t.Errorf("Mesh: %s, want %s", got, said)
 	}
