@@ -182,6 +182,9 @@ func TestDeletionIsGuarded(t *testing.T) {
 			t.Errorf("%s is %q, want %s", key, got, want)
 		}
 	}
+	if _, found, _ := unstructured.NestedFieldNoCopy(job.Object, "spec", "ttlSecondsAfterFinished"); !found {
+		t.Error("the Job stays for good, and cannot be changed")
+	}
 	pod, _, _ := unstructured.NestedMap(job.Object, "spec", "template")
 	labels, _, _ := unstructured.NestedStringMap(pod, "metadata", "labels")
 	if text := fmt.Sprint(pod); !strings.Contains(text, "/tacit-control predelete") || labels["app.kubernetes.io/name"] == controlName {
