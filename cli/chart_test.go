@@ -82,30 +82,42 @@ func TestRightsAreThoseOfTheDocumentation(t *testing.T) {
 	}
 }
 
-// inShort names the ConfigMaps of captured pods once. All of them have to be there.
+// inShort names the ConfigMaps of which there are many once. All of them have to be there.
 func inShort(t *testing.T, rules any) any {
 	for _, rule := range rules.([]any) {
 		names, _ := rule.(map[string]any)["resourceNames"].([]any)
-		var others []any
-		found := make(map[string]bool)
-		for _, name := range names {
-			if strings.HasPrefix(name.(string), "tacit-captured-") {
-				found[name.(string)] = true
-			} else {
-				others = append(others, name)
-			}
+		for _, many := range []struct {
+			short  string
+			shards int
+			name   func(int) string
+		}{{"tacit-captured-SHARD", kube.Shards, kube.CapturedMap}, {"tacit-pairs-SHARD", kube.PairShards, kube.PairsMap}} {
+			names = shortened(t, names, many.short, many.shards, many.name)
 		}
-		if len(found) == 0 {
-			continue
+		if names != nil {
+			rule.(map[string]any)["resourceNames"] = names
 		}
-		for shard := range kube.Shards {
-			if !found[kube.CapturedMap(shard)] {
-				t.Errorf("no right to %s", kube.CapturedMap(shard))
-			}
-		}
-		rule.(map[string]any)["resourceNames"] = append(others, "tacit-captured-SHARD")
 	}
 	return rules
+}
+
+func shortened(t *testing.T, names []any, short string, shards int, name func(int) string) (others []any) {
+	found := make(map[string]bool)
+	for _, n := range names {
+		if strings.HasPrefix(n.(string), strings.TrimSuffix(short, "SHARD")) {
+			found[n.(string)] = true
+		} else {
+			others = append(others, n)
+		}
+	}
+	if len(found) == 0 {
+		return names
+	}
+	for shard := range shards {
+		if !found[name(shard)] {
+			t.Errorf("no right to %s", name(shard))
+		}
+	}
+	return append(others, short)
 }
 
 func TestNodesHaveThePrivilegesOfTheDesign(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"tacit.dev/control/kube"
+	"tacit.dev/mesh"
 	"tacit.dev/wire/xds"
 )
 
@@ -139,9 +140,11 @@ const settleAfter = 3 * time.Second
 
 // enrollment is the enrollment of one pod. The reconciling goroutine owns it.
 type enrollment struct {
-	pod   kube.Pod
-	state State
-	word  word
+	pod kube.Pod
+	// hosted is the workload as roster.hosts has it.
+	hosted *mesh.Workload
+	state  State
+	word   word
 	// reason is why the agent says that the pod is not captured; of a captured one, why it
 	// is only partly protected.
 	reason string

@@ -9,6 +9,7 @@ import (
 
 // metrics are what control counts of itself; wire/xds has its own.
 type metrics struct {
+	pairs       *pairMetrics
 	pods        *prometheus.GaugeVec
 	unprotected prometheus.Gauge
 	problems    prometheus.Gauge
@@ -51,6 +52,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "tacit_control_nodes", Help: "Nodes of the cluster (total), and those whose agent and proxy are connected (ready).",
 		}, []string{"state"}),
 	}
+	m.pairs = newPairMetrics(r)
 	r.MustRegister(m.pods, m.unprotected, m.problems, m.contested, m.signed, m.failures, m.reconcile, m.leads, m.nodes)
 	for _, result := range []string{signed, denied, badRequest, failed} {
 		m.signed.WithLabelValues(result)

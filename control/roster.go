@@ -52,8 +52,9 @@ type roster struct {
 	untold     pendingWorld
 	gonePods   map[string][]string // by node
 	namespaces namespaces
-	// allowed is who may be signed for.
+	// allowed is who may be signed for, hosts is which workloads nodes have pods of.
 	allowed *allowances
+	hosts   *hosts
 	said    []kube.Said
 	counts  counts
 	views   map[string]kube.PodView // conditions that pods should show and do not, by UID
@@ -81,6 +82,7 @@ func newRoster(past []memory, log *slog.Logger) *roster {
 		untold:    newPendingWorld(),
 		gonePods:  make(map[string][]string),
 		allowed:   newAllowances(),
+		hosts:     newHosts(),
 		counts:    newCounts(),
 		views:     make(map[string]kube.PodView),
 		policed:   make(map[string]kube.PolicyView),
@@ -102,6 +104,7 @@ func (r *roster) objects(d kube.Delta, now time.Time) {
 	for _, name := range d.GoneNodes {
 		delete(r.nodes, name)
 		delete(r.lost, name)
+		r.hosts.forget(name)
 	}
 	for _, uid := range d.GonePods {
 		r.end(r.pods[uid])
@@ -163,6 +166,8 @@ func (r *roster) place(e *enrollment, p kube.Pod) {
 	if w := e.pod.Workload; w != nil && r.at[w.UID] == e {
 		delete(r.at, w.UID)
 	}
+	r.hosts.replace(e.hosted, p.Workload)
+	e.hosted = p.Workload
 	if e.pod = p; p.Workload != nil {
 		r.at[p.Workload.UID] = e
 	}

@@ -24,6 +24,7 @@ type Storage interface {
 	// Save keeps b as a shard, whole or not at all. The error wraps fs.ErrExist if another
 	// process has saved it since Load or the last Save.
 	Save(shard int, b []byte) error
+	pairStorage
 	// PublishBundle puts the roots where nodes find them (PEM), and touches
 	// nothing if they are there.
 	PublishBundle(bundle []byte) error
@@ -32,8 +33,8 @@ type Storage interface {
 	String() string
 }
 
-// StorageFolder is a Storage in files: captured/SHARD.json and bundle.pem, and a folder for
-// the keys of the CA.
+// StorageFolder is a Storage in files: captured/SHARD.json, pairs/SHARD.json.gz and bundle.pem,
+// and a folder for the keys of the CA.
 type StorageFolder struct {
 	dir  string
 	lock *os.File
@@ -83,6 +84,28 @@ func (s *StorageFolder) Save(shard int, b []byte) error {
 		return err
 	}
 	return ca.WriteFile(s.captured(shard), b, 0o600)
+}
+
+func (s *StorageFolder) pairs(shard int) string {
+	return s.path(filepath.Join("pairs", strconv.Itoa(shard)+".json.gz"))
+}
+
+// LoadPairs reads the files in pairs.
+func (s *StorageFolder) LoadPairs() (shards [kube.PairShards][]byte, err error) {
+	for i := range shards {
+		if shards[i], err = os.ReadFile(s.pairs(i)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return shards, err
+		}
+	}
+	return shards, nil
+}
+
+// SavePairs writes one of them.
+func (s *StorageFolder) SavePairs(shard int, b []byte) error {
+	if err := os.MkdirAll(s.path("pairs"), 0o700); err != nil {
+		return err
+	}
+	return ca.WriteFile(s.pairs(shard), b, 0o600)
 }
 
 // PublishBundle writes bundle.pem.

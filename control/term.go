@@ -32,6 +32,7 @@ type term struct {
 	reconciler *reconciler
 	presenter  *presenter
 	store      *store
+	pairs      *pairs
 }
 
 // errDeposed ends a term: somebody else may lead.
@@ -48,6 +49,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	defer t.store.wait()
 	p.metrics.leads.Set(1)
 	defer p.metrics.follow()
+	defer p.metrics.pairs.known.Set(0)
 	p.latest.deliver(t.reconciler.inbox)
 	defer p.latest.deliver(nil)
 	g, ctx := errgroup.WithContext(ctx)
@@ -55,6 +57,7 @@ func (p *plane) lead(ctx context.Context, leads func() bool) error {
 	g.Go(func() error { return p.serve(ctx, t) })
 	g.Go(func() error { return t.presenter.run(ctx) })
 	g.Go(func() error { return t.keepBundle(ctx) })
+	g.Go(func() error { return t.pairs.keep(ctx, t.leads) })
 	return g.Wait()
 }
 
@@ -76,7 +79,9 @@ func (p *plane) begin(ctx context.Context, leads func() bool) (*term, error) {
 			return nil, fmt.Errorf("name the nodes: %w", err)
 		}
 	}
-	return t, t.prepare(newRoster(past, t.log), expect, p.metrics)
+	roster := newRoster(past, t.log)
+	t.pairs = newPairs(p.cfg.Storage, roster.hosts, p.metrics.pairs, t.log)
+	return t, t.prepare(roster, expect, p.metrics)
 }
 
 func (t *term) openCA() (err error) {
@@ -121,6 +126,7 @@ func (t *term) prepare(roster *roster, expect []string, m *metrics) error {
 		Authenticate: t.cfg.Nodes.Authenticate,
 		OnReports:    box.putReports,
 		OnReport:     box.putReport,
+		OnPairs:      t.pairs.put,
 		GoneAfter:    t.cfg.GoneAfter,
 		Expect:       expect,
 		Secret:       secret,

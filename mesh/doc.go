@@ -28,6 +28,8 @@
 //	permissive   plaintext from outside the mesh is passed on, and counted
 //	outbound     from the application to the network
 //	inbound      from the network to the application
+//	pair         connections between two parties to one port, summed up
+//	party        a workload, a node or a block of addresses
 //
 // The package imports the standard library only, does no I/O and reads no clock.
 package mesh

@@ -133,12 +133,14 @@ func (f *proxyFlags) serve(asked context.Context, log *slog.Logger, reg *prometh
 		return err
 	}
 	world := xds.NewWorldClient(xds.ClientConfig{Conn: conn, Node: cfg.Node, Log: log, Registry: reg}, p.Apply)
+	pairs := xds.NewPairClient(xds.ClientConfig{Conn: conn, Node: cfg.Node, Log: log, Registry: reg}, p.Pairs())
 	ctx, end := context.WithCancel(context.WithoutCancel(asked))
 	defer end()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { defer end(); outlast(asked, ctx, p.Drain); return nil })
 	g.Go(func() error { return keeper.Run(ctx) })
 	g.Go(func() error { return world.Run(ctx) })
+	g.Go(func() error { return pairs.Run(ctx) })
 	g.Go(func() error { return p.Run(ctx) })
 	g.Go(func() error { return memory.Run(ctx, memory.Config{Registry: reg, Log: log, Lean: true}) })
 	g.Go(func() error {

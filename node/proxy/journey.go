@@ -130,8 +130,9 @@ func (j *journey) refuse(r *refusal) {
 	j.d.counts.refused.Add(1)
 	j.near.Abort()
 	j.flow.Flags, j.flow.Reason = r.flags, r.Error()
-	told := j.d.p.tell.Opened(&j.flow)
+	told, pair := j.d.p.tell.Opened(&j.flow), j.d.p.pairs.begin(&j.flow)
 	j.flow.Closed = time.Now()
+	j.d.p.pairs.end(pair, &j.flow)
 	j.d.p.tell.Closed(&j.flow, told)
 }
 
@@ -142,18 +143,22 @@ func (j *journey) join(ctx context.Context, far relay.Conn, sent int64, done fun
 	p.metrics.opened(j.inbound, j.kind)
 	j.d.counts.of[j.kind].opened()
 	told := p.tell.Opened(&j.flow)
+	var pair *pairCount
+	if j.kind != within {
+		pair = p.pairs.begin(&j.flow)
+	}
 	j.far = far
 	j.queued.reach(far)
 	j.place, j.lease = nil, nil // both were left; most connections are quiet for most of their time
 	j.queued.carriedBy(relay.Start(ctx, j.near, far, p.relay, func(res relay.Result) {
 		j.flow.Sent, j.flow.Received = res.AtoB+sent, res.BtoA
-		j.tellEnd(res, told)
+		j.tellEnd(res, told, pair)
 		done()
 	}))
 }
 
 // tellEnd tells what became of the connection.
-func (j *journey) tellEnd(res relay.Result, told *series) {
+func (j *journey) tellEnd(res relay.Result, told *series, pair *pairCount) {
 	p := j.d.p
 	j.flow.Flags, j.flow.Reason = ending(res)
 	if why := j.queued.cut.Load(); why != nil {
@@ -162,6 +167,7 @@ func (j *journey) tellEnd(res relay.Result, told *series) {
 	j.flow.Closed = time.Now()
 	j.d.counts.of[j.kind].closed()
 	p.metrics.closed(j.inbound, j.kind)
+	p.pairs.end(pair, &j.flow)
 	p.tell.Closed(&j.flow, told)
 }
 

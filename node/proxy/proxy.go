@@ -8,7 +8,7 @@
 // and sockets), pod.go (listeners of one pod), accept.go, origin.go (what was
 // dialled), outbound.go, route.go (where that leads), dial.go with sockets.go and
 // seeds.go (from inside the pod's namespace); then, on the other node, inbound.go;
-// journey.go tells of it at the end (telemetry.go, series.go), and keep.go keeps what
+// journey.go tells of it at the end (telemetry.go, series.go, pairs.go), and keep.go keeps what
 // crossed the network for the next one. drain.go is the end of a proxy. knowledge.go holds
 // the World, limits.go the bounds.
 //
@@ -165,6 +165,7 @@ type Proxy struct {
 	log     *slog.Logger
 	know    *knowledge
 	tell    *telemetry
+	pairs   *Pairs
 	metrics *metrics
 	relay   relay.Config
 	// dialling and answering bound the handshakes of either side. They are apart: two
@@ -213,6 +214,7 @@ func New(cfg Config) (*Proxy, error) {
 	}
 	p.tell = newTelemetry(cfg.Registry, cfg.Log, p.know.world)
 	p.tell.which = cfg.AccessLog
+	p.pairs = newPairs(cfg.Registry, p.know.world)
 	p.metrics = newMetrics(cfg.Registry, p)
 	p.queues = newQueues(cfg.Registry, cfg.MaxQueued, cfg.Log)
 	p.queues.overdue = p.endOverdue
@@ -228,6 +230,9 @@ func New(cfg Config) (*Proxy, error) {
 // when no dial that an older World decided is under way any more: then c may be
 // acknowledged.
 func (p *Proxy) Apply(c mesh.Changes) <-chan struct{} { return p.know.apply(c) }
+
+// Pairs are between whom connections were, for an xds.PairClient.
+func (p *Proxy) Pairs() *Pairs { return p.pairs }
 
 // Ready says why the proxy is not ready, nil if it is: the agent is there, control
 // has told of the mesh once, and nobody has told it to end.

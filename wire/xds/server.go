@@ -36,6 +36,9 @@ type ServerConfig struct {
 	// report is acknowledged when they return. Either may be nil.
 	OnReports func(node string, all []Report)
 	OnReport  func(node string, r Report)
+	// OnPairs gets what a proxy has seen, in order per node, by several goroutines for several
+	// nodes. May be nil.
+	OnPairs func(node string, seen mesh.Pairs)
 	// GoneAfter is how long a proxy that lost its connection is waited for: it
 	// still acts on what it knows. Default 30 s.
 	GoneAfter time.Duration
@@ -100,6 +103,7 @@ type node struct {
 	streams map[*stream]bool
 	opened  map[mesh.Process]int // streams, those of reports too; not 0
 	reports *reportStream
+	pairs   bool // a proxy tells of its connections
 	proxies []*standing
 	// gone is when the last proxy left, zero if none was ever there or one is.
 	gone  time.Time
@@ -149,6 +153,7 @@ func NewServer(cfg ServerConfig) *Server {
 func (s *Server) Register(r grpc.ServiceRegistrar) {
 	message.RegisterAggregatedDiscoveryServiceServer(r, discovery{server: s})
 	message.RegisterEnrollmentServer(r, enrollment{server: s})
+	message.RegisterObservationsServer(r, observations{server: s})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.gather()

@@ -75,6 +75,61 @@ func (PodState) EnumDescriptor() ([]byte, []int) {
 	return file_node_proto_rawDescGZIP(), []int{0}
 }
 
+type Crossing int32
+
+const (
+	Crossing_CROSSING_UNSPECIFIED   Crossing = 0
+	Crossing_CROSSING_MUTUAL_TLS    Crossing = 1
+	Crossing_CROSSING_PLAINTEXT_IN  Crossing = 2
+	Crossing_CROSSING_PLAINTEXT_OUT Crossing = 3
+	Crossing_CROSSING_DENIED        Crossing = 4
+)
+
+// Enum value maps for Crossing.
+var (
+	Crossing_name = map[int32]string{
+		0: "CROSSING_UNSPECIFIED",
+		1: "CROSSING_MUTUAL_TLS",
+		2: "CROSSING_PLAINTEXT_IN",
+		3: "CROSSING_PLAINTEXT_OUT",
+		4: "CROSSING_DENIED",
+	}
+	Crossing_value = map[string]int32{
+		"CROSSING_UNSPECIFIED":   0,
+		"CROSSING_MUTUAL_TLS":    1,
+		"CROSSING_PLAINTEXT_IN":  2,
+		"CROSSING_PLAINTEXT_OUT": 3,
+		"CROSSING_DENIED":        4,
+	}
+)
+
+func (x Crossing) Enum() *Crossing {
+	p := new(Crossing)
+	*p = x
+	return p
+}
+
+func (x Crossing) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Crossing) Descriptor() protoreflect.EnumDescriptor {
+	return file_node_proto_enumTypes[1].Descriptor()
+}
+
+func (Crossing) Type() protoreflect.EnumType {
+	return &file_node_proto_enumTypes[1]
+}
+
+func (x Crossing) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Crossing.Descriptor instead.
+func (Crossing) EnumDescriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{1}
+}
+
 // Pod is a pod of the asking agent's own node. Control gives it to no other.
 type Pod struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
@@ -976,6 +1031,271 @@ func (x *ReportAck) GetSequence() uint64 {
 	return 0
 }
 
+type PairReport struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Sequence uint64                 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	Pairs    []*Pair                `protobuf:"bytes,2,rep,name=pairs,proto3" json:"pairs,omitempty"`
+	// Connections that the node had no room to tell apart.
+	Other         uint64 `protobuf:"varint,3,opt,name=other,proto3" json:"other,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PairReport) Reset() {
+	*x = PairReport{}
+	mi := &file_node_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PairReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PairReport) ProtoMessage() {}
+
+func (x *PairReport) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PairReport.ProtoReflect.Descriptor instead.
+func (*PairReport) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *PairReport) GetSequence() uint64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *PairReport) GetPairs() []*Pair {
+	if x != nil {
+		return x.Pairs
+	}
+	return nil
+}
+
+func (x *PairReport) GetOther() uint64 {
+	if x != nil {
+		return x.Other
+	}
+	return 0
+}
+
+// Pair: times are in milliseconds of Unix.
+type Pair struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Source      *Party                 `protobuf:"bytes,1,opt,name=source,proto3" json:"source,omitempty"`
+	Destination *Party                 `protobuf:"bytes,2,opt,name=destination,proto3" json:"destination,omitempty"`
+	Port        uint32                 `protobuf:"varint,3,opt,name=port,proto3" json:"port,omitempty"`
+	Crossing    Crossing               `protobuf:"varint,4,opt,name=crossing,proto3,enum=tacit.node.v1.Crossing" json:"crossing,omitempty"`
+	// The node that tells is the source's, not the destination's.
+	BySource      bool   `protobuf:"varint,5,opt,name=by_source,json=bySource,proto3" json:"by_source,omitempty"`
+	Connections   uint64 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
+	Bytes         uint64 `protobuf:"varint,7,opt,name=bytes,proto3" json:"bytes,omitempty"`
+	First         int64  `protobuf:"varint,8,opt,name=first,proto3" json:"first,omitempty"`
+	Last          int64  `protobuf:"varint,9,opt,name=last,proto3" json:"last,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pair) Reset() {
+	*x = Pair{}
+	mi := &file_node_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pair) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pair) ProtoMessage() {}
+
+func (x *Pair) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pair.ProtoReflect.Descriptor instead.
+func (*Pair) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Pair) GetSource() *Party {
+	if x != nil {
+		return x.Source
+	}
+	return nil
+}
+
+func (x *Pair) GetDestination() *Party {
+	if x != nil {
+		return x.Destination
+	}
+	return nil
+}
+
+func (x *Pair) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Pair) GetCrossing() Crossing {
+	if x != nil {
+		return x.Crossing
+	}
+	return Crossing_CROSSING_UNSPECIFIED
+}
+
+func (x *Pair) GetBySource() bool {
+	if x != nil {
+		return x.BySource
+	}
+	return false
+}
+
+func (x *Pair) GetConnections() uint64 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *Pair) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
+func (x *Pair) GetFirst() int64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Pair) GetLast() int64 {
+	if x != nil {
+		return x.Last
+	}
+	return 0
+}
+
+// Party: a workload has an account, a node its name, others a block of addresses.
+type Party struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Namespace string                 `protobuf:"bytes,1,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Workload  string                 `protobuf:"bytes,2,opt,name=workload,proto3" json:"workload,omitempty"`
+	Account   string                 `protobuf:"bytes,3,opt,name=account,proto3" json:"account,omitempty"`
+	Node      string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
+	Address   []byte                 `protobuf:"bytes,5,opt,name=address,proto3" json:"address,omitempty"`
+	Length    uint32                 `protobuf:"varint,6,opt,name=length,proto3" json:"length,omitempty"`
+	// The block is the cluster's.
+	InCluster     bool `protobuf:"varint,7,opt,name=in_cluster,json=inCluster,proto3" json:"in_cluster,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Party) Reset() {
+	*x = Party{}
+	mi := &file_node_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Party) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Party) ProtoMessage() {}
+
+func (x *Party) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Party.ProtoReflect.Descriptor instead.
+func (*Party) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Party) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *Party) GetWorkload() string {
+	if x != nil {
+		return x.Workload
+	}
+	return ""
+}
+
+func (x *Party) GetAccount() string {
+	if x != nil {
+		return x.Account
+	}
+	return ""
+}
+
+func (x *Party) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *Party) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Party) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
+func (x *Party) GetInCluster() bool {
+	if x != nil {
+		return x.InCluster
+	}
+	return false
+}
+
 var File_node_proto protoreflect.FileDescriptor
 
 const file_node_proto_rawDesc = "" +
@@ -1047,15 +1367,47 @@ const file_node_proto_rawDesc = "" +
 	"\x06others\x18\n" +
 	" \x03(\fR\x06others\"'\n" +
 	"\tReportAck\x12\x1a\n" +
-	"\bsequence\x18\x01 \x01(\x04R\bsequence*p\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\"i\n" +
+	"\n" +
+	"PairReport\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12)\n" +
+	"\x05pairs\x18\x02 \x03(\v2\x13.tacit.node.v1.PairR\x05pairs\x12\x14\n" +
+	"\x05other\x18\x03 \x01(\x04R\x05other\"\xb4\x02\n" +
+	"\x04Pair\x12,\n" +
+	"\x06source\x18\x01 \x01(\v2\x14.tacit.node.v1.PartyR\x06source\x126\n" +
+	"\vdestination\x18\x02 \x01(\v2\x14.tacit.node.v1.PartyR\vdestination\x12\x12\n" +
+	"\x04port\x18\x03 \x01(\rR\x04port\x123\n" +
+	"\bcrossing\x18\x04 \x01(\x0e2\x17.tacit.node.v1.CrossingR\bcrossing\x12\x1b\n" +
+	"\tby_source\x18\x05 \x01(\bR\bbySource\x12 \n" +
+	"\vconnections\x18\x06 \x01(\x04R\vconnections\x12\x14\n" +
+	"\x05bytes\x18\a \x01(\x04R\x05bytes\x12\x14\n" +
+	"\x05first\x18\b \x01(\x03R\x05first\x12\x12\n" +
+	"\x04last\x18\t \x01(\x03R\x04last\"\xc0\x01\n" +
+	"\x05Party\x12\x1c\n" +
+	"\tnamespace\x18\x01 \x01(\tR\tnamespace\x12\x1a\n" +
+	"\bworkload\x18\x02 \x01(\tR\bworkload\x12\x18\n" +
+	"\aaccount\x18\x03 \x01(\tR\aaccount\x12\x12\n" +
+	"\x04node\x18\x04 \x01(\tR\x04node\x12\x18\n" +
+	"\aaddress\x18\x05 \x01(\fR\aaddress\x12\x16\n" +
+	"\x06length\x18\x06 \x01(\rR\x06length\x12\x1d\n" +
+	"\n" +
+	"in_cluster\x18\a \x01(\bR\tinCluster*p\n" +
 	"\bPodState\x12\x19\n" +
 	"\x15POD_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12POD_STATE_CAPTURED\x10\x01\x12\x16\n" +
 	"\x12POD_STATE_RELEASED\x10\x02\x12\x19\n" +
-	"\x15POD_STATE_UNPROTECTED\x10\x032N\n" +
+	"\x15POD_STATE_UNPROTECTED\x10\x03*\x89\x01\n" +
+	"\bCrossing\x12\x18\n" +
+	"\x14CROSSING_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13CROSSING_MUTUAL_TLS\x10\x01\x12\x19\n" +
+	"\x15CROSSING_PLAINTEXT_IN\x10\x02\x12\x1a\n" +
+	"\x16CROSSING_PLAINTEXT_OUT\x10\x03\x12\x13\n" +
+	"\x0fCROSSING_DENIED\x10\x042N\n" +
 	"\n" +
 	"Enrollment\x12@\n" +
-	"\x06Report\x12\x18.tacit.node.v1.PodReport\x1a\x18.tacit.node.v1.ReportAck(\x010\x01B\x1cZ\x1atacit.dev/wire/xds/messageb\x06proto3"
+	"\x06Report\x12\x18.tacit.node.v1.PodReport\x1a\x18.tacit.node.v1.ReportAck(\x010\x012R\n" +
+	"\fObservations\x12B\n" +
+	"\aObserve\x12\x19.tacit.node.v1.PairReport\x1a\x18.tacit.node.v1.ReportAck(\x010\x01B\x1cZ\x1atacit.dev/wire/xds/messageb\x06proto3"
 
 var (
 	file_node_proto_rawDescOnce sync.Once
@@ -1069,40 +1421,50 @@ func file_node_proto_rawDescGZIP() []byte {
 	return file_node_proto_rawDescData
 }
 
-var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
+var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_node_proto_goTypes = []any{
-	(PodState)(0),     // 0: tacit.node.v1.PodState
-	(*Pod)(nil),       // 1: tacit.node.v1.Pod
-	(*Namespace)(nil), // 2: tacit.node.v1.Namespace
-	(*Direct)(nil),    // 3: tacit.node.v1.Direct
-	(*Listed)(nil),    // 4: tacit.node.v1.Listed
-	(*Place)(nil),     // 5: tacit.node.v1.Place
-	(*Trust)(nil),     // 6: tacit.node.v1.Trust
-	(*Range)(nil),     // 7: tacit.node.v1.Range
-	(*HostPorts)(nil), // 8: tacit.node.v1.HostPorts
-	(*HostPort)(nil),  // 9: tacit.node.v1.HostPort
-	(*External)(nil),  // 10: tacit.node.v1.External
-	(*NodePort)(nil),  // 11: tacit.node.v1.NodePort
-	(*Exclusion)(nil), // 12: tacit.node.v1.Exclusion
-	(*PodReport)(nil), // 13: tacit.node.v1.PodReport
-	(*ReportAck)(nil), // 14: tacit.node.v1.ReportAck
+	(PodState)(0),      // 0: tacit.node.v1.PodState
+	(Crossing)(0),      // 1: tacit.node.v1.Crossing
+	(*Pod)(nil),        // 2: tacit.node.v1.Pod
+	(*Namespace)(nil),  // 3: tacit.node.v1.Namespace
+	(*Direct)(nil),     // 4: tacit.node.v1.Direct
+	(*Listed)(nil),     // 5: tacit.node.v1.Listed
+	(*Place)(nil),      // 6: tacit.node.v1.Place
+	(*Trust)(nil),      // 7: tacit.node.v1.Trust
+	(*Range)(nil),      // 8: tacit.node.v1.Range
+	(*HostPorts)(nil),  // 9: tacit.node.v1.HostPorts
+	(*HostPort)(nil),   // 10: tacit.node.v1.HostPort
+	(*External)(nil),   // 11: tacit.node.v1.External
+	(*NodePort)(nil),   // 12: tacit.node.v1.NodePort
+	(*Exclusion)(nil),  // 13: tacit.node.v1.Exclusion
+	(*PodReport)(nil),  // 14: tacit.node.v1.PodReport
+	(*ReportAck)(nil),  // 15: tacit.node.v1.ReportAck
+	(*PairReport)(nil), // 16: tacit.node.v1.PairReport
+	(*Pair)(nil),       // 17: tacit.node.v1.Pair
+	(*Party)(nil),      // 18: tacit.node.v1.Party
 }
 var file_node_proto_depIdxs = []int32{
-	12, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	12, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	7,  // 2: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
-	6,  // 3: tacit.node.v1.Place.trust:type_name -> tacit.node.v1.Trust
-	9,  // 4: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
-	11, // 5: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
+	13, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	13, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	8,  // 2: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
+	7,  // 3: tacit.node.v1.Place.trust:type_name -> tacit.node.v1.Trust
+	10, // 4: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
+	12, // 5: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
 	0,  // 6: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	13, // 7: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
-	14, // 8: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
-	8,  // [8:9] is the sub-list for method output_type
-	7,  // [7:8] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	17, // 7: tacit.node.v1.PairReport.pairs:type_name -> tacit.node.v1.Pair
+	18, // 8: tacit.node.v1.Pair.source:type_name -> tacit.node.v1.Party
+	18, // 9: tacit.node.v1.Pair.destination:type_name -> tacit.node.v1.Party
+	1,  // 10: tacit.node.v1.Pair.crossing:type_name -> tacit.node.v1.Crossing
+	14, // 11: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
+	16, // 12: tacit.node.v1.Observations.Observe:input_type -> tacit.node.v1.PairReport
+	15, // 13: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
+	15, // 14: tacit.node.v1.Observations.Observe:output_type -> tacit.node.v1.ReportAck
+	13, // [13:15] is the sub-list for method output_type
+	11, // [11:13] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -1115,10 +1477,10 @@ func file_node_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   14,
+			NumEnums:      2,
+			NumMessages:   17,
 			NumExtensions: 0,
-			NumServices:   1,
+			NumServices:   2,
 		},
 		GoTypes:           file_node_proto_goTypes,
 		DependencyIndexes: file_node_proto_depIdxs,

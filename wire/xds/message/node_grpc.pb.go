@@ -123,3 +123,107 @@ var Enrollment_ServiceDesc = grpc.ServiceDesc{
 	},
 	Metadata: "node.proto",
 }
+
+const (
+	Observations_Observe_FullMethodName = "/tacit.node.v1.Observations/Observe"
+)
+
+// ObservationsClient is the client API for Observations service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Observations is how a proxy tells between whom its pods' connections were.
+type ObservationsClient interface {
+	// Observe brings what was seen since the report before. The next one is sent once control
+	// has taken it.
+	Observe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PairReport, ReportAck], error)
+}
+
+type observationsClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewObservationsClient(cc grpc.ClientConnInterface) ObservationsClient {
+	return &observationsClient{cc}
+}
+
+func (c *observationsClient) Observe(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[PairReport, ReportAck], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Observations_ServiceDesc.Streams[0], Observations_Observe_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[PairReport, ReportAck]{ClientStream: stream}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Observations_ObserveClient = grpc.BidiStreamingClient[PairReport, ReportAck]
+
+// ObservationsServer is the server API for Observations service.
+// All implementations must embed UnimplementedObservationsServer
+// for forward compatibility.
+//
+// Observations is how a proxy tells between whom its pods' connections were.
+type ObservationsServer interface {
+	// Observe brings what was seen since the report before. The next one is sent once control
+	// has taken it.
+	Observe(grpc.BidiStreamingServer[PairReport, ReportAck]) error
+	mustEmbedUnimplementedObservationsServer()
+}
+
+// UnimplementedObservationsServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedObservationsServer struct{}
+
+func (UnimplementedObservationsServer) Observe(grpc.BidiStreamingServer[PairReport, ReportAck]) error {
+	return status.Error(codes.Unimplemented, "method Observe not implemented")
+}
+func (UnimplementedObservationsServer) mustEmbedUnimplementedObservationsServer() {}
+func (UnimplementedObservationsServer) testEmbeddedByValue()                      {}
+
+// UnsafeObservationsServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to ObservationsServer will
+// result in compilation errors.
+type UnsafeObservationsServer interface {
+	mustEmbedUnimplementedObservationsServer()
+}
+
+func RegisterObservationsServer(s grpc.ServiceRegistrar, srv ObservationsServer) {
+	// If the following call panics, it indicates UnimplementedObservationsServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&Observations_ServiceDesc, srv)
+}
+
+func _Observations_Observe_Handler(srv interface{}, stream grpc.ServerStream) error {
+	return srv.(ObservationsServer).Observe(&grpc.GenericServerStream[PairReport, ReportAck]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Observations_ObserveServer = grpc.BidiStreamingServer[PairReport, ReportAck]
+
+// Observations_ServiceDesc is the grpc.ServiceDesc for Observations service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var Observations_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "tacit.node.v1.Observations",
+	HandlerType: (*ObservationsServer)(nil),
+	Methods:     []grpc.MethodDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Observe",
+			Handler:       _Observations_Observe_Handler,
+			ServerStreams: true,
+			ClientStreams: true,
+		},
+	},
+	Metadata: "node.proto",
+}
