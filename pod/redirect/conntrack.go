@@ -33,7 +33,7 @@ func forgetUntouched(ns *netns.NS) error {
 
 // isOwn reports whether the proxy has one end of a connection.
 func isOwn(f *netlink.ConntrackFlow) bool {
-	return f.Reverse.SrcPort == mesh.OutboundPort || f.Reverse.SrcPort == mesh.InboundPort || f.Mark == mesh.ReplyMark
+	return f.Reverse.SrcPort == mesh.OutboundPort || f.Reverse.SrcPort == mesh.InboundPort
 }
 
 func isTranslated(f *netlink.ConntrackFlow) bool {

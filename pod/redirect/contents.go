@@ -48,9 +48,9 @@ type contents struct {
 }
 
 // sets is the text of the sets.
-func (in contents) sets(drain bool) string {
+func (in contents) sets(c Config) string {
 	var b strings.Builder
-	if !drain {
+	if !c.Drain {
 		fmt.Fprintf(&b, "\tmap came4 { type inet_service . ipv4_addr : inet_service; flags dynamic,timeout; size 65536%s; }\n",
 			elements(in.came, false, flow.came))
 	}
@@ -63,13 +63,22 @@ func (in contents) sets(drain bool) string {
 		end := fmt.Sprintf("type %s . inet_service; flags dynamic; size 65536", addr)
 		fmt.Fprintf(&b, "\tset captured%d { %s%s; }\n", n, tuple, elements(in.captured, is6, flow.tuple))
 		fmt.Fprintf(&b, "\tset again%d { %s%s; }\n", n, tuple, elements(in.again, is6, flow.tuple))
-		if !drain {
+		if !c.Drain {
 			fmt.Fprintf(&b, "\tset older%d { %s%s; }\n", n, tuple, elements(in.older, is6, flow.tuple))
+		}
+		if !c.Drain {
+			fmt.Fprintf(&b, "\tset came_late%d { %s; }\n", n, tuple)
+		}
+		if !c.Drain && c.remembers() {
+			fmt.Fprintf(&b, "\tset inner%d { type %s . inet_service . %[2]s . inet_service; flags dynamic,timeout; size 65536; }\n", n, addr)
 		}
 		fmt.Fprintf(&b, "\tset former%d { %s%s; }\n", n, end, elements(ends(in.former), is6, flow.end))
 	}
 	return b.String()
 }
+
+// kept reports whether the sets that only we fill have elements.
+func (in contents) kept() bool { return len(in.captured)+len(in.older)+len(in.former) > 0 }
 
 func ends(all []netip.AddrPort) []flow {
 	flows := make([]flow, len(all))

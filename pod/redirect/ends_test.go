@@ -3,6 +3,7 @@ package redirect
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -226,43 +227,72 @@ func TestEndsOfACapturedOneServeAgain(t *testing.T) {
 }
 
 // A connection whose answer is lost while the rules come, as when an interface gets its first
-// clsact: the application and the proxy both answer it then, and the client must hear one.
+// clsact: the application and the proxy both answer it then, and the client must hear one,
+// before or after the application has given up.
 func TestAnsweredWhileTheRulesCame(t *testing.T) {
-	each(t, func(t *testing.T, w *world, f family) {
-		inbound := w.listen(w.pod, f.any, mesh.InboundPort)
-		w.listen(w.pod, f.any, 8080)
-		nft := func(text string) {
-			w.do(w.peer, func() error {
-				out, err := exec.Command("nft", text).CombinedOutput()
-				return errors.Join(err, errorOf(out))
+	for what, wait := range map[string]func(*world){
+		"at once": func(*world) {},
+		"by both": func(w *world) {
+			w.answering(mesh.InboundPort)
+			w.givenUp()
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			each(t, func(t *testing.T, w *world, f family) {
+				inbound := w.listen(w.pod, f.any, mesh.InboundPort)
+				w.listen(w.pod, f.any, 8080)
+				nft := func(text string) {
+					w.do(w.peer, func() error {
+						out, err := exec.Command("nft", text).CombinedOutput()
+						return errors.Join(err, errorOf(out))
+					})
+				}
+				nft("table inet deaf { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }")
+				dialled := make(chan error, 1)
+				go func() {
+					dialled <- w.peer.Do(func() error { return tryFor(4*limit, netip.AddrPortFrom(f.pod, 8080)) })
+				}()
+				w.answering(8080)
+				w.apply(Config{})
+				wait(w)
+				nft("delete table inet deaf")
+				if err := <-dialled; err != nil {
+					t.Errorf("%v, want connected", err)
+				}
+				w.accept(inbound)
 			})
-		}
-		nft("table inet deaf { chain in { type filter hook input priority 0; meta l4proto tcp drop; }; }")
-		dialled := make(chan error, 1)
-		go func() {
-			dialled <- w.peer.Do(func() error { return tryFor(limit, netip.AddrPortFrom(f.pod, 8080)) })
-		}()
-		w.answering()
-		w.apply(Config{})
-		nft("delete table inet deaf")
-		if err := <-dialled; err != nil {
-			t.Errorf("%v, want connected", err)
-		}
-		w.accept(inbound)
+		})
+	}
+}
+
+// answering waits until something of the pod's answers a connection at that port, and is not
+// answered.
+func (w *world) answering(port uint16) {
+	w.t.Helper()
+	w.sees(fmt.Sprintf("an answer of port %d", port), func() (bool, error) {
+		all, err := sockets(w.pod)
+		return slices.ContainsFunc(all, func(s connection) bool { return s.state == netlink.TCP_SYN_RECV && s.local.Port() == port }), err
 	})
 }
 
-// answering waits until something of the pod's has answered a connection, and is not answered.
-func (w *world) answering() {
+// givenUp waits until no connection counts as older.
+func (w *world) givenUp() {
 	w.t.Helper()
-	for end := time.Now().Add(limit); time.Now().Before(end); {
-		all, err := sockets(w.pod)
-		if err != nil {
-			w.t.Fatal(err)
-		}
-		if slices.ContainsFunc(all, func(s connection) bool { return s.state == netlink.TCP_SYN_RECV }) {
+	w.sees("the end of what is older", func() (bool, error) {
+		older, _, err := held(w.pod, "older")
+		return len(older) == 0, err
+	})
+}
+
+func (w *world) sees(what string, is func() (bool, error)) {
+	w.t.Helper()
+	for end := time.Now().Add(2 * limit); time.Now().Before(end); {
+		if seen, err := is(); err != nil || seen {
+			if err != nil {
+				w.t.Fatal(err)
+			}
 			return
 		}
 	}
-	w.t.Fatalf("nobody connects within %v", limit)
+	w.t.Fatalf("%s: not within %v", what, 2*limit)
 }

@@ -44,21 +44,13 @@ func (c Config) onBridges(rule string) string {
 	return ""
 }
 
-// passed marks what the guard has let pass, for the gate.
-const passed = `
-	# What has passed the guard may leave by the gate, which stands where a flush of rules does not
-	# reach. What is forwarded and was captured is led to the proxy there.
-	chain passed {
-		type filter hook postrouting priority 310; policy accept;
-		meta l4proto != tcp accept
-		oifname "lo" accept
-		iif != 0 jump through
+// forwarded is what the guard does with what it has judged in guard_forward.
+const forwarded = `
+	# Forwarded: guard_forward has judged it. What was captured is led to the proxy.
+	chain forwarded {
+		jump through
 		meta mark %#[1]x%[2]s counter name forwarded drop
 		meta mark %#[1]x accept
-`
-
-const pass = `		meta mark set %#[3]x
-	}
 `
 
 // throughChains find what was captured, whatever is excluded since. Its addresses are those that

@@ -142,6 +142,29 @@ func TestForgottenByConntrack(t *testing.T) {
 	})
 }
 
+// The application is the first who speaks after conntrack has forgotten: its client is heard all the same.
+func TestForgottenAndTheApplicationSpeaks(t *testing.T) {
+	for what, c := range map[string]Config{"": {}, "with exclusions": {ExcludeOutbound: []mesh.Exclusion{{Port: 25}}}} {
+		t.Run(what, func(t *testing.T) {
+			each(t, func(t *testing.T, w *world, f family) {
+				inbound, atPod := w.listen(w.pod, f.any, mesh.InboundPort), w.listen(w.pod, f.any, 8080)
+				w.apply(c)
+				client := w.dial(w.peer, f.pod, 8080)
+				outer := w.accept(inbound)
+				inner, err := w.inner(f, addrPort(client.LocalAddr()), netip.AddrPortFrom(f.pod, 8080))
+				if err != nil {
+					t.Fatal(err)
+				}
+				served := w.accept(atPod)
+				w.flush()
+				talk(t, "the application to the proxy", served, inner)
+				talk(t, "the client to the proxy", client, outer)
+				talk(t, "the application to the proxy, again", served, inner)
+			})
+		})
+	}
+}
+
 // An application that marks its own listener, so that its sockets have that mark.
 func TestMarkedListener(t *testing.T) {
 	each(t, func(t *testing.T, w *world, f family) {

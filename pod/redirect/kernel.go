@@ -136,15 +136,13 @@ func (k *Kernel) Check(ctx context.Context, ns *netns.NS, c Config) error {
 	if err != nil {
 		return err
 	}
-	want, err := k.expected(ctx, Ruleset(c))
-	if err != nil {
-		return err
-	}
 	got, err := readTable(ns)
 	if err != nil {
 		return fmt.Errorf("read rules in namespace %d: %w", ns.Inode(), err)
 	}
-	if got != want {
+	if is, err := k.isOf(ctx, got, c); err != nil {
+		return err
+	} else if !is {
 		return fmt.Errorf("namespace %d, table inet tacit: %w", ns.Inode(), ErrRules)
 	}
 	return errors.Join(checkReplyRoutes(ns), checkSysctls(ns), k.checkStanding(ns, standing{gate: !c.Drain, lead: true}))
@@ -170,6 +168,17 @@ func (k *Kernel) Remove(ctx context.Context, ns *netns.NS) error {
 	}
 	k.forget(ns)
 	return nil
+}
+
+// isOf reports whether a table is of c, with rules about what was there before or without:
+// whether there was something, the sets know, and whoever may change rules may empty those.
+func (k *Kernel) isOf(ctx context.Context, got digest, c Config) (bool, error) {
+	for _, c.kept = range []bool{false, true} {
+		if want, err := k.expected(ctx, Ruleset(c)); err != nil || got == want {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // expected is what the kernel says of a ruleset. To compare texts would not do:

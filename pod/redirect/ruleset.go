@@ -11,6 +11,7 @@ package redirect
 import (
 	"fmt"
 	"net/netip"
+	"regexp"
 	"strings"
 
 	"tacit.dev/mesh"
@@ -39,6 +40,9 @@ type Config struct {
 	// leading are the interfaces from where what the pod forwards can be led to the proxy; ways
 	// are those with a default route: what comes in there is not the pod's. Both sorted.
 	leading, ways []string
+	// kept says that the sets that only we fill, of what was there before the rules, are not
+	// empty. No packet adds to them: so where they are, what asks for them is left out.
+	kept bool
 	// refuse leaves out what needs nft_socket, which the kernel does not have:
 	// connections do not wait while nobody accepts them, and do not outlive conntrack.
 	refuse bool
@@ -51,34 +55,46 @@ func Ruleset(c Config) string { return ruleset(c, contents{}) }
 
 // ruleset is Ruleset with what its sets hold from the start.
 func ruleset(c Config, in contents) string {
+	c.kept = c.kept || in.kept()
+	text := whole(c, in)
+	if c.kept {
+		return text
+	}
+	var b strings.Builder
+	for line := range strings.Lines(text) {
+		if !ofKept.MatchString(line) {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
+
+// ofKept matches rules that do nothing while the sets that only we fill are empty. (A connection
+// comes late to an older one.)
+var ofKept = regexp.MustCompile(`(?m)@(captured|older|former|came_late)[46]|jump (outbound_kept|guard_opens|inner_begins|through)$`)
+
+func whole(c Config, in contents) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, head, mesh.Mark, mesh.ReplyMark, mesh.ResetMark)
 	for _, kind := range Kinds() {
 		fmt.Fprintf(&b, "\tcounter %s {}\n", kind)
 	}
-	b.WriteString(in.sets(c.Drain))
-	fmt.Fprintf(&b, inner, mesh.Mark, mesh.ReplyMark)
+	b.WriteString(in.sets(c))
 	if c.Drain {
-		b.WriteString(led(c))
 		fmt.Fprintf(&b, drain, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, leadMark, passMark)
-		b.WriteString(guardOut(drainGuard))
-		fmt.Fprintf(&b, passed+"\t}\n", leadMark, c.notLeading())
-		fmt.Fprintf(&b, throughChains, leadMark)
+		b.WriteString(arriving(c))
+		fmt.Fprintf(&b, arrivedDraining, mesh.Mark, mesh.ReplyMark)
+		b.WriteString(guardOut(c, drainGuard))
 		b.WriteString("}\n")
 		return b.String()
 	}
 	b.WriteString(named(c))
-	fmt.Fprintf(&b, outbound, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, mesh.ResetMark, olderMark, leadMark, passMark)
-	b.WriteString(led(c))
+	b.WriteString(outbound(c))
+	b.WriteString(arriving(c))
 	b.WriteString(inbound(c))
-	b.WriteString(guardOut(captureGuard))
+	b.WriteString(arrived(c))
+	b.WriteString(guardOut(c, captureGuard))
 	fmt.Fprintf(&b, forward, mesh.ResetMark, c.onBridges(bridging), c.ofOthers(), c.published())
-	fmt.Fprintf(&b, passed+pass, leadMark, c.notLeading(), passMark)
-	fmt.Fprintf(&b, throughChains, leadMark)
-	b.WriteString(guardIn(c))
-	if !c.refuse {
-		fmt.Fprintf(&b, unheard, mesh.InboundPort)
-	}
 	b.WriteString("}\n")
 	return b.String()
 }
@@ -164,65 +180,79 @@ table inet tacit {
 	# What the guard has dropped, by kind.
 `
 
-// inner is what a pod has as long as one connection goes through the proxy.
-//
-// The order of the hooks on the way out is raw (-300), conntrack (-200), mangle
-// (-150), nat (-100); in nat output only numbers are understood by nft 1.0.
-const inner = `
-	# An inner connection (proxy to application) has the client's own address, and
-	# may have the client's port. Its zone keeps it apart from the outer one.
-	chain inner_zone {
-		type filter hook output priority -310; policy accept;
-		meta mark %#[1]x oifname "lo" ct original zone set 1
-	}
-
-	# What came with the ends of a connection that conntrack knows and has not redirected
-	# (chain guard_begins) has a zone, too: there it is new.
-	chain again_zone {
-		type filter hook prerouting priority -310; policy accept;
-		iifname "lo" accept
-		ip daddr . tcp dport . ip saddr . tcp sport @again4 ct original zone set 2
-		ip6 daddr . tcp dport . ip6 saddr . tcp sport @again6 ct original zone set 2
-	}
-
-	# The application's replies on an inner connection go to a foreign address, and
-	# have to come back over lo. The socket has its mark from the first packet (chain
-	# led; tcp_fwmark_accept). Where the application sets another, conntrack remembers it.
-	chain inner_route {
-		type route hook output priority -150; policy accept;
-		meta mark %#[1]x oifname "lo" ct mark set %#[2]x
-		ct direction reply ct mark %#[2]x meta mark set %#[2]x
-	}
-`
-
 // outbound needs no conntrack: nothing is translated, and which packets are led to lo
 // follows from each packet alone. What is none of the named goes there, whatever it is: in
 // the middle of a connection it finds the proxy's socket, or is reset.
-const outbound = `
+//
+// Each packet of each connection pays for each rule that it meets, and for each base chain. So
+// what the proxy and the application of an inner connection send meets its rule first, and by
+// its mark; and what asks for routes, sets or conntrack comes last.
+func outbound(c Config) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, outboundHead, mesh.Mark, mesh.ReplyMark, mesh.InboundPort, leadMark, passMark)
+	if c.remembers() {
+		fmt.Fprintf(&b, outboundInner, mesh.ReplyMark)
+	}
+	fmt.Fprintf(&b, outboundTail, mesh.ReplyMark, mesh.ResetMark, passMark)
+	if c.kept {
+		fmt.Fprintf(&b, outboundOlder, olderMark)
+	}
+	return b.String()
+}
+
+// remembers reports whether there is a set of inner connections. Their sockets have a mark,
+// which leads over lo what the application sends. But an application that may set marks may
+// give its socket another one, and then it must not be taken for one of its own connections
+// to an excluded destination.
+func (c Config) remembers() bool { return len(c.ExcludeOutbound) > 0 }
+
+const outboundHead = `
 	# From the application to the network: led to the proxy over lo, but for what is named.
+	# Conntrack does not follow what stays on lo.
 	chain outbound {
 		type route hook output priority -300; policy accept;
 		meta l4proto != tcp accept
+		meta mark %#[1]x oif "lo" notrack accept
+		meta mark %#[2]x notrack accept
 		meta mark %#[1]x accept
-		meta mark %#[6]x meta mark set %#[7]x accept
 		tcp sport %[3]d accept
-		meta mark %#[4]x tcp flags & rst == rst accept
-		meta mark %#[2]x fib saddr type != local fib daddr type local notrack accept
-		meta mark %#[2]x accept
-		fib daddr type local accept
-		tcp flags & rst == rst fib saddr type != local meta mark set %#[7]x accept comment "the pod's own rules refuse what it forwards"
-		ip saddr . tcp sport . ip daddr . tcp dport @captured4 jump outbound_captured
-		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 jump outbound_captured
+		meta mark %#[4]x meta mark set %#[5]x accept
+		oif "lo" fib daddr type local accept
+`
+
+const outboundInner = `		ip saddr . tcp sport . ip daddr . tcp dport @inner4 notrack meta mark set %#[1]x accept
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @inner6 notrack meta mark set %#[1]x accept
+`
+
+const outboundTail = `		tcp flags & (syn | rst) != 0x0 jump outbound_opens
+		jump outbound_kept
 		jump excluded
-		` + begins + ` goto outbound_begins
-		` + opens + ` ip saddr . tcp sport . ip daddr . tcp dport @older4 goto outbound_late
-		` + opens + ` ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 goto outbound_late
+		jump answers
+		notrack meta mark set %#[1]x
+	}
+
+	# What was captured before it was excluded stays captured until it ends. What is older goes on.
+	chain outbound_kept {
+		ip saddr . tcp sport . ip daddr . tcp dport @captured4 notrack meta mark set %#[1]x accept
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 notrack meta mark set %#[1]x accept
 		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 accept
 		ip saddr . tcp sport @former4 accept
 		ip6 saddr . tcp sport @former6 accept
-		jump answers
-		notrack meta mark set %#[2]x
+	}
+
+	# Resets, and what the pod opens or answers: another one with the ends of a captured
+	# connection ends that.
+	chain outbound_opens {
+		meta mark %#[2]x tcp flags & rst == rst accept
+		tcp flags & rst == rst fib saddr type != local meta mark set %#[3]x accept comment "the pod's own rules refuse what it forwards"
+		tcp flags & rst == rst return
+		delete @captured4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		delete @captured6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+		jump excluded
+		` + begins + ` goto outbound_begins
+		ip saddr . tcp sport . ip daddr . tcp dport @older4 goto outbound_late
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 goto outbound_late
 	}
 
 	# A new connection has nothing in common with an older one of the same ports. One that
@@ -233,56 +263,48 @@ const outbound = `
 		delete @former4 { ip saddr . tcp sport }
 		delete @former6 { ip6 saddr . tcp sport }
 		jump source_port
-		notrack meta mark set %#[2]x
+		notrack meta mark set %#[1]x accept
 	}
 
 	# An application answers who comes with the ends of an older connection (chain guard_begins):
-	# that is over. The client comes again, and is led to the proxy.
+	# that is over. The client comes again, and is led to the proxy. If it has been led there
+	# already, conntrack must not take it for yet another one.
 	chain outbound_late {
 		jump answers
 		delete @older4 { ip saddr . tcp sport . ip daddr . tcp dport }
 		delete @older6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
-		add @again4 { ip saddr . tcp sport . ip daddr . tcp dport }
-		add @again6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
-		notrack meta mark set %#[2]x
-	}
-
-	# What was captured before it was excluded stays captured until it ends, or until its ends
-	# are those of another one, which the pod opens or answers.
-	chain outbound_captured {
-		` + opens + ` goto outbound_ended
-		notrack meta mark set %#[2]x accept
-	}
-	chain outbound_ended {
-		delete @captured4 { ip saddr . tcp sport . ip daddr . tcp dport }
-		delete @captured6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
-	}
-	chain outbound_nat {
-		type nat hook output priority -100; policy accept;
-	}
-
-	# An older connection that the pod itself translates has another end when it leaves.
-	chain outbound_older {
-		type filter hook output priority 0; policy accept;
-		ct status dnat ip saddr . tcp sport . ip daddr . tcp dport @older4 ct mark set %#[5]x
-		ct status dnat ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 ct mark set %#[5]x
+		ip saddr . tcp sport . ip daddr . tcp dport @came_late4 add @again4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		ip6 saddr . tcp sport . ip6 daddr . tcp dport @came_late6 add @again6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+		delete @came_late4 { ip saddr . tcp sport . ip daddr . tcp dport }
+		delete @came_late6 { ip6 saddr . tcp sport . ip6 daddr . tcp dport }
+		notrack meta mark set %#[1]x accept
 	}
 `
 
-// drain lets pass what begins, and keeps what was captured. The nat hooks stay
-// registered: without them the kernel would no longer translate what was redirected.
+// outboundOlder is a chain of its own, since it is after conntrack.
+const outboundOlder = `
+	# An older connection that the pod itself translates has another end when it leaves.
+	chain outbound_older {
+		type filter hook output priority 0; policy accept;
+		ct status dnat ip saddr . tcp sport . ip daddr . tcp dport @older4 ct mark set %#[1]x
+		ct status dnat ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 ct mark set %#[1]x
+	}
+`
+
+// drain lets pass what begins, and keeps what was captured. The nat hook stays
+// registered: without one the kernel would no longer translate what was redirected.
 const drain = `
 	# Nothing new is captured. What was is led to the proxy until it ends, or until its ends
 	# are those of another one, which the pod opens or answers.
 	chain outbound {
 		type route hook output priority -300; policy accept;
 		meta l4proto != tcp accept
+		meta mark %#[1]x oif "lo" notrack accept
+		meta mark %#[2]x notrack accept
 		meta mark %#[1]x accept
-		meta mark %#[4]x meta mark set %#[5]x accept
 		tcp sport %[3]d accept
-		meta mark %#[2]x fib saddr type != local fib daddr type local notrack accept
-		meta mark %#[2]x accept
-		fib daddr type local accept
+		meta mark %#[4]x meta mark set %#[5]x accept
+		oif "lo" fib daddr type local accept
 		` + opens + ` goto outbound_begins
 		ip saddr . tcp sport . ip daddr . tcp dport @captured4 notrack meta mark set %#[2]x
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 notrack meta mark set %#[2]x
@@ -293,163 +315,39 @@ const drain = `
 		delete @former4 { ip saddr . tcp sport }
 		delete @former6 { ip6 saddr . tcp sport }
 	}
-	chain outbound_nat {
-		type nat hook output priority -100; policy accept;
-	}
 	chain inbound {
 		type nat hook prerouting priority -100; policy accept;
 	}
 `
 
-// led is what arrives for the proxy. The application's socket of an inner connection
-// takes its mark from the first packet that it gets (tcp_fwmark_accept), and a reset that no
-// socket sends takes the mark of what it answers (fwmark_reflect).
-func led(c Config) string {
+// guardOut is the last chain that a packet meets on its way out of the pod. What it lets pass it
+// marks for the gate. The marks come first, and what asks conntrack comes after them.
+func guardOut(c Config, rest string) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, ledOverLo, mesh.Mark, mesh.ReplyMark, mesh.OutboundPort, leadMark, mesh.ResetMark)
-	if c.Drain {
-		return b.String() + "\tchain inner_begins {\n\t}\n\tchain from_network {\n\t}\n"
+	fmt.Fprintf(&b, guardHead, mesh.ReplyMark, mesh.OutboundPort, mesh.InboundPort, mesh.Mark, passMark)
+	b.WriteString(rest + "\t}\n" + guardOpens)
+	fmt.Fprintf(&b, forwarded, leadMark, c.notLeading())
+	if !c.Drain {
+		fmt.Fprintf(&b, "\t\tmeta mark set %#x\n", passMark)
 	}
-	b.WriteString(innerBegins)
-	fmt.Fprintf(&b, fromNetwork, mesh.ResetMark)
-	b.WriteString(otherAddress(c))
+	fmt.Fprintf(&b, "\t}\n"+throughChains, leadMark)
 	return b.String()
-}
-
-const ledOverLo = `
-	# What arrives over lo: connections for the proxy, and its own for an application,
-	# whose socket takes this mark.
-	chain led {
-		type filter hook prerouting priority -150; policy accept;
-		meta l4proto != tcp accept
-		iifname != "lo" goto from_network
-		meta mark %#[1]x ` + begins + ` jump inner_begins
-		meta mark %#[1]x meta mark set %#[2]x accept
-		meta mark %#[4]x goto led_through
-		meta mark %#[2]x ` + begins + ` goto to_proxy
-	}
-
-	# What the pod forwards as its own comes here when it was about to leave. What it forwards
-	# by the addresses of others is reset.
-	chain led_through {
-		fib saddr type != local meta mark set %#[5]x counter name forwarded meta l4proto tcp reject with tcp reset
-		` + begins + ` goto to_proxy
-	}
-	chain led_untracked {
-		type filter hook prerouting priority -300; policy accept;
-		iifname "lo" meta mark %#[4]x notrack
-	}
-	chain to_proxy {
-		meta nfproto ipv4 meta l4proto tcp tproxy ip to 127.0.0.1:%[3]d accept
-		meta nfproto ipv6 meta l4proto tcp tproxy ip6 to [::1]:%[3]d accept
-		drop comment "nobody listens: it comes again"
-	}
-`
-
-const innerBegins = `
-	# Its client has proved to be there: what had the same ends before is over.
-	chain inner_begins {
-		delete @older4 { ip daddr . tcp dport . ip saddr . tcp sport }
-		delete @older6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
-	}
-`
-
-const fromNetwork = `
-	# A link-local address is nobody's that could be known: two pods of the mesh would speak
-	# in clear. So who is captured takes no connection from there.
-	chain from_network {
-		fib daddr type != local accept
-		` + begins + ` goto from_network_begins
-		meta mark 0 meta mark set %#[1]x
-	}
-	chain from_network_begins {
-		ip6 saddr fe80::/10 goto link_local
-		jump other_address
-	}
-	chain link_local {
-		jump left_alone
-		meta mark set %#[1]x counter name link_local meta l4proto tcp reject with tcp reset
-	}
-`
-
-// otherAddress refuses what comes to an address at which the mesh does not know the pod.
-func otherAddress(c Config) string {
-	var b strings.Builder
-	b.WriteString("\tchain other_address {\n")
-	for _, a := range c.Own {
-		fmt.Fprintf(&b, "\t\t%s daddr %s return\n", familyOf(a), a)
-	}
-	if len(c.Own) > 0 {
-		fmt.Fprintf(&b, "\t\tjump left_alone\n\t\tmeta mark set %#x counter name other_address meta l4proto tcp reject with tcp reset\n", mesh.ResetMark)
-	}
-	b.WriteString("\t}\n")
-	return b.String()
-}
-
-// inbound leads what comes to the proxy. The nat chains see only packets of which
-// conntrack knows nothing: the first one of a connection, or one from the middle when it has
-// forgotten. That is led to the same socket again, if it is for none that is left alone.
-func inbound(c Config) string {
-	var b strings.Builder
-	b.WriteString(inboundHead)
-	if !c.refuse {
-		fmt.Fprintf(&b, inboundAgain, mesh.Mark, mesh.InboundPort)
-	}
-	fmt.Fprintf(&b, inboundTail, mesh.InboundPort)
-	return b.String()
-}
-
-const inboundHead = `
-	# From the network to the application, and for the pod.
-	chain inbound {
-		type nat hook prerouting priority -100; policy accept;
-		meta l4proto != tcp accept
-		iifname "lo" accept
-		fib daddr type != local accept
-		jump left_alone
-		` + begins + ` goto inbound_begins
-`
-
-const inboundAgain = `		socket mark %#[1]x accept
-		ip daddr . tcp dport . ip saddr . tcp sport @older4 accept
-		ip6 daddr . tcp dport . ip6 saddr . tcp sport @older6 accept
-		jump excluded_answers
-		meta l4proto tcp redirect to :%[2]d
-`
-
-const inboundTail = `	}
-	chain inbound_begins {
-		update @came4 { tcp sport . ip saddr timeout 1d : tcp dport }
-		meta l4proto tcp redirect to :%[1]d
-	}
-
-	# What the proxy sends when conntrack has forgotten where the connection was redirected. In
-	# IPv6 it waits until the client has sent something: nft 1.0 has no such map for its addresses.
-	chain inbound_back {
-		type nat hook postrouting priority 100; policy accept;
-		oifname "lo" accept
-		tcp sport %[1]d meta nfproto ipv4 snat to :tcp dport . ip daddr map @came4
-	}
-`
-
-// guardOut is the last chain that a packet meets on its way out of the pod.
-func guardOut(rest string) string {
-	return fmt.Sprintf(guardHead, mesh.ReplyMark, mesh.OutboundPort, mesh.InboundPort, mesh.Mark, passMark) + rest + "\t}\n" + guardOpens
 }
 
 const guardHead = `
-	# Nothing leaves the pod over TCP but what is named.
+	# Nothing leaves the pod over TCP but what is named. What passes has a mark, by which it may
+	# leave by the gate, which stands where a flush of rules does not reach.
 	chain guard {
-		type filter hook postrouting priority 300; policy accept;
+		type filter hook postrouting priority 310; policy accept;
 		meta l4proto != tcp accept
-		oifname "lo" accept
-		iif != 0 accept comment "forwarded: guard_forward has judged it"
+		oif "lo" accept
+		iif != 0 goto forwarded
+		meta mark %#[4]x accept comment "the gate knows this mark, too"
 		meta mark %#[5]x accept
 		meta mark %#[1]x counter name reply drop
-		meta mark %#[4]x accept
-		meta l4proto tcp ct status dnat ct direction reply ct reply proto-src %[3]d accept
-		meta l4proto tcp ct status snat ct direction original ct original proto-src %[3]d accept
-		meta l4proto tcp ct direction reply ct original proto-dst %[3]d accept comment "who dials the proxy itself is refused by it"
+		meta l4proto tcp ct status dnat ct direction reply ct reply proto-src %[3]d meta mark set %#[5]x accept
+		meta l4proto tcp ct status snat ct direction original ct original proto-src %[3]d meta mark set %#[5]x accept
+		meta l4proto tcp ct direction reply ct original proto-dst %[3]d meta mark set %#[5]x accept comment "who dials the proxy itself is refused by it"
 		tcp sport %[2]d counter name untranslated drop
 		tcp sport %[3]d counter name untranslated drop
 `
@@ -467,81 +365,19 @@ const capturedGuard = `		` + opens + ` jump guard_opens
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @captured6 counter name outgoing drop
 `
 
-var captureGuard = fmt.Sprintf(`		meta mark %#x tcp flags & rst == rst accept
-`+capturedGuard+`		jump excluded
+// captureGuard ends with a drop: so what it accepts is marked before.
+var captureGuard = fmt.Sprintf(`		meta mark %#[1]x tcp flags & rst == rst meta mark set %#[2]x accept
+`+capturedGuard+`		meta mark set %#[2]x
+		jump excluded
 		`+begins+` counter name outgoing drop
 		ip saddr . tcp sport . ip daddr . tcp dport @older4 accept
 		ip6 saddr . tcp sport . ip6 daddr . tcp dport @older6 accept
-		ct mark %#x ct status dnat accept
+		ct mark %#[3]x ct status dnat accept
 		jump answers
 		counter name outgoing drop
-`, mesh.ResetMark, olderMark)
+`, mesh.ResetMark, passMark, olderMark)
 
 const drainGuard = capturedGuard + `		` + begins + ` accept
 		ip saddr . tcp sport @former4 counter name outgoing drop
 		ip6 saddr . tcp sport @former6 counter name outgoing drop
-`
-
-// guardIn stops what would reach an application past the proxy: a connection that
-// conntrack takes for an old one, and so does not redirect.
-func guardIn(c Config) string {
-	var b strings.Builder
-	fmt.Fprintf(&b, guardInHead, mesh.InboundPort)
-	if !c.refuse {
-		fmt.Fprintf(&b, "\t\tsocket mark %#x counter name incoming drop\n", mesh.ReplyMark)
-	}
-	b.WriteString(guardInTail)
-	return b.String()
-}
-
-const guardInHead = `
-	# Nothing begins from the network but at the proxy, or where it is left alone.
-	chain guard_in {
-		type filter hook input priority 0; policy accept;
-		meta l4proto != tcp accept
-		iifname "lo" accept
-		tcp dport %[1]d goto guard_came
-		` + begins + ` goto guard_begins
-`
-
-const guardInTail = `	}
-	# Conntrack has taken it for another one, and has not redirected it. One that is older than
-	# the rules answers itself, if it is still there. Else it comes again within a second or two,
-	# and has the other zone then.
-	chain guard_begins {
-		jump left_alone
-		ip daddr . tcp dport . ip saddr . tcp sport @older4 accept
-		ip6 daddr . tcp dport . ip6 saddr . tcp sport @older6 accept
-		ip daddr . tcp dport . ip saddr . tcp sport @again4 goto guard_first_zone
-		ip6 daddr . tcp dport . ip6 saddr . tcp sport @again6 goto guard_first_zone
-		add @again4 { ip daddr . tcp dport . ip saddr . tcp sport }
-		add @again6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
-		counter name incoming drop
-	}
-	chain guard_first_zone {
-		delete @again4 { ip daddr . tcp dport . ip saddr . tcp sport }
-		delete @again6 { ip6 daddr . tcp dport . ip6 saddr . tcp sport }
-		counter name incoming drop
-	}
-	chain guard_came {
-		tcp flags & (fin | rst) == 0x0 accept
-		delete @came4 { tcp sport . ip saddr : tcp dport }
-	}
-`
-
-// unheard is for the moment in which agent and proxy are both away, who have the
-// listeners: a client whose SYN is lost sends it again after a second, one that is
-// refused gives up. Any socket will do, also one in TIME_WAIT, which a client that uses
-// its port again meets; "transparent" is what nft can ask of all of them.
-const unheard = `
-	# While nobody listens, a connection that was led here waits instead of being refused.
-	chain unheard {
-		type filter hook input priority 0; policy accept;
-		` + begins + ` goto unheard_begins
-	}
-	chain unheard_begins {
-		socket transparent 0 return
-		socket transparent 1 return
-		ct status dnat tcp dport %d drop
-	}
 `

@@ -28,6 +28,7 @@ func configs() map[string]Config {
 			},
 			ExcludeInbound: []uint16{22, 9090},
 		},
+		"kept": {kept: true},
 		"own": {
 			Own: []netip.Addr{netip.MustParseAddr("10.244.1.2"), netip.MustParseAddr("fd00::2")},
 		},

@@ -41,12 +41,12 @@ func families() []family {
 
 // A world is a pod and a peer, with a link between them.
 type world struct {
-	t         *testing.T
+	t         testing.TB
 	peer, pod *netns.NS
 	kernel    *Kernel
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	w := &world{t: t}
 	var err error
