@@ -44,7 +44,7 @@ func TestFieldNumbers(t *testing.T) {
 		{&message.DeltaDiscoveryRequest{}, "envoy.service.discovery.v3.DeltaDiscoveryRequest", `node=1 type_url=2 resource_names_subscribe=3
 			resource_names_unsubscribe=4 initial_resource_versions=5 response_nonce=6 error_detail=7 applied_nonce=15010 held=15011`},
 		{&message.DeltaDiscoveryResponse{}, "envoy.service.discovery.v3.DeltaDiscoveryResponse",
-			`system_version_info=1 resources=2 type_url=4 nonce=5 removed_resources=6 origin=15010 compared=15011 digest=15012`},
+			`system_version_info=1 resources=2 type_url=4 nonce=5 removed_resources=6 origin=15010 compared=15011 digest=15012 packed=15013`},
 		{&message.Resource{}, "envoy.service.discovery.v3.Resource", `version=1 resource=2 name=3`},
 		{&message.Status{}, "envoy.service.discovery.v3.Status", `code=1 message=2`},
 	} {

@@ -12,6 +12,8 @@ type claim struct {
 	upTo uint64 // the version that was the last then: of what followed it knows nothing
 	// differing are buckets in which something differs, for ours.
 	differing buckets
+	// most: so much differs that all is told.
+	most bool
 	// versions are those of a foreign client, by name, that were not compared yet.
 	versions map[string]string
 }
@@ -24,6 +26,7 @@ func (s *Server) begin(sub *subscription, node string, req *message.DeltaDiscove
 	t := s.tableFor(node, sub.typeURL)
 	held := req.GetHeld()
 	sub.whole = held != nil && sub.interest == nil
+	sub.packs = sub.whole && held.GetPacked()
 	switch {
 	case sub.interest != nil:
 		sub.position = s.version // what it asks for is told apart
@@ -34,6 +37,7 @@ func (s *Server) begin(sub *subscription, node string, req *message.DeltaDiscove
 	default:
 		sub.claim = &claim{upTo: s.version}
 		sub.claim.differing, err = t.digests.compare(held.GetDigests())
+		sub.claim.most = 2*sub.claim.differing.count() > len(t.digests)
 		if sub.claim.differing.isEmpty() {
 			sub.position = s.version // nothing has to be looked for
 		}

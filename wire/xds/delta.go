@@ -42,6 +42,7 @@ type delta[T any] struct {
 	// means that apply gets it all.
 	prepare func(changed []T, gone []string)
 
+	unpacker unpacker
 	held     *holding
 	changed  map[string]*T     // not applied as yet, nil if it is gone
 	complete bool              // changed is whole publications
@@ -266,6 +267,9 @@ func answerLoop(ctx context.Context, g deltaClientStream, typeURL string, answer
 
 // take holds what a response brings, and its answer until that is applied.
 func (d *delta[T]) take(resp *message.DeltaDiscoveryResponse, complete bool) error {
+	if err := d.unpacker.unpack(resp); err != nil {
+		return err
+	}
 	d.metrics.received.Add(float64(len(resp.GetResources()) + len(resp.GetRemovedResources())))
 	d.complete = false
 	if err := d.held.begin(resp); err != nil {

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
+	"math/bits"
 	"slices"
 )
 
@@ -113,6 +114,13 @@ type buckets []byte
 
 func (b buckets) isEmpty() bool {
 	return !slices.ContainsFunc(b, func(eight byte) bool { return eight != 0 })
+}
+
+func (b buckets) count() (n int) {
+	for _, eight := range b {
+		n += bits.OnesCount8(eight)
+	}
+	return n
 }
 
 func (b buckets) has(i int) bool { return b[i/8]&(1<<(i%8)) != 0 }

@@ -54,7 +54,7 @@ func (h *holding) claim(refused bool) *message.Held {
 	if refused {
 		h.origin, h.version = nil, 0
 	}
-	held := &message.Held{Origin: h.origin, Version: h.version}
+	held := &message.Held{Origin: h.origin, Version: h.version, Packed: true}
 	if h.count > 0 {
 		held.Digests = h.digests.marshal()
 	}

@@ -16,6 +16,8 @@ type response struct {
 	// What there is besides resources.
 	*message.DeltaDiscoveryResponse
 	told []*entry
+	// pack is told as well, nil if there is none.
+	pack *pack
 }
 
 // add takes up what is told, and what is gone.
@@ -42,7 +44,13 @@ func (r *response) spell() error {
 }
 
 // count is of how many resources it tells something.
-func (r *response) count() int { return len(r.told) + len(r.Resources) + len(r.RemovedResources) }
+func (r *response) count() int {
+	n := len(r.told) + len(r.Resources) + len(r.RemovedResources)
+	if r.pack != nil {
+		n += len(r.pack.found)
+	}
+	return n
+}
 
 // codec is that of protobuf, which knows a response, too.
 type codec struct{ encoding.CodecV2 }
@@ -62,6 +70,9 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	all := append(make(mem.BufferSlice, 0, len(parts)+len(r.told)), parts...)
 	for _, e := range r.told {
 		all = append(all, e.wire)
+	}
+	if r.pack != nil {
+		all = append(all, r.pack.deflated())
 	}
 	return all, nil
 }

@@ -113,6 +113,7 @@ func (m *sim) lead() {
 	}
 	l := &leader{Server: NewServer(cfg)}
 	l.world.least = m.IntN(minGone) / 8
+	l.world.packs.least = m.IntN(3) * 100
 	if m.IntN(2) == 0 {
 		l.portion = portion{bytes: 1 << (8 + m.IntN(6)), slots: 1 + m.IntN(30)}
 	}
@@ -290,6 +291,7 @@ func (c *simClient[T]) connect(s *Server) error {
 	c.stream = &stream{from: c.from, poke: make(chan struct{}, 1), subs: map[string]*subscription{}, refusals: map[string]string{}}
 	s.join(c.stream)
 	hello := c.hello()
+	hello.Held.Packed = c.IntN(4) != 0
 	if c.foreign != nil {
 		hello.Held, hello.InitialResourceVersions = nil, maps.Clone(c.foreign)
 	}

@@ -141,6 +141,7 @@ func NewServer(cfg ServerConfig) *Server {
 		acks:        queue{of: func(p *standing) *place { return &p.acked }},
 		applies:     queue{of: func(p *standing) *place { return &p.applied }},
 	}
+	s.world.packs = newPacks()
 	rand.Read(s.origin) // never fails
 	for _, name := range cfg.Expect {
 		s.node(name).gone = time.Now()

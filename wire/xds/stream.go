@@ -78,6 +78,7 @@ type subscription struct {
 	interest *interest
 	// whole: it is of ours, and told all that is in the table. Others are told one type.
 	whole   bool
+	packs   bool     // it takes what is packed
 	greeted bool     // an answer went out, if an empty one
 	open    bool     // others of the last response's publication follow
 	nonce   uint64   // of the last response
@@ -374,11 +375,11 @@ func (s *Server) cut(sub *subscription, node string) (resp *response, done bool,
 		s.told.RUnlock()
 		return nil, false, status.Error(codes.Aborted, "too far behind to be told what was removed: begin again")
 	}
-	found, position, done := t.read(sub.position, s.portion, func(a slot) bool { return !sub.has(a.entry) || sub.claim.holds(a) || sub.interest.passes(a.entry) })
+	k, found, position, done := sub.read(t, s.portion)
 	if version != 0 {
 		found = append(found, sub.interest.tell(t)...)
 	}
-	resp = &response{DeltaDiscoveryResponse: &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}}
+	resp = &response{DeltaDiscoveryResponse: &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}, pack: k}
 	if done && sub.interest == nil {
 		resp.Digest = t.digest()
 	}
@@ -398,6 +399,17 @@ func (s *Server) cut(sub *subscription, node string) (resp *response, done bool,
 		return nil, done, nil
 	}
 	return sub.sign(resp, version, done), done, outward(resp)
+}
+
+// read gives what is told next, packed if it is the same for all who are there. Called with told.
+func (sub *subscription) read(t *table, size portion) (k *pack, found []*entry, upTo uint64, all bool) {
+	if sub.packs && (sub.claim == nil || sub.claim.most) {
+		if k = t.pack(sub.position, size); k != nil {
+			return k, nil, k.upTo, k.all
+		}
+	}
+	found, upTo, all = t.read(sub.position, size, func(a slot) bool { return !sub.has(a.entry) || sub.claim.holds(a) || sub.interest.passes(a.entry) })
+	return nil, found, upTo, all
 }
 
 // has reports whether an entry of the table is of what the subscription is for.

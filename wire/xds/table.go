@@ -27,7 +27,9 @@ type entry struct {
 	hash    hash
 	wire    mem.Buffer // as it stands in a response; nil if it is gone
 	gone    bool
-	source  any // what was encoded; the same pointer needs no second look
+	// replaced: the table has another one of that name. Guarded by Server.told.
+	replaced bool
+	source   any // what was encoded; the same pointer needs no second look
 }
 
 func newEntry(secret []byte, typeURL, name string, m proto.Message) (*entry, error) {
@@ -66,6 +68,7 @@ type table struct {
 	// since is from when on all removals are remembered. Who is older has to compare.
 	since   uint64
 	digests digests
+	packs   *packs // nil if it is told to one stream only
 }
 
 // slot is where the change of a version stands, without an entry if another one has
@@ -96,6 +99,7 @@ func (t *table) put(version uint64, e *entry) {
 	bucket := t.digests.bucket(e.name)
 	if old := t.entries[e.name]; old != nil {
 		t.log[t.after(old.version-1)].entry = nil
+		old.replaced = true
 		if !old.gone {
 			t.live--
 			t.digests[bucket].remove(old.hash)
@@ -146,6 +150,16 @@ func (t *table) compact() {
 func (t *table) after(version uint64) int {
 	i, _ := slices.BinarySearchFunc(t.log, version+1, func(s slot, v uint64) int { return cmp.Compare(s.version, v) })
 	return i
+}
+
+// firstAfter is the version of the first change that who has version lacks, 0 if there is none.
+func (t *table) firstAfter(version uint64) uint64 {
+	for _, s := range t.log[t.after(version):] {
+		if s.entry != nil {
+			return s.version
+		}
+	}
+	return 0
 }
 
 // read collects a portion of what follows position, but for what the client has, and tells how far it has come, and whether that is all.

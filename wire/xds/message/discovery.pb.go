@@ -243,7 +243,9 @@ type Held struct {
 	Origin  []byte `protobuf:"bytes,1,opt,name=origin,proto3" json:"origin,omitempty"`
 	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// What it has, by buckets: 16 bytes for each. None if it has nothing.
-	Digests       []byte `protobuf:"bytes,3,opt,name=digests,proto3" json:"digests,omitempty"`
+	Digests []byte `protobuf:"bytes,3,opt,name=digests,proto3" json:"digests,omitempty"`
+	// It takes what is packed.
+	Packed        bool `protobuf:"varint,4,opt,name=packed,proto3" json:"packed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -299,6 +301,13 @@ func (x *Held) GetDigests() []byte {
 	return nil
 }
 
+func (x *Held) GetPacked() bool {
+	if x != nil {
+		return x.Packed
+	}
+	return false
+}
+
 type DeltaDiscoveryResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The publication that the client has once it took this response. A last
@@ -313,7 +322,10 @@ type DeltaDiscoveryResponse struct {
 	// Ours, in the first response of a stream whose beginning was compared by digests.
 	Compared *Compared `protobuf:"bytes,15011,opt,name=compared,proto3" json:"compared,omitempty"`
 	// Ours, in the last response of a publication: the digest of all that there is.
-	Digest        []byte `protobuf:"bytes,15012,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest []byte `protobuf:"bytes,15012,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Ours, for who asks for it: more of resources and removed_resources, as they would stand
+	// here, deflated (RFC 1951).
+	Packed        []byte `protobuf:"bytes,15013,opt,name=packed,proto3" json:"packed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -400,6 +412,13 @@ func (x *DeltaDiscoveryResponse) GetCompared() *Compared {
 func (x *DeltaDiscoveryResponse) GetDigest() []byte {
 	if x != nil {
 		return x.Digest
+	}
+	return nil
+}
+
+func (x *DeltaDiscoveryResponse) GetPacked() []byte {
+	if x != nil {
+		return x.Packed
 	}
 	return nil
 }
@@ -532,11 +551,12 @@ const file_discovery_proto_rawDesc = "" +
 	"\x04held\x18\xa3u \x01(\v2 .envoy.service.discovery.v3.HeldR\x04held\x1aJ\n" +
 	"\x1cInitialResourceVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"R\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
 	"\x04Held\x12\x16\n" +
 	"\x06origin\x18\x01 \x01(\fR\x06origin\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x18\n" +
-	"\adigests\x18\x03 \x01(\fR\adigests\"\xdf\x02\n" +
+	"\adigests\x18\x03 \x01(\fR\adigests\x12\x16\n" +
+	"\x06packed\x18\x04 \x01(\bR\x06packed\"\xf8\x02\n" +
 	"\x16DeltaDiscoveryResponse\x12.\n" +
 	"\x13system_version_info\x18\x01 \x01(\tR\x11systemVersionInfo\x12B\n" +
 	"\tresources\x18\x02 \x03(\v2$.envoy.service.discovery.v3.ResourceR\tresources\x12\x19\n" +
@@ -545,7 +565,8 @@ const file_discovery_proto_rawDesc = "" +
 	"\x11removed_resources\x18\x06 \x03(\tR\x10removedResources\x12\x17\n" +
 	"\x06origin\x18\xa2u \x01(\fR\x06origin\x12A\n" +
 	"\bcompared\x18\xa3u \x01(\v2$.envoy.service.discovery.v3.ComparedR\bcompared\x12\x17\n" +
-	"\x06digest\x18\xa4u \x01(\fR\x06digest\"(\n" +
+	"\x06digest\x18\xa4u \x01(\fR\x06digest\x12\x17\n" +
+	"\x06packed\x18\xa5u \x01(\fR\x06packed\"(\n" +
 	"\bCompared\x12\x1c\n" +
 	"\tdiffering\x18\x01 \x01(\fR\tdiffering\"j\n" +
 	"\bResource\x12\x18\n" +
