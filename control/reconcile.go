@@ -291,6 +291,9 @@ func (r *reconciler) observe(now time.Time) time.Duration {
 	if !r.facts.mesh.Found {
 		wait = min(wait, meshEvery)
 	}
+	if len(r.roster.views) > maxShown {
+		wait = min(wait, recheck) // the others have their turn
+	}
 	if left := r.shown.Add(showEvery).Sub(now); left > 0 {
 		return min(wait, left)
 	}

@@ -3,6 +3,7 @@ package control
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"slices"
@@ -21,6 +22,9 @@ const (
 	// enrollingAfter is how long an enrollment may take without a word about it: most
 	// are done by then.
 	enrollingAfter = 3 * time.Second
+	// maxShown bounds the pods of one view. Their conditions are written at a rate, and the status
+	// of the Mesh, and the nodes that lose their taint, wait for that.
+	maxShown = 500
 )
 
 // Display shows people how far the mesh is, where they look for it. Show writes
@@ -82,19 +86,43 @@ func (p *presenter) run(ctx context.Context) error {
 }
 
 // view is what people should see that they do not, of what the roster knows and the rest of
-// the summary. It costs as much as that, and a look at each node.
+// the summary. It costs a look at each node, and at each pod that is not protected.
 func (r *roster) view(now time.Time, summary kube.Summary, nodes []xds.NodeStatus) kube.View {
 	v := kube.View{NoMesh: !summary.Facts.Found}
-	v.Pods = slices.SortedFunc(maps.Values(r.views), func(x, y kube.PodView) int { return strings.Compare(x.UID, y.UID) })
+	for _, p := range r.views { // in no order: one that cannot be written keeps no other from its turn
+		if len(v.Pods) == maxShown {
+			break
+		}
+		v.Pods = append(v.Pods, p)
+	}
 	v.Policies = slices.SortedFunc(maps.Values(r.policed), func(x, y kube.PolicyView) int { return strings.Compare(x.Key(), y.Key()) })
 	summary.Lost, v.Returned = r.tellLost()
 	summary.Pods = r.counts.pods
-	summary.Unprotected = slices.SortedFunc(maps.Values(r.counts.unprotected), func(x, y kube.UnprotectedPod) int { return strings.Compare(x.Pod, y.Pod) })
+	summary.Unprotected = first(maps.Values(r.counts.unprotected), kube.MostListed, func(x, y kube.UnprotectedPod) int { return strings.Compare(x.Pod, y.Pod) })
 	v.Untaint = r.ready(nodes, &summary.Nodes)
 	if status, differs := summary.Status(now); differs && summary.Facts.Found {
 		v.Mesh = &status
 	}
 	return v
+}
+
+// first are the n least of all, in order. Most of many are looked at once.
+func first[T any](all iter.Seq[T], n int, compare func(x, y T) int) (list []T) {
+	settled := false // list has n or more, of which the first n are in order
+	settle := func() {
+		slices.SortFunc(list, compare)
+		settled, list = len(list) >= n, list[:min(len(list), n)]
+	}
+	for v := range all {
+		if settled && compare(v, list[n-1]) >= 0 {
+			continue
+		}
+		if list = append(list, v); len(list) == 2*n {
+			settle()
+		}
+	}
+	settle()
+	return list
 }
 
 // ready counts nodes, and names those that are ready and still tainted.

@@ -1,9 +1,14 @@
 package control
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -203,5 +208,42 @@ func TestPoliciesAreShownAndTold(t *testing.T) {
 	}
 	if u := r.update(); len(u.GonePolicies) != 1 || len(u.Gone) != 0 || r.isStirred() {
 		t.Errorf("told %+v: want that a policy is gone", u.Changes)
+	}
+}
+
+// What is written for many pods holds up nothing else for long, and each of them has its turn,
+// also if some cannot be written.
+func TestViewOfManyPods(t *testing.T) {
+	r := newRoster(nil, slog.New(slog.DiscardHandler))
+	const n = 3 * maxShown
+	for i := range n {
+		enrolled(r, testPod(fmt.Sprintf("p%04d", i)), enrollment{state: Enrolling, word: free, reason: "no nft"})
+	}
+	refused := func(p kube.PodView) bool { return strings.HasSuffix(p.Name, "7") }
+	for range 1000 {
+		v := r.view(time.Now(), kube.Summary{}, nil)
+		if len(v.Pods) > maxShown {
+			t.Fatalf("%d pods in one view: want %d at most", len(v.Pods), maxShown)
+		}
+		for _, p := range v.Pods {
+			if !refused(p) {
+				delete(r.views, p.UID)
+			}
+		}
+		if len(r.views) == n/10 {
+			return
+		}
+	}
+	t.Errorf("%d pods are left: want the %d that are refused", len(r.views), n/10)
+}
+
+// The first of many are those of all, in order.
+func TestFirst(t *testing.T) {
+	for _, n := range []int{0, 1, 19, 20, 21, 1000} {
+		all := rand.Perm(n)
+		got := first(slices.Values(all), 20, cmp.Compare[int])
+		if slices.Sort(all); !slices.Equal(got, all[:min(n, 20)]) {
+			t.Errorf("of %d: %v", n, got)
+		}
 	}
 }

@@ -120,8 +120,8 @@ type UnprotectedPod struct {
 	Reason string `json:"reason,omitempty"`
 }
 
-// mostListed bounds each list of pods, or nodes, in a status, but for mostLost nodes that are lost.
-const mostListed, mostLost = 20, 500
+// MostListed bounds each list of pods, or nodes, in a status, but for mostLost nodes that are lost.
+const MostListed, mostLost = 20, 500
 
 // Conditions of a Mesh.
 const (
@@ -254,7 +254,7 @@ func Count(list []Exception) []ExceptionCount {
 			c = &ExceptionCount{Reason: e.Reason}
 			byReason[e.Reason] = c
 		}
-		if c.Count++; len(c.Pods) < mostListed {
+		if c.Count++; len(c.Pods) < MostListed {
 			c.Pods = append(c.Pods, e.Namespace+"/"+e.Name)
 		}
 	}

@@ -323,8 +323,8 @@ type Summary struct {
 func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
 	status = MeshStatus{
 		ObservedGeneration: s.Facts.Generation, TrustDomain: s.TrustDomain, Pods: s.Pods, Nodes: s.Nodes,
-		Waiting: s.Waiting[:min(len(s.Waiting), mostListed)], Behind: s.Behind[:min(len(s.Behind), mostListed)], Lost: s.Lost[:min(len(s.Lost), mostLost)],
-		Exceptions: Count(s.Exceptions), Unprotected: s.Unprotected[:min(len(s.Unprotected), mostListed)],
+		Waiting: s.Waiting[:min(len(s.Waiting), MostListed)], Behind: s.Behind[:min(len(s.Behind), MostListed)], Lost: s.Lost[:min(len(s.Lost), mostLost)],
+		Exceptions: Count(s.Exceptions), Unprotected: s.Unprotected[:min(len(s.Unprotected), MostListed)],
 		Conditions: slices.Clone(s.Facts.Shown.Conditions),
 	}
 	status.Pods.Exceptions = int32(len(s.Exceptions))
