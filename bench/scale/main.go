@@ -96,7 +96,7 @@ func parse(args []string) (cfg config, err error) {
 	f.DurationVar(&cfg.during, "during", time.Minute, "how long changes come at each rate")
 	f.IntVar(&cfg.rest, "rest", 3, "for how many seconds control has to be quiet before something is measured")
 	f.IntVar(&cfg.starts, "starts", 100, "number of pods whose starts are measured at a time")
-	f.DurationVar(&cfg.patience, "patience", 3*time.Minute, "how long anything is waited for")
+	f.DurationVar(&cfg.patience, "patience", 10*time.Minute, "how long anything is waited for")
 	f.DurationVar(&cfg.limit, "limit", time.Hour, "give up after this time")
 	f.Uint64Var(&cfg.seed, "seed", 0, "seed of the cluster; 0 means a new one, which is printed")
 	f.StringVar(&cfg.only, "only", "", "run these `phases` only, separated by commas")

@@ -120,7 +120,7 @@ func (m *running) differing() {
 // spread is how long nodes take to join at the beginning, which is no storm: each is sent
 // everything, so that it takes the longer the more there is.
 func (m *running) spread() time.Duration {
-	return time.Duration(m.cfg.nodes) * max(20*time.Millisecond, time.Duration(m.pods)*2*time.Microsecond)
+	return time.Duration(m.cfg.nodes) * max(20*time.Millisecond, time.Duration(m.pods)*time.Microsecond/2)
 }
 
 // begin brings all nodes together with control, and has all pods captured.
@@ -137,12 +137,6 @@ func begin(ctx context.Context, m *running) error {
 		return err
 	}
 	m.out["joined_s"] = time.Since(began).Seconds()
-	if l, ok := m.place.(*laboratory); ok {
-		if err := l.populate(ctx, m.store); err != nil {
-			return err
-		}
-		m.node = l
-	}
 	err := m.allKnown(ctx)
 	m.out["captured_s"] = time.Since(began).Seconds()
 	if s, err := m.status(); err == nil {
@@ -151,6 +145,20 @@ func begin(ctx context.Context, m *running) error {
 	}
 	if err != nil {
 		return err
+	}
+	u, err := m.usage()
+	if err != nil {
+		return err
+	}
+	m.out["captured_cpu_s"], m.out["captured_fleet_cpu_s"], m.out["captured_mb"] = u.control, u.fleet, u.bytes/1e6/float64(m.cfg.nodes)
+	if err := m.rest(ctx); err != nil {
+		return err
+	}
+	if l, ok := m.place.(*laboratory); ok { // at rest: a lab does not wait for long
+		if err := l.populate(ctx, m.store); err != nil {
+			return err
+		}
+		m.node = l
 	}
 	return m.rest(ctx)
 }

@@ -87,6 +87,9 @@ func (r *result) lines() []line {
 	list := []line{
 		{"all nodes served for the first time, s", "joined_s"},
 		{"all pods captured and known after, s", "captured_s"},
+		{"CPU of control until then, s", "captured_cpu_s"},
+		{"CPU of all simulated nodes until then, s", "captured_fleet_cpu_s"},
+		{"sent to a node until then, MB", "captured_mb"},
 		{"pods captured and known", "captured_pods"},
 		{"resources of a node", "resources"},
 		{"nodes that held something else than there is", "differing"},

@@ -16,6 +16,9 @@ type book struct {
 	ids   map[string]int
 	pages []page
 	marks map[int]*mark
+
+	unpacking sync.Mutex           // guards what follows
+	unpacked  map[uint64]*unpacked // by the hash of what was packed
 }
 
 // page is a resource. The generation g of it is versions[g-1]; 0 is none.
@@ -41,7 +44,9 @@ type mark struct {
 	last  int64
 }
 
-func newBook(nodes int) *book { return &book{nodes: nodes, ids: make(map[string]int)} }
+func newBook(nodes int) *book {
+	return &book{nodes: nodes, ids: make(map[string]int), unpacked: make(map[uint64]*unpacked)}
+}
 
 // note finds the number of a resource and the generation of a version. It tells what replaces
 // what in the digests, if the resource was held as of generation had(id).

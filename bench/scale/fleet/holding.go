@@ -41,6 +41,8 @@ type table interface {
 	put(name, version []byte) change
 	drop(name []byte) change
 	each(f func(name string, bucket int))
+	// unpack takes what is packed.
+	unpack(packed []byte, took func(name string, c change)) error
 }
 
 // holding is what a stream needs to say what it holds, and to see that it holds what it
@@ -84,6 +86,7 @@ func (h *holding) hello(node, typeURL string) []byte {
 	if !empty {
 		held = appendBytes(held, 3, all)
 	}
+	held = appendNumber(held, 4, 1)
 	return appendBytes(appendString(appendBytes(nil, 1, appendString(nil, 1, node)), 2, typeURL), 15011, held)
 }
 
@@ -136,6 +139,12 @@ func (h *holding) take(b []byte) (r response, err error) {
 		}
 		return nil
 	})
+	if err == nil && r.packed != nil {
+		err = h.table.unpack(r.packed, func(name string, c change) {
+			h.apply(c)
+			delete(h.doubted, name)
+		})
+	}
 	if err != nil || r.partial {
 		return r, err
 	}
@@ -179,6 +188,11 @@ func (f few) drop(name []byte) change {
 	c := change{bucket: bucketOf(name, otherBuckets), had: f[string(name)]}
 	delete(f, string(name))
 	return c
+}
+
+// unpack refuses: nothing that one node alone is told is packed.
+func (f few) unpack([]byte, func(string, change)) error {
+	return errors.New("what is for one node is packed")
 }
 
 func (f few) each(do func(name string, bucket int)) {

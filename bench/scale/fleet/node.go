@@ -308,6 +308,13 @@ func (a addresses) drop(name []byte) change {
 	return c
 }
 
+func (a addresses) unpack(packed []byte, took func(name string, c change)) error {
+	return a.node.fleet.book.unpack(packed, a.node.generation, func(name string, id int, generation uint8, c change) {
+		a.node.hold(id, generation)
+		took(name, c)
+	})
+}
+
 func (a addresses) each(f func(name string, bucket int)) { a.node.fleet.book.each(a.node.versions, f) }
 
 func (n *node) generation(id int) uint8 {

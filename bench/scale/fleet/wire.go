@@ -83,6 +83,7 @@ type number = protowire.Number
 // response is a DeltaDiscoveryResponse without its resources; its slices are those of the message.
 type response struct {
 	version, nonce, origin, digest []byte
+	packed                         []byte
 	partial                        bool // others of its publication follow
 	compared                       bool // the claim of the stream was compared
 	differing                      []byte
@@ -134,6 +135,8 @@ func readHead(b []byte) (r response, err error) {
 			return fields(v, func(_ number, v []byte) error { r.differing = v; return nil })
 		case 15012:
 			r.digest = v
+		case 15013:
+			r.packed = v
 		}
 		return nil
 	})
