@@ -41,9 +41,10 @@ type packs struct {
 // gone ends its use, for the log may forget that.
 type pack struct {
 	found      []*entry
-	size       int    // of what it tells, before it is deflated
-	upTo, last uint64 // versions: of the last that it tells, and of the table when it was made
-	all        bool   // it tells all that there was then
+	wires      []mem.Buffer // of what is found, until wire is made
+	size       int          // of what it tells, before it is deflated
+	upTo, last uint64       // versions: of the last that it tells, and of the table when it was made
+	all        bool         // it tells all that there was then
 
 	once   sync.Once // makes wire
 	wire   mem.Buffer
@@ -69,8 +70,10 @@ func (t *table) pack(position uint64, size portion) *pack {
 	}
 	k := &pack{last: t.last, looked: t.last}
 	k.found, k.upTo, k.all = t.read(from-1, size, func(slot) bool { return false })
-	for _, e := range k.found {
+	k.wires = make([]mem.Buffer, len(k.found))
+	for i, e := range k.found {
 		k.size += e.size()
+		k.wires[i] = e.wire
 	}
 	if k.size < p.least {
 		return nil
@@ -127,14 +130,15 @@ func (k *pack) deflated() mem.Buffer {
 		w := deflaters.Get().(*flate.Writer)
 		defer deflaters.Put(w)
 		w.Reset(&b)
-		for _, e := range k.found { // writing to memory does not fail
+		for i, e := range k.found { // writing to memory does not fail
 			if e.gone {
 				w.Write(append(appendHead(nil, fieldRemoved, len(e.name)), e.name...))
 			} else {
-				w.Write(e.wire.ReadOnlyData())
+				w.Write(k.wires[i].ReadOnlyData())
 			}
 		}
 		w.Close()
+		k.wires = nil
 		wire := appendHead(make([]byte, 0, b.Len()+8), fieldPacked, b.Len())
 		k.wire = mem.SliceBuffer(append(wire, b.Bytes()...))
 	})

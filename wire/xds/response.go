@@ -1,6 +1,8 @@
 package xds
 
 import (
+	"slices"
+
 	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
@@ -15,27 +17,27 @@ import (
 type response struct {
 	// What there is besides resources.
 	*message.DeltaDiscoveryResponse
-	told []*entry
+	told []mem.Buffer
 	// pack is told as well, nil if there is none.
 	pack *pack
 }
 
-// add takes up what is told, and what is gone.
+// add takes up what is told, and what is gone. Called with told.
 func (r *response) add(found []*entry) {
-	r.told = make([]*entry, 0, len(found))
+	r.told = make([]mem.Buffer, 0, len(found))
 	for _, e := range found {
 		if e.gone {
 			r.RemovedResources = append(r.RemovedResources, e.name)
 		} else {
-			r.told = append(r.told, e)
+			r.told = append(r.told, e.wire)
 		}
 	}
 }
 
 // spell makes what is told resources of the message, which may be changed.
 func (r *response) spell() error {
-	for _, e := range r.told {
-		if err := (protobuf.UnmarshalOptions{Merge: true}).Unmarshal(e.wire.ReadOnlyData(), r.DeltaDiscoveryResponse); err != nil {
+	for _, wire := range r.told {
+		if err := (protobuf.UnmarshalOptions{Merge: true}).Unmarshal(wire.ReadOnlyData(), r.DeltaDiscoveryResponse); err != nil {
 			return err
 		}
 	}
@@ -67,10 +69,7 @@ func (c codec) Marshal(v any) (mem.BufferSlice, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := append(make(mem.BufferSlice, 0, len(parts)+len(r.told)), parts...)
-	for _, e := range r.told {
-		all = append(all, e.wire)
-	}
+	all := slices.Concat(parts, r.told)
 	if r.pack != nil {
 		all = append(all, r.pack.deflated())
 	}

@@ -32,7 +32,7 @@ func (r *response) whole() *message.DeltaDiscoveryResponse {
 // address is what was published.
 func (e *entry) address(t *testing.T) *message.Address {
 	t.Helper()
-	r := &response{DeltaDiscoveryResponse: &message.DeltaDiscoveryResponse{}, told: []*entry{e}}
+	r := &response{DeltaDiscoveryResponse: &message.DeltaDiscoveryResponse{}, told: []mem.Buffer{e.wire}}
 	m := &message.Address{}
 	if err := r.whole().GetResources()[0].GetResource().UnmarshalTo(m); err != nil {
 		t.Fatal(err)

@@ -380,6 +380,7 @@ func (s *Server) cut(sub *subscription, node string) (resp *response, done bool,
 		found = append(found, sub.interest.tell(t)...)
 	}
 	resp = &response{DeltaDiscoveryResponse: &message.DeltaDiscoveryResponse{TypeUrl: sub.typeURL, Origin: s.origin}, pack: k}
+	resp.add(found)
 	if done && sub.interest == nil {
 		resp.Digest = t.digest()
 	}
@@ -391,7 +392,6 @@ func (s *Server) cut(sub *subscription, node string) (resp *response, done bool,
 	if done {
 		sub.position = version // also of a table that is younger than its position
 	}
-	resp.add(found)
 	if done {
 		done = sub.claim.finish(resp.DeltaDiscoveryResponse)
 	}

@@ -20,12 +20,13 @@ const (
 type portion struct{ bytes, slots int }
 
 // entry is one resource as it is published, or that it is gone. It is kept once, however
-// many streams send it, and nobody changes it, but for source, which is the publisher's.
+// many streams send it, and nobody changes it, but for source, which is the publisher's, and
+// what the table does when it replaces it.
 type entry struct {
 	name    string
 	version uint64 // of its last change
 	hash    hash
-	wire    mem.Buffer // as it stands in a response; nil if it is gone
+	wire    mem.Buffer // as it stands in a response; nil if it is gone, or was replaced
 	gone    bool
 	// replaced: the table has another one of that name. Guarded by Server.told.
 	replaced bool
@@ -99,7 +100,7 @@ func (t *table) put(version uint64, e *entry) {
 	bucket := t.digests.bucket(e.name)
 	if old := t.entries[e.name]; old != nil {
 		t.log[t.after(old.version-1)].entry = nil
-		old.replaced = true
+		old.replaced, old.wire = true, nil // who sends it has taken the wire
 		if !old.gone {
 			t.live--
 			t.digests[bucket].remove(old.hash)
