@@ -235,7 +235,7 @@ func (c *cluster) podHealth(ctx context.Context, h *health) error {
 	byName := map[string]*corev1.Pod{}
 	for i := range pods.Items {
 		p := &pods.Items[i]
-		o.Pods = append(o.Pods, p)
+		o.Pods = append(o.Pods, kube.KeepPod(p))
 		byName[p.Namespace+"/"+p.Name] = p
 	}
 	if h.mesh != nil {

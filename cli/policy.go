@@ -124,7 +124,10 @@ func (c *cluster) objects(ctx context.Context) (o kube.Objects, err error) {
 	if err != nil {
 		return o, fmt.Errorf("list endpointslices: %w", err)
 	}
-	o.Namespaces, o.Pods = pointers(namespaces.Items), pointers(pods.Items)
+	for i := range pods.Items {
+		o.Pods = append(o.Pods, kube.KeepPod(&pods.Items[i]))
+	}
+	o.Namespaces = pointers(namespaces.Items)
 	o.Services, o.EndpointSlices = pointers(services.Items), pointers(endpoints.Items)
 	m, err := c.mesh(ctx)
 	if m != nil {

@@ -214,11 +214,11 @@ func (m *model) objects() {
 	for _, uid := range slices.Sorted(maps.Keys(m.labels)) {
 		on := m.labels[uid]
 		value := map[bool]string{true: "on", false: "off"}[on]
-		o.Pods = append(o.Pods, &corev1.Pod{
+		o.Pods = append(o.Pods, kube.KeepPod(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: uid, Namespace: "default", UID: types.UID(uid), Labels: map[string]string{kube.LabelMesh: value}},
 			Spec:       corev1.PodSpec{NodeName: nodeOf(uid)},
 			Status:     corev1.PodStatus{PodIP: addressOf(uid)},
-		})
+		}))
 	}
 	m.tell(o)
 }

@@ -88,11 +88,11 @@ func TestAnAgentDecidesAboutAClaim(t *testing.T) {
 	m := newModel(t, false)
 	var o kube.Objects
 	for uid, on := range map[string]string{"p1-1": "on", "p2-2": "off"} {
-		o.Pods = append(o.Pods, &corev1.Pod{
+		o.Pods = append(o.Pods, kube.KeepPod(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Name: uid, Namespace: "default", UID: types.UID(uid), Labels: map[string]string{kube.LabelMesh: on}},
 			Spec:       corev1.PodSpec{NodeName: nodeOf(uid)},
 			Status:     corev1.PodStatus{PodIP: "10.0.0.1"},
-		})
+		}))
 	}
 	m.tell(o)
 	m.reconcile()

@@ -262,8 +262,20 @@ func copyObjects(store *api.Store, events []kube.Event) {
 		switch o := e.Object.(type) {
 		case *corev1.Namespace:
 			store.Put(api.Namespaces, o.DeepCopy())
-		case *corev1.Pod:
-			store.Put(api.Pods, o.DeepCopy())
+		case *kube.PodObject:
+			store.Put(api.Pods, podOf(o))
 		}
+	}
+}
+
+// podOf is a pod as an API server has it.
+func podOf(o *kube.PodObject) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: *o.ObjectMeta.DeepCopy(),
+		Spec: corev1.PodSpec{
+			NodeName: o.Spec.NodeName, ServiceAccountName: o.Spec.ServiceAccountName, HostNetwork: o.Spec.HostNetwork,
+			InitContainers: o.Spec.InitContainers, Containers: o.Spec.Containers,
+		},
+		Status: corev1.PodStatus{Phase: o.Status.Phase, StartTime: o.Status.StartTime, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs, Conditions: o.Status.Conditions},
 	}
 }

@@ -32,7 +32,7 @@ type template struct {
 
 // share puts what others have, too, in place of what is the same in p, which nobody else has
 // yet.
-func (a *alike) share(p *corev1.Pod) {
+func (a *alike) share(p *PodObject) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.Spec.NodeName = a.one(p.Spec.NodeName)

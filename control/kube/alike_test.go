@@ -36,17 +36,20 @@ func ofDeployment(set, i int) *corev1.Pod {
 func TestAlikeChangesNothing(t *testing.T) {
 	var a alike
 	for i := range 200 {
-		p := ofDeployment(i%3, i)
-		if i%7 == 0 {
-			p.Labels["version"] = fmt.Sprint("v", i)
+		pod := func() *PodObject {
+			p := ofDeployment(i%3, i)
+			if i%7 == 0 {
+				p.Labels["version"] = fmt.Sprint("v", i)
+			}
+			if i%11 == 0 {
+				p.OwnerReferences = nil
+			}
+			if i%13 == 0 {
+				p.Spec.Containers[0].Ports[0].ContainerPort = int32(i)
+			}
+			return KeepPod(p)
 		}
-		if i%11 == 0 {
-			p.OwnerReferences = nil
-		}
-		if i%13 == 0 {
-			p.Spec.Containers[0].Ports[0].ContainerPort = int32(i)
-		}
-		want := p.DeepCopy()
+		p, want := pod(), pod()
 		if a.share(p); !reflect.DeepEqual(p, want) {
 			t.Fatalf("%v: want %v", p, want)
 		}
@@ -55,12 +58,12 @@ func TestAlikeChangesNothing(t *testing.T) {
 
 // What the pods of a Deployment have in common is there once.
 func TestAlikeSaves(t *testing.T) {
-	each := func(share func(*corev1.Pod)) int {
+	each := func(share func(*PodObject)) int {
 		const n = 2000
-		all := make([]*corev1.Pod, n)
+		all := make([]*PodObject, n)
 		before := heapNow()
 		for i := range all {
-			all[i] = keepPod(ofDeployment(i%20, i))
+			all[i] = KeepPod(ofDeployment(i%20, i))
 			share(all[i])
 		}
 		size := (heapNow() - before) / n
@@ -68,7 +71,7 @@ func TestAlikeSaves(t *testing.T) {
 		return size
 	}
 	var a alike
-	apart, shared := each(func(*corev1.Pod) {}), each(a.share)
+	apart, shared := each(func(*PodObject) {}), each(a.share)
 	t.Logf("%d bytes each, %d where they share", apart, shared)
 	if shared > 2*apart/3 {
 		t.Errorf("%d bytes for a pod that shares with others, %d for one that does not", shared, apart)

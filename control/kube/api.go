@@ -213,7 +213,7 @@ func (a *API) await(ctx context.Context) {
 // keep is keepRead of what the API server sends.
 func (a *API) keep(v any) (any, error) {
 	kept, err := keepRead(v)
-	if p, is := kept.(*corev1.Pod); is {
+	if p, is := kept.(*PodObject); is {
 		a.alike.share(p)
 	}
 	return kept, err
@@ -226,7 +226,7 @@ func keepRead(v any) (any, error) {
 	case *corev1.Namespace:
 		return &corev1.Namespace{ObjectMeta: keepMeta(o.ObjectMeta)}, nil
 	case *corev1.Pod:
-		return keepPod(o), nil
+		return KeepPod(o), nil
 	case *corev1.Service:
 		return &corev1.Service{ObjectMeta: keepMeta(o.ObjectMeta), Spec: o.Spec, Status: corev1.ServiceStatus{LoadBalancer: o.Status.LoadBalancer}}, nil
 	case *discoveryv1.EndpointSlice:
@@ -257,27 +257,6 @@ func keepSlice(s *discoveryv1.EndpointSlice) *discoveryv1.EndpointSlice {
 			k.TargetRef = &corev1.ObjectReference{Kind: r.Kind, Namespace: r.Namespace, Name: r.Name, UID: r.UID}
 		}
 		kept.Endpoints = append(kept.Endpoints, k)
-	}
-	return kept
-}
-
-func keepPod(p *corev1.Pod) *corev1.Pod {
-	kept := &corev1.Pod{
-		ObjectMeta: keepMeta(p.ObjectMeta),
-		Spec: corev1.PodSpec{
-			NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
-			InitContainers: keepCalled(p.Spec.InitContainers, p.Spec.HostNetwork), Containers: keepCalled(p.Spec.Containers, p.Spec.HostNetwork),
-		},
-		Status: corev1.PodStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs},
-	}
-	kept.Labels = keepLabels(p.Labels)
-	for _, c := range p.Status.Conditions {
-		switch c.Type {
-		case corev1.PodReady:
-			kept.Status.Conditions = append(kept.Status.Conditions, corev1.PodCondition{Type: c.Type, Status: c.Status})
-		case ConditionProtected:
-			kept.Status.Conditions = append(kept.Status.Conditions, c)
-		}
 	}
 	return kept
 }

@@ -126,7 +126,7 @@ func (s *problems) told() (list []Problem, untold int) {
 }
 
 // labelOf is a label that nodes are told; one that is too long is none.
-func labelOf(p *corev1.Pod, key string) string {
+func labelOf(p *PodObject, key string) string {
 	if v := p.Labels[key]; len(v) <= maxLabel {
 		return v
 	}

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
@@ -28,6 +29,16 @@ func boundsPod(namespace string, n int, outbound, inbound string) *corev1.Pod {
 	}
 }
 
+// whole has all of a pod, as if it had not been bounded before it was read.
+func whole(p *corev1.Pod) *PodObject {
+	return &PodObject{
+		ObjectMeta: p.ObjectMeta,
+		Spec: podSpec{NodeName: p.Spec.NodeName, ServiceAccountName: p.Spec.ServiceAccountName, HostNetwork: p.Spec.HostNetwork,
+			InitContainers: p.Spec.InitContainers, Containers: p.Spec.Containers},
+		Status: podStatus{Phase: p.Status.Phase, StartTime: p.Status.StartTime, PodIP: p.Status.PodIP, PodIPs: p.Status.PodIPs, Conditions: p.Status.Conditions},
+	}
+}
+
 // allocated is how many bytes f allocates in all.
 func allocated(f func()) uint64 {
 	var before, after runtime.MemStats
@@ -41,7 +52,7 @@ func allocated(f func()) uint64 {
 func TestHugeAnnotationsCostLittle(t *testing.T) {
 	var o Objects
 	for n := range 10 {
-		o.Pods = append(o.Pods, boundsPod("default", n, strings.Repeat("x,", 120_000), strings.Repeat("y,", 120_000)))
+		o.Pods = append(o.Pods, whole(boundsPod("default", n, strings.Repeat("x,", 120_000), strings.Repeat("y,", 120_000))))
 	}
 	var r Result
 	if n := allocated(func() { r = Build(o, labConfig) }); n > 1<<20 {
@@ -63,10 +74,10 @@ func TestProblemsAreBounded(t *testing.T) {
 	var o Objects
 	bad := 0
 	for n := range 20_000 {
-		o.Pods = append(o.Pods, boundsPod("many", n, fmt.Sprintf("a%d,b%d,c%d,d%d,e%d", n, n, n, n, n), ""))
+		o.Pods = append(o.Pods, whole(boundsPod("many", n, fmt.Sprintf("a%d,b%d,c%d,d%d,e%d", n, n, n, n, n), "")))
 		bad += maxFaults + 1
 	}
-	o.Pods = append(o.Pods, boundsPod("other", 70_000, "oops", ""))
+	o.Pods = append(o.Pods, whole(boundsPod("other", 70_000, "oops", "")))
 	r := Build(o, labConfig)
 	told := 0
 	for _, p := range r.Problems {
@@ -81,7 +92,7 @@ func TestProblemsAreBounded(t *testing.T) {
 	}
 	o = Objects{}
 	for n := range 2 * maxProblems {
-		o.Pods = append(o.Pods, boundsPod(fmt.Sprintf("ns%d", n), n, "oops", ""))
+		o.Pods = append(o.Pods, whole(boundsPod(fmt.Sprintf("ns%d", n), n, "oops", "")))
 	}
 	if r := Build(o, labConfig); len(r.Problems) != maxProblems || r.Untold != maxProblems {
 		t.Errorf("%d told, %d untold: want %d each", len(r.Problems), r.Untold, maxProblems)
@@ -190,7 +201,7 @@ func TestLongFieldsOfPods(t *testing.T) {
 			TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(1000 + n)}}}})
 	}
 	delete(p.Labels, LabelMesh)
-	r := Build(Objects{Pods: []*corev1.Pod{p}}, labConfig)
+	r := Build(Objects{Pods: []*PodObject{whole(p)}}, labConfig)
 	if len(r.Workloads) != 1 || len(r.Pods) != 1 {
 		t.Fatalf("%d workloads, %d pods: want one each", len(r.Workloads), len(r.Pods))
 	}
@@ -224,11 +235,11 @@ func TestKeptIsLittle(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b, err := kept.(*corev1.Pod).Marshal()
+	b, err := json.Marshal(kept)
 	if err != nil || len(b) > 16<<10 {
 		t.Errorf("%d bytes are kept of a pod, %v", len(b), err)
 	}
-	before, after := Build(Objects{Pods: []*corev1.Pod{p}}, labConfig), Build(Objects{Pods: []*corev1.Pod{kept.(*corev1.Pod)}}, labConfig)
+	before, after := Build(Objects{Pods: []*PodObject{whole(p)}}, labConfig), Build(Objects{Pods: []*PodObject{kept.(*PodObject)}}, labConfig)
 	if text(before) != text(after) {
 		t.Errorf("as it was: %s\nas it is kept: %s", text(before), text(after))
 	}

@@ -24,7 +24,7 @@ import (
 // once a source has handed it out.
 type Objects struct {
 	Namespaces     []*corev1.Namespace
-	Pods           []*corev1.Pod
+	Pods           []*PodObject
 	Services       []*corev1.Service
 	EndpointSlices []*discoveryv1.EndpointSlice
 	Nodes          []*corev1.Node
@@ -138,7 +138,7 @@ func Build(o Objects, cfg BuildConfig) Result {
 		objects:    o,
 		namespaces: make(map[string]map[string]string, len(o.Namespaces)),
 		zones:      make(map[string]string, len(o.Nodes)),
-		pods:       make(map[string]*corev1.Pod, len(o.Pods)),
+		pods:       make(map[string]*PodObject, len(o.Pods)),
 		workloads:  make(map[string]*mesh.Workload, len(o.Pods)),
 		disputes:   make(map[netip.Addr]dispute),
 	}
@@ -167,7 +167,7 @@ type build struct {
 	objects    Objects
 	namespaces map[string]map[string]string // labels by name
 	zones      map[string]string            // by node
-	pods       map[string]*corev1.Pod       // by NAMESPACE/NAME
+	pods       map[string]*PodObject        // by NAMESPACE/NAME
 	workloads  map[string]*mesh.Workload    // by UID
 	disputes   map[netip.Addr]dispute
 	byAddress  map[netip.Addr]*mesh.Workload
@@ -188,7 +188,7 @@ func (b *build) disputed(a netip.Addr) (dispute, bool) {
 	return d, is
 }
 
-func (b *build) pod(name string) (*corev1.Pod, *mesh.Workload) {
+func (b *build) pod(name string) (*PodObject, *mesh.Workload) {
 	p := b.pods[name]
 	if p == nil {
 		return nil, nil

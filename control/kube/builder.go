@@ -73,7 +73,7 @@ type Said struct {
 // podState is a pod, or the name of one that only endpoints speak of.
 type podState struct {
 	name      string // NAMESPACE/NAME
-	object    *corev1.Pod
+	object    *PodObject
 	addresses []netip.Addr // where it is, as it or its agent says, others included
 	workload  *mesh.Workload
 	known     *Pod // whether or not another pod has its UID
@@ -201,7 +201,7 @@ type batch struct {
 
 // podWas is a pod as it was before the batch.
 type podWas struct {
-	object   *corev1.Pod
+	object   *PodObject
 	workload *mesh.Workload
 	known    *Pod
 }
@@ -251,7 +251,7 @@ func (b *Builder) take(e Event) {
 	name := e.Namespace + "/" + e.Name
 	switch e.Kind {
 	case "Pod":
-		o, _ := e.Object.(*corev1.Pod)
+		o, _ := e.Object.(*PodObject)
 		b.takePod(name, o)
 	case "Namespace":
 		o, _ := e.Object.(*corev1.Namespace)
@@ -287,7 +287,7 @@ func keepOrDelete[T any](m map[string]*T, name string, o *T) {
 	}
 }
 
-func (b *Builder) takePod(name string, o *corev1.Pod) {
+func (b *Builder) takePod(name string, o *PodObject) {
 	p := b.namedPod(name)
 	b.touch(p)
 	b.batch.pods[p] = struct{}{}
@@ -306,7 +306,7 @@ func (b *Builder) takePod(name string, o *corev1.Pod) {
 }
 
 // leave takes a pod from where it was, unless it is there still.
-func (b *Builder) leave(p *podState, had *corev1.Pod) {
+func (b *Builder) leave(p *podState, had *PodObject) {
 	if p.object == nil {
 		delete(b.space(had.Namespace).pods, p)
 		b.batch.spaces[had.Namespace] = struct{}{}

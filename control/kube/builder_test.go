@@ -87,14 +87,14 @@ status: {podIP: 10.1.0.2}
 		}
 	}
 	check("at first", o.Set().Events(), Said{UID: "up", Told: []netip.Addr{netip.MustParseAddr("10.1.0.7")}})
-	changed := func(name string, change func(*corev1.Pod)) []Event {
+	changed := func(name string, change func(*PodObject)) []Event {
 		k := Key{"Pod", "a", name}
-		p := b.objects[k].(*corev1.Pod).DeepCopy()
-		change(p)
-		return []Event{{k, p}}
+		p := *b.objects[k].(*PodObject)
+		change(&p)
+		return []Event{{k, &p}}
 	}
-	check("on another node", changed("q", func(p *corev1.Pod) { p.Spec.NodeName = "n1" }))
-	check("at another address by its object", changed("p", func(p *corev1.Pod) { p.Status.PodIP = "10.1.0.3" }))
+	check("on another node", changed("q", func(p *PodObject) { p.Spec.NodeName = "n1" }))
+	check("at another address by its object", changed("p", func(p *PodObject) { p.Status.PodIP = "10.1.0.3" }))
 }
 
 // What nothing is left of is forgotten.
@@ -390,7 +390,7 @@ func (g *generator) event(known Set) Event {
 	if g.is(5) {
 		return Event{Key: k}
 	}
-	if p, is := known[k].(*corev1.Pod); is && g.is(2) {
+	if p, is := known[k].(*PodObject); is && g.is(2) {
 		o = g.changed(p)
 	}
 	return Event{k, o}
@@ -404,8 +404,9 @@ func (g *generator) selector() *metav1.LabelSelector {
 }
 
 // changed is the same pod with one thing about it different.
-func (g *generator) changed(p *corev1.Pod) *corev1.Pod {
-	q, like := p.DeepCopy(), g.pod()
+func (g *generator) changed(p *PodObject) *PodObject {
+	other, like := *p, g.pod()
+	q := &other
 	switch g.random.IntN(9) {
 	case 0:
 		q.Status.Conditions = like.Status.Conditions
@@ -470,7 +471,7 @@ func (g *generator) policy() *AuthorizationPolicy {
 	return p
 }
 
-func (g *generator) pod() *corev1.Pod {
+func (g *generator) pod() *PodObject {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: g.namespace(), Name: g.of("p1", "p2", "p3"), UID: types.UID(g.of("u1", "u2", "u3", "u4", "u5", "u6", "")), Labels: g.labels("app", g.of("1", "2", "3")),
@@ -505,7 +506,7 @@ func (g *generator) pod() *corev1.Pod {
 	if g.is(4) {
 		p.Spec.Containers = []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80, HostPort: 8080}}}}
 	}
-	return p
+	return KeepPod(p)
 }
 
 func (g *generator) space() *corev1.Namespace {

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
 )
 
 // claim is that of an object that is no pod. The zero claim is nobody's.
@@ -32,10 +30,10 @@ func (c claim) before(d claim) bool {
 // claimants are the pods that claim an address for themselves alone: as their own one, or among
 // others that an agent sees in them. Whoever may change the network of a pod can give it any
 // address. So the latter count for nothing where anybody else claims it.
-type claimants struct{ own, among []*corev1.Pod }
+type claimants struct{ own, among []*PodObject }
 
 // claimed adds what a pod claims.
-func (r *reader) claimed(p *corev1.Pod, by func(netip.Addr) *claimants) {
+func (r *reader) claimed(p *PodObject, by func(netip.Addr) *claimants) {
 	if !isThere(p) || p.Spec.HostNetwork {
 		return
 	}
@@ -48,7 +46,7 @@ func (r *reader) claimed(p *corev1.Pod, by func(netip.Addr) *claimants) {
 }
 
 // rivals are the pods among which one is to be chosen, if that is not plain.
-func (c *claimants) rivals(other claim) (pods []*corev1.Pod, disputed bool) {
+func (c *claimants) rivals(other claim) (pods []*PodObject, disputed bool) {
 	if other.object == "" && len(c.own) == 0 {
 		return c.among, len(c.among) > 1
 	}
@@ -67,7 +65,7 @@ func (c *claimants) rivals(other claim) (pods []*corev1.Pod, disputed bool) {
 // Without a pod of the mesh, whoever was started later has it.
 //
 // It tells of claims that are not the usual.
-func (r *reader) decide(a netip.Addr, pods []*corev1.Pod, other claim) dispute {
+func (r *reader) decide(a netip.Addr, pods []*PodObject, other claim) dispute {
 	slices.SortFunc(pods, byName)
 	var d dispute
 	d.holder, d.contested = r.holder(a, pods, other)
@@ -76,11 +74,11 @@ func (r *reader) decide(a netip.Addr, pods []*corev1.Pod, other claim) dispute {
 }
 
 // holder is whose the address is, nil for no pod's.
-func (r *reader) holder(a netip.Addr, pods []*corev1.Pod, other claim) (holder *corev1.Pod, contested bool) {
+func (r *reader) holder(a netip.Addr, pods []*PodObject, other claim) (holder *PodObject, contested bool) {
 	if other.service {
 		return nil, false
 	}
-	if vouched := unlessDeleted(only(pods, func(p *corev1.Pod) bool { return r.isVouched(p, a) })); len(vouched) > 0 {
+	if vouched := unlessDeleted(only(pods, func(p *PodObject) bool { return r.isVouched(p, a) })); len(vouched) > 0 {
 		return one(vouched)
 	}
 	ofMesh := slices.ContainsFunc(pods, r.mayBeOfMesh)
@@ -89,7 +87,7 @@ func (r *reader) holder(a netip.Addr, pods []*corev1.Pod, other claim) (holder *
 	}
 	pods = unlessDeleted(pods)
 	// An agent's word alone does not take the address of a pod whose object has it.
-	if said := only(pods, func(p *corev1.Pod) bool { return slices.Contains(podAddresses(p), a) }); len(said) > 0 {
+	if said := only(pods, func(p *PodObject) bool { return slices.Contains(podAddresses(p), a) }); len(said) > 0 {
 		pods = said
 	}
 	if ofMesh {
@@ -99,7 +97,7 @@ func (r *reader) holder(a netip.Addr, pods []*corev1.Pod, other claim) (holder *
 }
 
 // one returns the only pod, or that it is contested.
-func one(pods []*corev1.Pod) (*corev1.Pod, bool) {
+func one(pods []*PodObject) (*PodObject, bool) {
 	if len(pods) == 1 {
 		return pods[0], false
 	}
@@ -107,8 +105,8 @@ func one(pods []*corev1.Pod) (*corev1.Pod, bool) {
 }
 
 // unlessDeleted leaves pods that are not being deleted, or all if there are none.
-func unlessDeleted(pods []*corev1.Pod) []*corev1.Pod {
-	if stay := only(pods, func(p *corev1.Pod) bool { return p.DeletionTimestamp == nil }); len(stay) > 0 {
+func unlessDeleted(pods []*PodObject) []*PodObject {
+	if stay := only(pods, func(p *PodObject) bool { return p.DeletionTimestamp == nil }); len(stay) > 0 {
 		return stay
 	}
 	return pods
@@ -116,21 +114,21 @@ func unlessDeleted(pods []*corev1.Pod) []*corev1.Pod {
 
 // isVouched tells whether a live agent holds the pod captured at the address, as far as it
 // knows, and the pod's object says the same. Each can be wrong or forged alone.
-func (r *reader) isVouched(p *corev1.Pod, a netip.Addr) bool {
+func (r *reader) isVouched(p *PodObject, a netip.Addr) bool {
 	told := r.around.told(string(p.UID))
 	return r.around.vouched(string(p.UID)) && slices.Contains(podAddresses(p), a) && (len(told) == 0 || slices.Contains(told, a))
 }
 
 // mayBeOfMesh tells whether something is to be protected: a label asks for it, or an agent
 // has spoken of the pod.
-func (r *reader) mayBeOfMesh(p *corev1.Pod) bool {
+func (r *reader) mayBeOfMesh(p *PodObject) bool {
 	uid := string(p.UID)
 	return r.around.vouched(uid) || len(r.around.told(uid)) > 0 || len(r.around.others(uid)) > 0 || r.quiet().wanted(p)
 }
 
 // tellClaims reports a claim that is not the usual: an address that goes from a pod that is
 // being deleted to the next is.
-func (r *reader) tellClaims(a netip.Addr, pods []*corev1.Pod, other claim, d dispute) {
+func (r *reader) tellClaims(a netip.Addr, pods []*PodObject, other claim, d dispute) {
 	var all []string
 	if other.object != "" {
 		all = append(all, other.object)
@@ -153,14 +151,14 @@ func (r *reader) tellClaims(a netip.Addr, pods []*corev1.Pod, other claim, d dis
 }
 
 // isContested tells whether others claim an address of the pod's.
-func (r *reader) isContested(p *corev1.Pod) bool {
+func (r *reader) isContested(p *PodObject) bool {
 	return slices.ContainsFunc(r.addresses(p), func(a netip.Addr) bool {
 		d, _ := r.around.disputed(a)
 		return d.contested
 	})
 }
 
-func only(pods []*corev1.Pod, fits func(*corev1.Pod) bool) (found []*corev1.Pod) {
+func only(pods []*PodObject, fits func(*PodObject) bool) (found []*PodObject) {
 	for _, p := range pods {
 		if fits(p) {
 			found = append(found, p)
@@ -169,15 +167,15 @@ func only(pods []*corev1.Pod, fits func(*corev1.Pod) bool) (found []*corev1.Pod)
 	return found
 }
 
-func byName(p, q *corev1.Pod) int {
+func byName(p, q *PodObject) int {
 	return cmp.Or(cmp.Compare(p.Namespace, q.Namespace), cmp.Compare(p.Name, q.Name))
 }
 
-func byStart(p, q *corev1.Pod) int {
+func byStart(p, q *PodObject) int {
 	return cmp.Or(started(p).Compare(started(q)), cmp.Compare(p.UID, q.UID), byName(p, q))
 }
 
-func started(p *corev1.Pod) time.Time {
+func started(p *PodObject) time.Time {
 	if p.Status.StartTime != nil {
 		return p.Status.StartTime.Time
 	}

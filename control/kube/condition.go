@@ -51,7 +51,7 @@ func (c Condition) Same(d Condition) bool {
 }
 
 // shown is the condition that a pod has.
-func shown(p *corev1.Pod) Condition {
+func shown(p *PodObject) Condition {
 	for _, c := range p.Status.Conditions {
 		if c.Type == ConditionProtected {
 			return Condition{string(c.Status), c.Reason, c.Message, c.LastTransitionTime.Time}

@@ -81,7 +81,10 @@ func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 	case "v1 Namespace":
 		o.Namespaces, err = add(o.Namespaces, raw)
 	case "v1 Pod":
-		o.Pods, err = add(o.Pods, raw)
+		var pods []*corev1.Pod
+		if pods, err = add(pods, raw); err == nil {
+			o.Pods = append(o.Pods, KeepPod(pods[0]))
+		}
 	case "v1 Service":
 		o.Services, err = add(o.Services, raw)
 	case "discovery.k8s.io/v1 EndpointSlice":
@@ -172,4 +175,4 @@ func merge[T metav1.Object](to, from []T, kind string, seen map[string]bool, twi
 	return to
 }
 
-var _ = []metav1.Object{&corev1.Namespace{}, &corev1.Pod{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}, &AuthorizationPolicy{}}
+var _ = []metav1.Object{&corev1.Namespace{}, &PodObject{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}, &AuthorizationPolicy{}}

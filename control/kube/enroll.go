@@ -6,8 +6,6 @@ import (
 	"strconv"
 	"strings"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"tacit.dev/mesh"
 )
 
@@ -32,7 +30,7 @@ const maxExclusions = 64
 
 // wanted tells whether a pod should be enrolled. A label that says something
 // else counts as if it were not there.
-func (r *reader) wanted(p *corev1.Pod) bool {
+func (r *reader) wanted(p *PodObject) bool {
 	if r.system(p.Namespace) {
 		r.except(p.Namespace, p.Name, SystemNamespace)
 		return false
@@ -55,11 +53,11 @@ func (r *reader) wanted(p *corev1.Pod) bool {
 }
 
 // enrolls tells whether the pod may have to be enrolled.
-func (r *reader) enrolls(p *corev1.Pod) bool { return !p.Spec.HostNetwork && r.quiet().wanted(p) }
+func (r *reader) enrolls(p *PodObject) bool { return !p.Spec.HostNetwork && r.quiet().wanted(p) }
 
 // enrollsIn tells whether a pod without a label would have to be enrolled in a namespace.
 func (r *reader) enrollsIn(namespace string) bool {
-	var unlabeled corev1.Pod
+	var unlabeled PodObject
 	unlabeled.Namespace = namespace
 	return r.quiet().wanted(&unlabeled)
 }

@@ -24,7 +24,7 @@ func keyOf(o metav1.Object) (k Key, ok bool) {
 	switch o.(type) {
 	case *corev1.Namespace:
 		k.Kind = "Namespace"
-	case *corev1.Pod:
+	case *PodObject:
 		k.Kind = "Pod"
 	case *corev1.Service:
 		k.Kind = "Service"
@@ -47,8 +47,8 @@ func keyOf(o metav1.Object) (k Key, ok bool) {
 
 // same tells whether Build reads the same of both.
 func same(x, y metav1.Object) bool {
-	p, isPod := x.(*corev1.Pod)
-	q, arePods := y.(*corev1.Pod)
+	p, isPod := x.(*PodObject)
+	q, arePods := y.(*PodObject)
 	if isPod && arePods {
 		return samePod(p, q)
 	}
@@ -56,7 +56,7 @@ func same(x, y metav1.Object) bool {
 }
 
 // samePod copies no whole pods: each condition that is written comes back as a change of one.
-func samePod(x, y *corev1.Pod) bool {
+func samePod(x, y *PodObject) bool {
 	if x == y {
 		return true
 	}
@@ -114,7 +114,7 @@ func (s Set) Objects() (o Objects) {
 		switch v := v.(type) {
 		case *corev1.Namespace:
 			o.Namespaces = append(o.Namespaces, v)
-		case *corev1.Pod:
+		case *PodObject:
 			o.Pods = append(o.Pods, v)
 		case *corev1.Service:
 			o.Services = append(o.Services, v)

@@ -23,7 +23,7 @@ func TestPendingEventsAreFew(t *testing.T) {
 		k := Key{"Pod", "default", name}
 		e := Event{Key: k}
 		if random.IntN(2) == 0 {
-			e.Object = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: "u"}, Spec: corev1.PodSpec{NodeName: fmt.Sprint(n)}}
+			e.Object = &PodObject{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: "u"}, Spec: podSpec{NodeName: fmt.Sprint(n)}}
 		}
 		if e.Object != nil || now[k] != nil {
 			pending.Put(e, now[k] != nil)
@@ -45,31 +45,31 @@ func TestPendingEventsAreFew(t *testing.T) {
 
 // A pod that was only written again is the same; one of which anything else differs is not.
 func TestSamePods(t *testing.T) {
-	pod := func(change func(*corev1.Pod)) *corev1.Pod {
-		p := &corev1.Pod{
+	pod := func(change func(*PodObject)) *PodObject {
+		p := &PodObject{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: "p", UID: "1", ResourceVersion: "7", Labels: map[string]string{"app": "x"}},
-			Spec:       corev1.PodSpec{NodeName: "n1", Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80}}}}},
-			Status:     corev1.PodStatus{PodIP: "10.0.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
+			Spec:       podSpec{NodeName: "n1", Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{ContainerPort: 80}}}}},
+			Status:     podStatus{PodIP: "10.0.0.1", Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}},
 		}
 		change(p)
 		return p
 	}
-	before := pod(func(*corev1.Pod) {})
-	if again := pod(func(p *corev1.Pod) { p.ResourceVersion = "8" }); !same(before, again) {
+	before := pod(func(*PodObject) {})
+	if again := pod(func(p *PodObject) { p.ResourceVersion = "8" }); !same(before, again) {
 		t.Error("another version alone is a difference")
 	}
 	if before.ResourceVersion != "7" {
 		t.Error("a pod was changed")
 	}
-	for i, change := range []func(*corev1.Pod){
-		func(p *corev1.Pod) { p.UID = "2" },
-		func(p *corev1.Pod) { p.Labels["app"] = "y" },
-		func(p *corev1.Pod) { p.Annotations = map[string]string{AnnotationExcludeInbound: "80"} },
-		func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} },
-		func(p *corev1.Pod) { p.Spec.NodeName = "n2" },
-		func(p *corev1.Pod) { p.Spec.Containers[0].Ports[0].ContainerPort = 81 },
-		func(p *corev1.Pod) { p.Status.PodIP = "10.0.0.2" },
-		func(p *corev1.Pod) { p.Status.Conditions[0].Status = corev1.ConditionFalse },
+	for i, change := range []func(*PodObject){
+		func(p *PodObject) { p.UID = "2" },
+		func(p *PodObject) { p.Labels["app"] = "y" },
+		func(p *PodObject) { p.Annotations = map[string]string{AnnotationExcludeInbound: "80"} },
+		func(p *PodObject) { p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} },
+		func(p *PodObject) { p.Spec.NodeName = "n2" },
+		func(p *PodObject) { p.Spec.Containers[0].Ports[0].ContainerPort = 81 },
+		func(p *PodObject) { p.Status.PodIP = "10.0.0.2" },
+		func(p *PodObject) { p.Status.Conditions[0].Status = corev1.ConditionFalse },
 	} {
 		if same(before, pod(change)) {
 			t.Errorf("change %d is none", i)

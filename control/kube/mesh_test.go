@@ -18,7 +18,7 @@ func TestNamespacesAreSelected(t *testing.T) {
 		"named": nil, "prod": {"env": "prod"}, "test": {"env": "test"}, "off": {"env": "prod", LabelMesh: "off"}, "kube-system": {"env": "prod"},
 	} {
 		o.Namespaces = append(o.Namespaces, &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}})
-		o.Pods = append(o.Pods, &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "p", UID: types.UID("u-" + name)}, Spec: corev1.PodSpec{NodeName: "n1"}})
+		o.Pods = append(o.Pods, KeepPod(&corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: name, Name: "p", UID: types.UID("u-" + name)}, Spec: corev1.PodSpec{NodeName: "n1"}}))
 	}
 	prod := &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}
 	odd := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "env", Operator: "Like"}}}

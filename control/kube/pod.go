@@ -17,7 +17,7 @@ import (
 // readPod says how others see a pod, and what its node has to know of it; nil for what there
 // is not. A finished one is left out: its address may already be
 // another's. One without a node is nobody's yet.
-func (r *reader) readPod(p *corev1.Pod) (*mesh.Workload, *Pod) {
+func (r *reader) readPod(p *PodObject) (*mesh.Workload, *Pod) {
 	if !isThere(p) {
 		return nil, nil
 	}
@@ -46,7 +46,7 @@ func (r *reader) readPod(p *corev1.Pod) (*mesh.Workload, *Pod) {
 	return w, &Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil, Contested: r.isContested(p)}
 }
 
-func uidOf(p *corev1.Pod) string { return cmp.Or(string(p.UID), p.Namespace+"/"+p.Name) }
+func uidOf(p *PodObject) string { return cmp.Or(string(p.UID), p.Namespace+"/"+p.Name) }
 
 // notUnique tells that a pod has the UID of another one.
 func (r *reader) notUnique(p, had Pod) {
@@ -58,7 +58,7 @@ func (p Pod) compare(q Pod) int {
 	return cmp.Or(cmp.Compare(p.UID, q.UID), cmp.Compare(p.Namespace, q.Namespace), cmp.Compare(p.Name, q.Name))
 }
 
-func (r *reader) enrollment(p *corev1.Pod, id mesh.ID) mesh.Pod {
+func (r *reader) enrollment(p *PodObject, id mesh.ID) mesh.Pod {
 	m := mesh.Pod{
 		UID:       uidOf(p),
 		Namespace: p.Namespace,
@@ -89,10 +89,10 @@ func (r *reader) workloadUID(kind, namespace, name string) string {
 	return r.cfg.Cluster + "/" + kind + "/" + namespace + "/" + name
 }
 
-func (r *reader) podUID(p *corev1.Pod) string { return r.workloadUID("/Pod", p.Namespace, p.Name) }
+func (r *reader) podUID(p *PodObject) string { return r.workloadUID("/Pod", p.Namespace, p.Name) }
 
 // workload is the pod as the others see it, nil while it has no address.
-func (r *reader) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
+func (r *reader) workload(p *PodObject, id mesh.ID) *mesh.Workload {
 	isAnothers := func(a netip.Addr) bool {
 		d, is := r.around.disputed(a)
 		return is && d.holder != p
@@ -128,13 +128,13 @@ func (r *reader) workload(p *corev1.Pod, id mesh.ID) *mesh.Workload {
 	}
 }
 
-func isThere(p *corev1.Pod) bool {
+func isThere(p *PodObject) bool {
 	return p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed && p.Spec.NodeName != ""
 }
 
 // addresses are where the pod is reached: of each family as its agent says, or else its
 // object, which may still have those of an earlier sandbox.
-func (r *reader) addresses(p *corev1.Pod) []netip.Addr {
+func (r *reader) addresses(p *PodObject) []netip.Addr {
 	all := podAddresses(p)
 	told := r.around.told(string(p.UID))
 	if len(told) == 0 || p.Spec.HostNetwork {
@@ -148,7 +148,7 @@ func (r *reader) addresses(p *corev1.Pod) []netip.Addr {
 
 // others are further addresses of the pod, as its agent sees them there, in the cluster's ranges.
 // Where they are in none, a wrong word would take what is really there from the whole mesh.
-func (r *reader) others(p *corev1.Pod) []netip.Addr {
+func (r *reader) others(p *PodObject) []netip.Addr {
 	if p.Spec.HostNetwork {
 		return nil
 	}
@@ -158,7 +158,7 @@ func (r *reader) others(p *corev1.Pod) []netip.Addr {
 	})
 }
 
-func podAddresses(p *corev1.Pod) []netip.Addr {
+func podAddresses(p *PodObject) []netip.Addr {
 	texts := []string{p.Status.PodIP}
 	for _, ip := range p.Status.PodIPs[:min(len(p.Status.PodIPs), maxAddresses-1)] {
 		texts = append(texts, ip.IP)
@@ -180,7 +180,7 @@ func addresses(texts []string) []netip.Addr {
 }
 
 // hostPorts are ports of the node that the CNI leads to the pod.
-func (r *reader) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
+func (r *reader) hostPorts(p *PodObject) (list []mesh.HostPort) {
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		for _, cp := range c.Ports {
 			if p.Spec.HostNetwork { // an API server has filled it in
@@ -206,7 +206,7 @@ func (r *reader) hostPorts(p *corev1.Pod) (list []mesh.HostPort) {
 	return list
 }
 
-func isReady(p *corev1.Pod) bool {
+func isReady(p *PodObject) bool {
 	return p.DeletionTimestamp == nil && slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool {
 		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
 	})
@@ -217,7 +217,7 @@ var cronJob = regexp.MustCompile(`^(.+)-\d{8,}$`)
 
 // ownerOf tells what a pod belongs to, as Istio's metrics name it: the
 // Deployment behind the ReplicaSet, the CronJob behind the Job.
-func ownerOf(p *corev1.Pod) (name, kind string) {
+func ownerOf(p *PodObject) (name, kind string) {
 	ref := metav1.GetControllerOfNoCopy(p)
 	if ref == nil || len(ref.Name) > maxName { // the API server takes a longer one
 		return p.Name, "pod"

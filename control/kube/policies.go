@@ -7,8 +7,6 @@ import (
 	"reflect"
 	"slices"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"tacit.dev/mesh"
 )
 
@@ -245,7 +243,7 @@ func (r *reader) policing(namespace string) []string {
 
 // isFor tells whether workloads have to name the policy, and this one does; it adds the name to
 // those that it names.
-func (r *reader) isFor(t *translation, p *corev1.Pod, w *mesh.Workload, names *[]string) bool {
+func (r *reader) isFor(t *translation, p *PodObject, w *mesh.Workload, names *[]string) bool {
 	if !t.isNamed() {
 		return false
 	}
@@ -259,7 +257,7 @@ func (r *reader) isFor(t *translation, p *corev1.Pod, w *mesh.Workload, names *[
 	return true
 }
 
-func hasLabels(p *corev1.Pod, want map[string]string) bool {
+func hasLabels(p *PodObject, want map[string]string) bool {
 	for k, v := range want {
 		if is, ok := p.Labels[k]; !ok || is != v {
 			return false

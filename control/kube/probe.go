@@ -9,7 +9,7 @@ import (
 
 // probePorts are the pod's own ports that its kubelet calls: those of probes and of
 // lifecycle hooks, sorted.
-func probePorts(p *corev1.Pod) []uint16 {
+func probePorts(p *PodObject) []uint16 {
 	var ports []uint16
 	for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
 		for _, h := range handlers(&c) {

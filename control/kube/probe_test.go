@@ -35,10 +35,10 @@ spec:
 	if err := yaml.UnmarshalStrict([]byte(text), &p); err != nil {
 		t.Fatal(err)
 	}
-	if d := cmp.Diff([]uint16{7000, 8080, 8081, 9090}, probePorts(&p)); d != "" {
+	if d := cmp.Diff([]uint16{7000, 8080, 8081, 9090}, probePorts(whole(&p))); d != "" {
 		t.Errorf("ports (-want +got):\n%s", d)
 	}
-	if got := probePorts(&corev1.Pod{}); len(got) != 0 {
+	if got := probePorts(&PodObject{}); len(got) != 0 {
 		t.Errorf("a pod without probes has %v", got)
 	}
 }

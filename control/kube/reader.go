@@ -3,8 +3,6 @@ package kube
 import (
 	"net/netip"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"tacit.dev/mesh"
 )
 
@@ -32,7 +30,7 @@ type around interface {
 	// disputed tells whose an address is that several objects claim; is is false for others.
 	disputed(a netip.Addr) (d dispute, is bool)
 	// pod is a pod by NAMESPACE/NAME, and how the others see it; nil for each that is not.
-	pod(name string) (*corev1.Pod, *mesh.Workload)
+	pod(name string) (*PodObject, *mesh.Workload)
 	// at is who is at an address, if it is a pod, and its object says so, too: an agent's
 	// word alone makes no pod an endpoint. Pods of the host's network share an address,
 	// which says nothing.
@@ -43,7 +41,7 @@ type around interface {
 
 // dispute is whose an address is that several objects claim.
 type dispute struct {
-	holder *corev1.Pod // nil: no pod's
+	holder *PodObject // nil: no pod's
 	// contested: nobody knows.
 	contested bool
 }

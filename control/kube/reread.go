@@ -225,7 +225,7 @@ func (b *Builder) readServicesOf(p *podState, was *podWas) {
 }
 
 // sameForEndpoints tells whether two states of a pod are the same to reader.serve.
-func sameForEndpoints(o, p *corev1.Pod, w, v *mesh.Workload) bool {
+func sameForEndpoints(o, p *PodObject, w, v *mesh.Workload) bool {
 	if o == nil || p == nil || w == nil || v == nil {
 		return o == p && w == v
 	}
@@ -233,7 +233,7 @@ func sameForEndpoints(o, p *corev1.Pod, w, v *mesh.Workload) bool {
 		slices.Equal(w.Addresses, v.Addresses) && slices.Equal(podAddresses(o), podAddresses(p))
 }
 
-func addressesOf(p *corev1.Pod, w *mesh.Workload) (all []netip.Addr) {
+func addressesOf(p *PodObject, w *mesh.Workload) (all []netip.Addr) {
 	if p != nil {
 		all = podAddresses(p)
 	}
@@ -528,7 +528,7 @@ func (b *Builder) disputed(a netip.Addr) (d dispute, is bool) {
 	return d, true
 }
 
-func (b *Builder) pod(name string) (*corev1.Pod, *mesh.Workload) {
+func (b *Builder) pod(name string) (*PodObject, *mesh.Workload) {
 	p := b.namedPod(name)
 	b.asks.pods[p] = struct{}{}
 	return p.object, p.workload

@@ -49,9 +49,9 @@ func at(first netip.Addr, i int) netip.Addr {
 func largeSpace(pod int) string { return fmt.Sprintf("team-%d", pod/20) }
 
 // largePod is pod i, ready or not by version.
-func largePod(i, version int) *corev1.Pod {
+func largePod(i, version int) *PodObject {
 	controller := true
-	return &corev1.Pod{
+	return KeepPod(&corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
 			Namespace: largeSpace(i), Name: fmt.Sprintf("service-%d-6d8f7b9c54-%05d", i/10, i), UID: types.UID(fmt.Sprintf("8c2f0a51-1111-4222-8333-%012d", i)),
 			Labels:          map[string]string{"app": fmt.Sprintf("service-%d", i/10), "pod-template-hash": "6d8f7b9c54"},
@@ -63,7 +63,7 @@ func largePod(i, version int) *corev1.Pod {
 			Conditions: []corev1.PodCondition{{Type: ConditionProtected, Status: corev1.ConditionTrue, Message: fmt.Sprint(version)}},
 			PodIPs:     []corev1.PodIP{{IP: at(netip.MustParseAddr("10.128.0.0"), i).String()}},
 		},
-	}
+	})
 }
 
 // largeSlice is that of Service i; its first pod is ready or not.

@@ -248,7 +248,7 @@ func (e *endpoints) workload(slice *discoveryv1.EndpointSlice, end discoveryv1.E
 
 // ofPod is an endpoint that names a pod which is there: at an address of the pod's, or at
 // one that its object does not know, as of a second interface.
-func (e *endpoints) ofPod(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, p *corev1.Pod, w *mesh.Workload, addrs []netip.Addr) *mesh.Workload {
+func (e *endpoints) ofPod(slice *discoveryv1.EndpointSlice, end discoveryv1.Endpoint, p *PodObject, w *mesh.Workload, addrs []netip.Addr) *mesh.Workload {
 	uid := end.TargetRef.UID
 	// A StatefulSet's next pod has the name of the one that is gone.
 	if w == nil || uid != "" && p.UID != "" && uid != p.UID {

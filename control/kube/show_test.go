@@ -32,10 +32,10 @@ func TestDisplayOfPods(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !isReady(p) {
+		if !isReady(KeepPod(p)) {
 			t.Errorf("conditions %+v: want Ready left alone", p.Status.Conditions)
 		}
-		is = shown(p)
+		is = shown(KeepPod(p))
 		return is
 	}
 	bad := Condition{Status: "False", Reason: NotCaptured, Message: "no nft"}
