@@ -56,6 +56,7 @@ soak: build ## what takes long: an hour without agents, ten minutes of silence, 
 	TACIT_SOAK=1 $(GO) test -count=1 -timeout 60m -v -run TestBuilderIsBuild ./control/kube
 	TACIT_SOAK=1 TACIT_BIN=$(CURDIR)/bin $(GO) test -count=1 -timeout 120m -v ./lab
 	$(subst GOFLAGS,TACIT_SOAK=1 GOFLAGS,$(E2E)) test -v -count=1 -timeout 30m -run TestUnderLoad ./rollout
+	$(subst GOFLAGS,TACIT_SOAK=1 GOFLAGS,$(E2E)) test -v -count=1 -timeout 30m -run TestOriginal ./mesh
 
 lab: build ## a lab to play with: then try bin/tacit lab --help
 	bin/tacit lab up

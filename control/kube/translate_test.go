@@ -147,7 +147,7 @@ func TestPoliciesOfTheDocumentation(t *testing.T) {
 		{"one of two alternatives needs HTTP", doc("foo", "p", "action: DENY, rules: [{to: [{operation: {ports: ['90']}}, {operation: {paths: [/x]}}]}]"), "", "x/y>foo/httpbin:80 x/y>foo/httpbin:90"},
 
 		// What is no value lets nobody in: Istio passes over it, or refuses the object.
-		{"a port that is none, allowed: differs, Istio allows all ports", doc("foo", "p", to("ports: [http]")), "", "x/y>foo/httpbin:80"},
+		{"a port that is none, allowed: as ztunnel, which matches nothing then", doc("foo", "p", to("ports: [http]")), "", "x/y>foo/httpbin:80"},
 		{"a port that is none, denied", doc("foo", "p", "action: DENY, "+to("ports: [http]")), "", "x/y>foo/httpbin:80"},
 		{"an address that is none", doc("foo", "p", from("ipBlocks: [10.1.7.7, nonsense]")), "", "x/y>foo/httpbin:80"},
 		{"a principal that can be nobody's, denied: differs, Istio denies nobody", doc("foo", "p", "action: DENY, "+from("principals: ['spiffe://cluster.local/ns/a/sa/b']")), "", "x/y>foo/httpbin:80"},
