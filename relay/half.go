@@ -90,6 +90,20 @@ func (h *half) begin() {
 // end notes that it has been.
 func (h *half) end() { h.turns.Add(1) }
 
+// turned is end of n bytes. Who says little for many turns costs less at rest. Who says much
+// keeps a CPU for long, and sees to it that nobody at rest waits for that.
+func (h *half) turned(n int) {
+	h.end()
+	switch p := h.p; {
+	case p.loop == nil:
+	case n > little:
+		p.littles.Store(0)
+		p.loop.help()
+	case p.littles.Add(1) == p.patience:
+		p.settle()
+	}
+}
+
 // isQuiet reports whether nothing is carried, and was since it was called last. p.mu is held.
 func (h *half) isQuiet() bool {
 	now := h.turns.Load()
@@ -97,6 +111,9 @@ func (h *half) isQuiet() bool {
 	h.seen = now
 	return quiet
 }
+
+// waits reports whether nothing is carried at this moment.
+func (h *half) waits() bool { return h.turns.Load()%2 == 0 }
 
 // run carries bytes until from has ended, passes the end on, and then looks
 // after from for as long as the other half still writes to it.
@@ -146,7 +163,7 @@ func (h *half) carryByPipe(from, to *TCPConn) bool {
 			return false
 		}
 		h.p.alive(h)
-		h.end()
+		h.turned(n)
 	}
 }
 
@@ -164,7 +181,7 @@ func (h *half) carryTCP(from *TCPConn) bool {
 		h.begin()
 		ok := h.write(b[:n])
 		h.p.pool.keepBuffer(b)
-		h.end()
+		h.turned(n)
 		if !ok {
 			return false
 		}
@@ -184,7 +201,7 @@ func (h *half) carryAny() bool {
 			more = n > plenty
 			ok := n == 0 || h.write(b[:n])
 			h.p.pool.keepBuffer(b)
-			h.end()
+			h.turned(n)
 			if !ok {
 				return false
 			}

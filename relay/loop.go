@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -63,8 +64,10 @@ func (l *Loops) Run(ctx context.Context) error {
 // loop is one of Loops. Its epoll is watched by the runtime's: the goroutine waits as any
 // other does, and costs no thread.
 type loop struct {
-	// buf is scratch memory of run's goroutine.
-	buf [BufferSize]byte
+	// turn is held by who takes events, before any other lock.
+	turn   sync.Mutex
+	events [eventsAtOnce]unix.EpollEvent // guarded by turn
+	buf    [BufferSize]byte              // guarded by turn, scratch memory
 
 	// mu is taken after a passage's, never before.
 	mu       sync.Mutex
@@ -75,30 +78,38 @@ type loop struct {
 	lively   map[*Passage]struct{} // guarded by mu, all of them that do not doze
 }
 
-// run takes events until ctx ends.
-func (l *loop) run(ctx context.Context) error {
+// begin makes the epoll, which is the caller's to close after l.close.
+func (l *loop) begin() (*os.File, syscall.RawConn, error) {
 	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err == nil {
 		err = unix.SetNonblock(fd, true)
 	}
 	if err != nil {
-		return os.NewSyscallError("epoll_create1", err)
+		return nil, nil, os.NewSyscallError("epoll_create1", err)
 	}
 	f := os.NewFile(uintptr(fd), "epoll")
-	defer f.Close()
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return err
+		return nil, nil, errors.Join(err, f.Close())
 	}
 	l.mu.Lock()
 	l.epoll, l.open = fd, true
 	l.mu.Unlock()
+	return f, raw, nil
+}
+
+// run takes events until ctx ends.
+func (l *loop) run(ctx context.Context) error {
+	f, raw, err := l.begin()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
 	defer l.close()
 	defer context.AfterFunc(ctx, func() { _ = f.SetReadDeadline(time.Unix(1, 0)) })()
-	var events [eventsAtOnce]unix.EpollEvent
 	var failed error
 	err = raw.Read(func(fd uintptr) bool {
-		failed = l.take(int(fd), events[:])
+		failed = l.takeAll(int(fd))
 		return failed != nil
 	})
 	if failed == nil && ctx.Err() == nil {
@@ -109,10 +120,12 @@ func (l *loop) run(ctx context.Context) error {
 
 // close has what is at rest rise.
 func (l *loop) close() {
+	l.turn.Lock() // nobody uses the epoll any more
 	l.mu.Lock()
 	l.open = false
 	all := slices.Collect(maps.Values(l.passages))
 	l.mu.Unlock()
+	l.turn.Unlock()
 	for _, p := range all {
 		p.mu.Lock()
 		p.to.watched, p.back.watched = false, false
@@ -123,22 +136,50 @@ func (l *loop) close() {
 	}
 }
 
-// take does what the events of now ask for.
-func (l *loop) take(epoll int, events []unix.EpollEvent) error {
+// takeAll does what the events of now ask for.
+func (l *loop) takeAll(epoll int) error {
 	for {
-		n, err := unix.EpollWait(epoll, events, 0)
-		if err != nil && !errors.Is(err, unix.EINTR) {
-			return os.NewSyscallError("epoll_wait", err)
+		l.turn.Lock()
+		all, err := l.take(epoll)
+		l.turn.Unlock()
+		if all || err != nil {
+			return err
 		}
-		for _, e := range events[:max(n, 0)] {
-			id := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
-			if p := l.passage(id / 2); p != nil {
-				p.event(p.half(id), e.Events, l.buf[:])
-			}
+	}
+}
+
+// take does what as many events ask for as are told at once, and reports whether these are
+// all: the kernel tells of what comes from now on. l.turn is held.
+func (l *loop) take(epoll int) (all bool, err error) {
+	n, err := unix.EpollWait(epoll, l.events[:], 0)
+	if errors.Is(err, unix.EINTR) {
+		return false, nil
+	}
+	if err != nil {
+		return false, os.NewSyscallError("epoll_wait", err)
+	}
+	for _, e := range l.events[:n] {
+		id := uint64(uint32(e.Fd)) | uint64(uint32(e.Pad))<<32
+		if p := l.passage(id / 2); p != nil {
+			p.event(p.half(id), e.Events, l.buf[:])
 		}
-		if err == nil && n < len(events) { // the kernel tells of what comes from now on
-			return nil
-		}
+	}
+	return n < len(l.events), nil
+}
+
+// help takes the events of now in the goroutine of somebody else, unless that is being done.
+// While all CPUs are busy with goroutines that have much to carry, the runtime seldom looks
+// for what has come, and has who is told of it wait for all of these.
+func (l *loop) help() {
+	if !l.turn.TryLock() {
+		return
+	}
+	defer l.turn.Unlock()
+	l.mu.Lock()
+	epoll, open := l.epoll, l.open
+	l.mu.Unlock()
+	if open {
+		_, _ = l.take(epoll) // run is told the same error
 	}
 }
 

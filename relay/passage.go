@@ -15,14 +15,19 @@ const (
 	// lastWords is how long bytes that came before a reset may take to reach
 	// the other end.
 	lastWords = time.Second
+	// little is how many bytes of a turn a step would have carried as well.
+	little = 8 << 10
+	// A passage rests after patience turns in a row that were little. That is so many at first,
+	// and more up to most, the sooner it had to rise again.
+	patienceFirst, patienceMost = 32, 32 << 8
 )
 
 // Passage is a connection with two ends. Each direction is a half. It begins up: each half
-// has a goroutine, which waits, reads and writes. When it has been quiet for a while, it rests
-// in one of the Loops, and is only state. It stays there as long as what is said is little at
-// a time; bulk, ends and errors have it rise.
+// has a goroutine, which waits, reads and writes. When it has been quiet for a while, or has
+// said little at a time for many turns, it rests in one of the Loops, and is only state. It
+// stays there as long as what is said is little at a time; bulk, ends and errors have it rise.
 //
-//	     quiet for a while (rest)
+//	     quiet for a while (rest), little for many turns (settle)
 //	up ───────────────────────────────────────────► resting
 //	 │ ◄─────────────────────────────────────────────  │
 //	 │   a step that is not done at once (riseLocked)  │
@@ -46,8 +51,12 @@ type Passage struct {
 	to, back half
 
 	halfClosed atomic.Bool // one half has ended orderly
-	// asked is set while the halves are asked to end their goroutines, for it was quiet.
+	// asked is set while the halves are asked to end their goroutines.
 	asked atomic.Bool
+	// littles counts the turns of both halves, in a row, that were little.
+	littles atomic.Int32
+	// patience is how many have it rest. It changes while no half has a goroutine.
+	patience int32
 
 	// mu is held for the time of a step, which does not block.
 	mu      sync.Mutex
@@ -55,6 +64,7 @@ type Passage struct {
 	loop    *loop  // nil: it is never at rest
 	id      uint64 // in the loop, 0 before it was first at rest
 	dozing  bool   // it is at rest, and has been quiet
+	steps   int32  // since it rests
 	running int    // goroutines of halves
 	open    int    // halves that have not ended
 	ended   Ending // the first cause, "" while there is none
@@ -83,7 +93,7 @@ func Join(ctx context.Context, a, b Conn, cfg Config) Result {
 // Start is Join that does not block. It calls done once, in a goroutine of its own, when
 // neither a nor b is used any more; done may take its time.
 func Start(ctx context.Context, a, b Conn, cfg Config, done func(Result)) *Passage {
-	p := &Passage{a: a, b: b, pool: cfg.Pool, quiet: cfg.HalfCloseTimeout, done: done, open: 2}
+	p := &Passage{a: a, b: b, pool: cfg.Pool, quiet: cfg.HalfCloseTimeout, done: done, open: 2, patience: patienceFirst}
 	if p.pool == nil {
 		p.pool = NewPool()
 		p.done = func(r Result) { p.pool.Close(); done(r) }
@@ -120,7 +130,7 @@ func (p *Passage) restLocked() {
 		p.riseLocked()
 		return
 	}
-	p.mode = resting
+	p.mode, p.steps = resting, 0
 	p.loop.liven(p)
 }
 
@@ -128,6 +138,7 @@ func (p *Passage) restLocked() {
 // over, or at rest.
 func (p *Passage) riseLocked() {
 	p.mode, p.running = up, 2
+	p.littles.Store(0)
 	if p.loop != nil {
 		p.wakeLocked()
 	}
@@ -146,8 +157,23 @@ func (p *Passage) event(h *half, told uint32, b []byte) {
 	if p.dozing {
 		p.wakeLocked()
 	}
-	if told != readable || !h.step(b) { // an end, a reset, an urgent byte; or there is more
+	if told != readable { // an end, a reset, an urgent byte
 		p.riseLocked()
+		return
+	}
+	if p.steps++; !h.step(b) {
+		p.learn()
+		p.riseLocked()
+	}
+}
+
+// learn has a passage that rises for more than a step can do rest later the next time, if
+// this time was not worth it. p.mu is held.
+func (p *Passage) learn() {
+	if p.steps > p.patience {
+		p.patience = patienceFirst
+	} else {
+		p.patience = min(2*p.patience, patienceMost)
 	}
 }
 
@@ -206,7 +232,29 @@ func (p *Passage) rest() {
 		p.asked.Store(false)
 		return
 	}
-	for _, c := range []Conn{p.a, p.b} {
+	p.interruptLocked()
+}
+
+// settle asks a passage that is up and says little at a time to rest, as rest does. If a half
+// carries something right now, it is asked again after as many turns.
+func (p *Passage) settle() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.littles.Store(0)
+	if p.mode != up || p.open < 2 || p.ended != "" || p.asked.Load() {
+		return
+	}
+	p.asked.Store(true)
+	if !p.to.waits() || !p.back.waits() {
+		p.asked.Store(false)
+		return
+	}
+	p.interruptLocked()
+}
+
+// interruptLocked ends what the halves wait for.
+func (p *Passage) interruptLocked() {
+	for _, c := range [2]Conn{p.a, p.b} {
 		_ = c.SetReadDeadline(time.Unix(1, 0))
 	}
 }

@@ -111,6 +111,11 @@ func start(t *testing.T, w way, cfg Config) *rig {
 func runLoops(t testing.TB) *Loops {
 	l := NewLoops(2)
 	l.tick = time.Millisecond
+	runThem(t, l)
+	return l
+}
+
+func runThem(t testing.TB, l *Loops) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- l.Run(ctx) }()
@@ -127,7 +132,6 @@ func runLoops(t testing.TB) *Loops {
 			one.mu.Unlock()
 		}
 	}
-	return l
 }
 
 func (r *rig) join(ctx context.Context, a, b Conn, cfg Config) { r.result <- Join(ctx, a, b, cfg) }
