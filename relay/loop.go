@@ -13,6 +13,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 const (
@@ -138,20 +140,22 @@ func (l *loop) close() {
 
 // takeAll does what the events of now ask for.
 func (l *loop) takeAll(epoll int) error {
+	events := socket.EventsQuietly
 	for {
 		l.turn.Lock()
-		all, err := l.take(epoll)
+		all, err := l.take(epoll, events)
 		l.turn.Unlock()
 		if all || err != nil {
 			return err
 		}
+		events = socket.Events // this may go on for long
 	}
 }
 
 // take does what as many events ask for as are told at once, and reports whether these are
 // all: the kernel tells of what comes from now on. l.turn is held.
-func (l *loop) take(epoll int) (all bool, err error) {
-	n, err := unix.EpollWait(epoll, l.events[:], 0)
+func (l *loop) take(epoll int, events func(int, []unix.EpollEvent) (int, error)) (all bool, err error) {
+	n, err := events(epoll, l.events[:])
 	if errors.Is(err, unix.EINTR) {
 		return false, nil
 	}
@@ -179,7 +183,7 @@ func (l *loop) help() {
 	epoll, open := l.epoll, l.open
 	l.mu.Unlock()
 	if open {
-		_, _ = l.take(epoll) // run is told the same error
+		_, _ = l.take(epoll, socket.Events) // run is told the same error
 	}
 }
 

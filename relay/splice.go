@@ -5,6 +5,8 @@ import (
 	"io"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 const spliceFlags = unix.SPLICE_F_MOVE | unix.SPLICE_F_NONBLOCK
@@ -82,7 +84,7 @@ func (s *splicer) copy(fd uintptr) bool {
 	if s.urgent {
 		most = 1
 	}
-	n, err := read(fd, buf[:most])
+	n, err := socket.Read(fd, buf[:most])
 	if n > 0 {
 		s.buf, s.off, s.left, s.result = buf, 0, n, nil
 		return true

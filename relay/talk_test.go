@@ -3,7 +3,6 @@ package relay
 import (
 	"context"
 	"io"
-	"net"
 	"runtime"
 	"sync"
 	"testing"
@@ -140,9 +139,7 @@ func TestBulkHelps(t *testing.T) {
 	hear(t, quiet.b, "question")
 	cancel()
 	for _, r := range []*rig{quiet, bulk} {
-		for _, c := range []*net.TCPConn{r.a, r.b} {
-			reset(c)
-		}
+		r.cancel()
 		<-r.result
 	}
 }

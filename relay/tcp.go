@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 // TCPConn is a TCP connection as a Conn.
@@ -28,6 +30,7 @@ type TCPConn struct {
 	// leaves is set by Leave, and left when Close has left the socket.
 	leaves bool
 	left   atomic.Bool
+	send   socket.Sender
 	try    attempt
 }
 
@@ -47,6 +50,7 @@ func TCP(c *net.TCPConn) *TCPConn {
 
 func newTCPConn(c *net.TCPConn, raw syscall.RawConn) *TCPConn {
 	t := &TCPConn{c: c, raw: raw}
+	t.send.Bind(raw)
 	t.try.bind()
 	return t
 }
@@ -82,7 +86,7 @@ func (t *TCPConn) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (t *TCPConn) Write(p []byte) (int, error) { return t.c.Write(p) }
+func (t *TCPConn) Write(p []byte) (int, error) { return t.send.Send(p) }
 
 // CloseWrite sends FIN.
 func (t *TCPConn) CloseWrite() error {
@@ -162,27 +166,23 @@ func (t *TCPConn) AwaitReset() error {
 	return fmt.Errorf("after its end of input: %w", unix.ECONNRESET)
 }
 
-// attempt is a system call of TryRead or TryWrite.
+// attempt is the system call of TryRead.
 type attempt struct {
-	read, write func(fd uintptr) // bound once
-	p           []byte
-	n           int
-	err         error
+	read func(fd uintptr) // bound once
+	p    []byte
+	n    int
+	err  error
 }
 
-func (a *attempt) bind() {
-	a.read = func(fd uintptr) { a.n, a.err = read(fd, a.p) }
-	a.write = func(fd uintptr) { a.n, a.err = write(fd, a.p) }
-}
+func (a *attempt) bind() { a.read = func(fd uintptr) { a.n, a.err = socket.ReadQuietly(fd, a.p) } }
 
-// run makes call, which is one of a's, with p.
-func (a *attempt) run(raw syscall.RawConn, call func(fd uintptr), p []byte) (int, error) {
+func (a *attempt) run(raw syscall.RawConn, p []byte) (int, error) {
 	a.p, a.n = p, 0
-	if err := raw.Control(call); err != nil {
+	if err := raw.Control(a.read); err != nil {
 		a.err = err
 	}
 	a.p = nil
-	return max(a.n, 0), a.err
+	return a.n, a.err
 }
 
 // CanStep implements Stepper.
@@ -193,7 +193,7 @@ func (t *TCPConn) Control(f func(fd uintptr)) error { return t.raw.Control(f) }
 
 // TryRead implements Stepper. A read that does not fill p has left nothing.
 func (t *TCPConn) TryRead(p []byte) (n int, more bool, err error) {
-	n, err = t.try.run(t.raw, t.try.read, p)
+	n, err = t.try.run(t.raw, p)
 	switch {
 	case err == unix.EAGAIN:
 		return 0, false, nil
@@ -207,13 +207,7 @@ func (t *TCPConn) TryRead(p []byte) (n int, more bool, err error) {
 }
 
 // TryWrite implements Stepper.
-func (t *TCPConn) TryWrite(p []byte) (int, error) {
-	n, err := t.try.run(t.raw, t.try.write, p)
-	if err == nil && n < len(p) {
-		err = unix.EAGAIN
-	}
-	return n, err
-}
+func (t *TCPConn) TryWrite(p []byte) (int, error) { return t.send.TrySend(p) }
 
 // Doze implements Stepper.
 func (t *TCPConn) Doze() {}
@@ -281,7 +275,7 @@ func (k *taker) take() ([]byte, int, error) {
 
 func (k *taker) attempt(fd uintptr) bool {
 	b := k.pool.buffer(k.more)
-	n, err := read(fd, b)
+	n, err := socket.Read(fd, b)
 	k.more = n > plenty
 	if err == nil && n > 0 {
 		k.b, k.n, k.err = b, n, nil
@@ -293,22 +287,4 @@ func (k *taker) attempt(fd uintptr) bool {
 	}
 	k.err = err
 	return err != unix.EAGAIN
-}
-
-func write(fd uintptr, p []byte) (int, error) {
-	for {
-		n, err := unix.Write(int(fd), p)
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
-}
-
-func read(fd uintptr, p []byte) (int, error) {
-	for {
-		n, err := unix.Read(int(fd), p)
-		if err != unix.EINTR {
-			return n, err
-		}
-	}
 }

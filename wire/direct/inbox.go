@@ -9,6 +9,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 var errTooLong = errors.New("record is longer than RFC 8446 allows")
@@ -31,8 +33,8 @@ type inbox struct {
 
 func (in *inbox) bind(raw syscall.RawConn) {
 	in.raw = raw
-	in.try = in.attempt
-	in.once = func(fd uintptr) { in.attempt(fd) }
+	in.try = func(fd uintptr) bool { return in.attempt(fd, socket.Read) }
+	in.once = func(fd uintptr) { in.attempt(fd, socket.ReadQuietly) }
 }
 
 // bytes are those not consumed yet; valid until the next call.
@@ -74,12 +76,9 @@ func (in *inbox) fill() error {
 
 // attempt reads once. With nothing to read it gives back what it can, and the
 // poller calls it again when there is.
-func (in *inbox) attempt(fd uintptr) bool {
+func (in *inbox) attempt(fd uintptr, read func(uintptr, []byte) (int, error)) bool {
 	room := in.room()
-	n, err := unix.Read(int(fd), room)
-	for err == unix.EINTR {
-		n, err = unix.Read(int(fd), room)
-	}
+	n, err := read(fd, room)
 	in.full = n == len(room)
 	switch {
 	case err == unix.EAGAIN:

@@ -79,23 +79,6 @@ func (in *inbox) tryFill() (full bool, err error) {
 	return in.full, in.err
 }
 
-// sending is the system call of trySend.
-type sending struct {
-	write func(fd uintptr) // bound once
-	p     []byte
-	n     int
-	err   error
-}
-
-func (s *sending) bind() {
-	s.write = func(fd uintptr) {
-		s.n, s.err = unix.Write(int(fd), s.p)
-		for s.err == unix.EINTR {
-			s.n, s.err = unix.Write(int(fd), s.p)
-		}
-	}
-}
-
 func (s *records) tryWrite(p []byte) (int, error) {
 	done := 0
 	for done < len(p) {
@@ -126,15 +109,7 @@ func (s *records) tryWrite(p []byte) (int, error) {
 // trySend sends b, which lies in buf. What cannot be sent now becomes the lead of what is
 // written next.
 func (s *records) trySend(b, buf []byte) error {
-	s.once.p, s.once.n = b, 0
-	if err := s.raw.Control(s.once.write); err != nil {
-		s.once.err = err
-	}
-	s.once.p = nil
-	n, err := max(s.once.n, 0), s.once.err
-	if err == nil && n < len(b) {
-		err = unix.EAGAIN
-	}
+	n, err := s.out.TrySend(b)
 	if err == unix.EAGAIN {
 		s.lead, s.leadBuf = b[n:], buf
 		return err

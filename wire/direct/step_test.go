@@ -34,7 +34,7 @@ func recordsOn(t testing.TB, c *net.TCPConn) *records {
 	in := new(inbox)
 	in.bind(raw)
 	r := &records{c: c, raw: raw, in: in, rekey: rekeyAfter, answer: new(atomic.Bool)}
-	r.once.bind()
+	r.out.Bind(raw)
 	must(t, errors.Join(r.open.start(&aes128, bytes.Repeat([]byte{1}, 32)), r.seal.start(&aes128, bytes.Repeat([]byte{1}, 32))))
 	return r
 }

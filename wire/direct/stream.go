@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"tacit.dev/socket"
 )
 
 // stream carries bytes after the handshake. One goroutine may call read and
@@ -63,7 +65,7 @@ type records struct {
 	rekey    uint64
 	lead     []byte // what the handshake, or tryWrite, left unsent goes out with the next write
 	leadBuf  []byte
-	once     sending
+	out      socket.Sender
 	writeErr error // a record was cut: nothing may follow it
 }
 
@@ -74,7 +76,7 @@ func newRecords(hs *handshake, client bool) (*records, error) {
 		keeps: hs.keeps, rekey: rekeyAfter, answer: new(atomic.Bool),
 		lead: hs.h.out[hs.h.sent:], leadBuf: hs.h.buf,
 	}
-	s.once.bind()
+	s.out.Bind(s.raw)
 	hs.h.sealed = true
 	mine, theirs := hs.keys.server, hs.keys.client
 	if client {
@@ -344,7 +346,7 @@ func (s *records) writeBatch(p []byte) (int, error) {
 	n := min(len(p), fits(buf))
 	b, err := s.sealInto(buf[:0], p[:n])
 	if err == nil {
-		_, err = s.c.Write(b)
+		_, err = s.out.Send(b)
 	}
 	return n, s.broken(err)
 }
@@ -390,7 +392,7 @@ func (s *records) flushLead(n int) error {
 	if s.leadFits(n) {
 		return nil
 	}
-	_, err := s.c.Write(s.lead)
+	_, err := s.out.Send(s.lead)
 	s.dropLead()
 	return s.broken(err)
 }
@@ -420,7 +422,7 @@ func (s *records) end(fin bool) error {
 	s.writeErr = net.ErrClosed
 	b := s.seal.seal(make([]byte, 0, overhead+2), typeAlert, []byte{1, alertCloseNotify})
 	if !fin {
-		_, err := s.c.Write(b)
+		_, err := s.out.Send(b)
 		return err
 	}
 	return endWith(s.c, s.raw, b)
@@ -435,7 +437,7 @@ func (s *records) finish() error {
 		return err
 	}
 	s.writeErr = errFinished
-	_, err := s.c.Write(s.seal.seal(make([]byte, 0, overhead), typeApplication, nil))
+	_, err := s.out.Send(s.seal.seal(make([]byte, 0, overhead), typeApplication, nil))
 	return err
 }
 
