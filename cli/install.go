@@ -90,7 +90,7 @@ func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
 	if err != nil {
 		return err
 	}
-	last, err := c.ownRelease(ctx)
+	last, err := s.before(ctx, c)
 	if err != nil {
 		return err
 	}
@@ -112,16 +112,16 @@ func (s *setup) run(cmd *cobra.Command, upgrade bool) error {
 	return s.apply(ctx, c, p, charted, vals)
 }
 
-// ownRelease is the release that is installed, nil if none is. It refuses what another tool has
-// installed, and would change back.
-func (c *cluster) ownRelease(ctx context.Context) (*release.Release, error) {
+// before is the release that is installed, nil if none is. It refuses what another tool has
+// installed, and would change back; but to print manifests for that tool changes nothing.
+func (s *setup) before(ctx context.Context, c *cluster) (*release.Release, error) {
 	r, err := c.releases()
 	if err != nil {
 		return nil, err
 	}
 	last, err := r.last()
-	if err != nil {
-		return nil, err
+	if err != nil || s.dryRun {
+		return last, err
 	}
 	there, err := c.installed(ctx)
 	if err != nil {

@@ -81,7 +81,10 @@ func TestForeignInstallationsAreRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := clusterWith(t, tt.recorded, controlOf(tt.annotation, tt.label))
 			_, _, err := (&removal{}).look(t.Context(), c)
-			_, errInstall := c.ownRelease(t.Context())
+			_, errInstall := (&setup{}).before(t.Context(), c)
+			if _, err := (&setup{dryRun: true}).before(t.Context(), c); err != nil {
+				t.Errorf("install --dry-run: %v, want manifests for the tool to apply", err)
+			}
 			switch {
 			case tt.want == "":
 				if err != nil || errInstall != nil {
