@@ -84,7 +84,7 @@ bench: build packages ## compare Tacit with HAProxy, in under four minutes; fail
 	$(GO) run ./bench
 
 bench-policies: build packages ## what 10,000 policies cost: Tacit with them and without, in under three minutes; fails if a bound is missed
-	$(GO) run ./bench -policies 10000 -rounds 14 -seconds 1
+	$(GO) run ./bench -policies 10000 -rounds 10 -seconds 1
 
 scale: build ## what 100,000 pods on 1,000 nodes cost, as root; takes about half an hour (see docs/scale.md)
 	@$(GO) build -o bin/scale ./bench/scale

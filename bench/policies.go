@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"tacit.dev/bench/table"
+	"tacit.dev/pause"
 )
 
 // With -policies the run compares Tacit with itself: with so many policies of ten rules each, a
@@ -44,6 +45,9 @@ func measurePolicies(ctx context.Context, r *rig, cfg config) (met bool, err err
 				}
 				if err != nil {
 					return false, err
+				}
+				if !pause.For(ctx, settle) { // to take them in is not what is measured
+					return false, ctx.Err()
 				}
 			}
 			for _, what := range measures() {
