@@ -93,6 +93,9 @@ scale: build ## what 100,000 pods on 1,000 nodes cost, as root; takes about half
 fuzz: ## each fuzz target for FUZZTIME (10s)
 	.ci/fuzz $(or $(FUZZTIME),10s)
 
+reference: ## the generated parts of docs/: flags, values, Mesh, metrics, log messages, commands
+	$(GO) test -vet=off . ./cli -run Reference -update
+
 generate: ## the code made from .proto files (needs protoc)
 	$(GO) generate ./...
 
@@ -102,4 +105,4 @@ packages: ## Debian packages that the stories use; installed if root, else named
 clean: ## what the jobs made
 	rm -rf bin bench/result.json bench/scale/result.json
 
-.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench bench-policies scale fuzz generate packages clean
+.PHONY: help demo test build check race stories user-stories documented soak lab kube kube-down e2e image bench bench-policies scale fuzz reference generate packages clean

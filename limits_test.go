@@ -171,6 +171,17 @@ func defaults(t *testing.T) map[string][]any {
 }
 
 func eachFile(t *testing.T, glob string, f func(*ast.File)) {
+	t.Helper()
+	parsed(t, glob, parser.SkipObjectResolution, f)
+}
+
+func eachFileWithComments(t *testing.T, glob string, f func(*ast.File)) {
+	t.Helper()
+	parsed(t, glob, parser.SkipObjectResolution|parser.ParseComments, f)
+}
+
+func parsed(t *testing.T, glob string, mode parser.Mode, f func(*ast.File)) {
+	t.Helper()
 	files, err := filepath.Glob(glob)
 	if err != nil {
 		t.Fatal(err)
@@ -179,7 +190,7 @@ func eachFile(t *testing.T, glob string, f func(*ast.File)) {
 		if strings.HasSuffix(path, "_test.go") {
 			continue
 		}
-		file, err := parser.ParseFile(token.NewFileSet(), path, nil, parser.SkipObjectResolution)
+		file, err := parser.ParseFile(token.NewFileSet(), path, nil, mode)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -402,7 +402,7 @@ func TestStateOfAPod(t *testing.T) {
 		pod  *corev1.Pod
 		want podState
 	}{
-		"nothing said": {&corev1.Pod{}, podState{why: "control has not spoken of it"}},
+		"nothing said": {&corev1.Pod{}, podState{why: "no status reported by tacit-control yet"}},
 		"protected":    {with("True", kube.Captured, ""), podState{protected: true, why: kube.Captured}},
 		"partly":       {with("True", kube.PartlyProtected, "it forwards"), podState{protected: true, partly: true, why: "it forwards"}},
 		"not":          {with("False", kube.NotCaptured, "no certificate"), podState{why: "NotCaptured: no certificate"}},

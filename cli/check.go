@@ -16,12 +16,12 @@ func checkCommand(version string) *cobra.Command {
 	var limit time.Duration
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "before: has the cluster what is needed; after: is every pod protected that should be",
-		Long: `Where nothing is installed, looks whether the cluster has what the mesh needs: version, permissions, network, the
-kernel of every node, other meshes. A pod looks at each node, and is removed. Where the mesh is installed, looks
-whether control and nodes are ready, and every enrolled pod is protected.
+		Short: "Check cluster requirements before install, and pod protection after it",
+		Long: `Before Tacit is installed, checks the requirements: version, permissions, network, other meshes, and the kernel of
+every node. A short-lived pod checks each node. After Tacit is installed, checks that control and nodes are ready, and
+that every enrolled pod is protected.
 
-Exit codes: 0 all is well; 1 it could not be found out; 2 something is lacking.`,
+Exit codes: 0: all checks passed. 1: the check itself failed. 2: a requirement is not met.`,
 		Args: cobra.NoArgs,
 	}
 	t := newTarget(cmd.Flags())
@@ -29,7 +29,7 @@ Exit codes: 0 all is well; 1 it could not be found out; 2 something is lacking.`
 	o.add(cmd.Flags())
 	vals.add(cmd.Flags())
 	cmd.Flags().BoolVar(&wait, "wait", false, "wait until everything is ready, and every enrolled pod protected")
-	cmd.Flags().DurationVar(&limit, "timeout", 5*time.Minute, "how long it may take")
+	cmd.Flags().DurationVar(&limit, "timeout", 5*time.Minute, "stop after this time")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		ctx, cancel := context.WithTimeout(cmd.Context(), limit)
 		defer cancel()

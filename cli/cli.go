@@ -20,16 +20,22 @@ import (
 func Main(version string, args []string) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
+	root := rootCommand(version)
+	root.SetArgs(args)
+	return exitCode(root.ExecuteContext(ctx), os.Stderr)
+}
+
+// rootCommand is the program, with all of its verbs.
+func rootCommand(version string) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "tacit",
-		Short:         "mutual TLS for every pod, and nothing else changes",
+		Short:         "Mutual TLS for every pod, without changes to the pod",
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
 	root.AddCommand(installCommand(version), upgradeCommand(version), uninstallCommand(version), checkCommand(version), statusCommand(),
 		policyCommand(), nodeCommand(), imagesCommand(version), versionCommand(version), labCommand())
-	root.SetArgs(args)
-	return exitCode(root.ExecuteContext(ctx), os.Stderr)
+	return root
 }
 
 // exit is the exit code of something that has already said what was wrong.

@@ -260,7 +260,7 @@ func counts(p *corev1.Pod) bool {
 func stateOf(p *corev1.Pod) podState {
 	i := slices.IndexFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == kube.ConditionProtected })
 	if i < 0 {
-		return podState{why: "control has not spoken of it"}
+		return podState{why: "no status reported by tacit-control yet"}
 	}
 	c := p.Status.Conditions[i]
 	if c.Status == corev1.ConditionTrue && c.Reason == kube.PartlyProtected {

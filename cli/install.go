@@ -33,12 +33,12 @@ type setup struct {
 func installCommand(version string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "install",
-		Short: "install the mesh on a cluster, or make it what the flags say",
-		Long: `Installs the mesh on a cluster: the Helm chart that is inside of this program, as release "tacit" in namespace
-tacit-system. It first looks whether the cluster has all that is needed, and changes nothing if it has not. To run
-it again is safe; values that were given before stay.
+		Short: "Install Tacit, or update the installation to match the flags",
+		Long: `Installs the Helm chart that this program contains, as release "tacit" in namespace tacit-system. The requirements
+of the cluster are checked first. If a check fails, install changes nothing. A second install is safe: values that
+were given before stay.
 
-Exit codes: 0 ready; 1 something failed; 2 the cluster lacks something, or was not ready in time.`,
+Exit codes: 0: ready. 1: the command failed. 2: a requirement is not met, or not everything was ready in time.`,
 		Example: `  tacit install
   tacit install --set image.registry=registry.example.org/tacit
   tacit install -f values.yaml --dry-run`,
@@ -52,12 +52,12 @@ Exit codes: 0 ready; 1 something failed; 2 the cluster lacks something, or was n
 func upgradeCommand(version string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "upgrade",
-		Short: "bring an installed mesh to the version of this program",
-		Long: `Brings an installed mesh to the version of this program. Values that were given before stay, defaults are those of
-this version. A node's next agent and proxy are ready before the last ones end; connections that the last proxy
+		Short: "Upgrade the installation to the version of this program",
+		Long: `Upgrades the installation to the version of this program. Values that were given before stay. Defaults are those of
+this version. The next agent and proxy of a node are ready before the last ones stop. Connections that the last proxy
 carries end with it.
 
-Exit codes: as of install; 1 also if nothing is installed.`,
+Exit codes: those of install. 1 also if nothing is installed.`,
 		Args: cobra.NoArgs,
 	}
 	s := newSetup(cmd, version)
@@ -68,10 +68,10 @@ Exit codes: as of install; 1 also if nothing is installed.`,
 func newSetup(cmd *cobra.Command, version string) *setup {
 	s := &setup{version: version, target: newTarget(cmd.Flags())}
 	s.values.add(cmd.Flags())
-	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print the manifests that would be applied, and change nothing")
+	cmd.Flags().BoolVar(&s.dryRun, "dry-run", false, "print the manifests that would be applied, without changes to the cluster")
 	cmd.Flags().BoolVar(&s.yes, "yes", false, "do not ask whether pods that still have a label of Istio's ambient mesh are to be enrolled")
 	cmd.Flags().BoolVar(&s.wait, "wait", true, "wait until everything is ready, and every enrolled pod protected")
-	cmd.Flags().DurationVar(&s.limit, "timeout", 5*time.Minute, "how long all of it may take")
+	cmd.Flags().DurationVar(&s.limit, "timeout", 5*time.Minute, "stop after this time")
 	return s
 }
 
@@ -175,7 +175,7 @@ func (s *setup) prepare(ctx context.Context, c *cluster, p *progress, charted *c
 	if err != nil {
 		return err
 	}
-	p.say("looking whether the cluster has what is needed")
+	p.say("checking the requirements of the cluster")
 	found, err := c.examine(ctx, manifest, true)
 	if err != nil {
 		return err

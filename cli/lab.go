@@ -17,9 +17,9 @@ import (
 func labCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lab",
-		Short: "a cluster in a bottle: nodes and pods from namespaces of this machine",
-		Long: `A cluster in a bottle: nodes and pods are network namespaces of this machine, and
-every process of Tacit is real. Works as root and as an ordinary user; nothing is
+		Short: "Run a local test cluster made of network namespaces",
+		Long: `A local test cluster: nodes and pods are network namespaces of this machine, and
+every process of Tacit is real. It works as root and as an ordinary user. Nothing is
 left when it is down. Each verb takes --name NAME to choose among several labs.`,
 	}
 	cmd.AddCommand(upCommand(), downCommand())
@@ -60,7 +60,7 @@ func upCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:   "up [mesh=off] [bin=FOLDER] [trust-domain=NAME] [cni-timeout=TIME] [control|agent|proxy.FLAG=VALUE]...",
-		Short: "start a lab",
+		Short: "Start a lab",
 		Example: `  tacit lab up
   tacit lab up --name small mesh=off
   tacit lab up control.leaf-ttl=1m proxy.dial-timeout=2s`,
@@ -85,7 +85,7 @@ func downCommand() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use:   "down",
-		Short: "end a lab, with everything in it",
+		Short: "Stop a lab, with everything in it",
 		Args:  cobra.NoArgs,
 		RunE:  func(c *cobra.Command, _ []string) error { return lab.Down(c.Context(), lab.Folder(name)) },
 	}

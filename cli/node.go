@@ -20,7 +20,7 @@ import (
 )
 
 func nodeCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "node", Short: "tell the mesh about a node"}
+	cmd := &cobra.Command{Use: "node", Short: "Manage nodes of the mesh"}
 	cmd.AddCommand(forgetCommand())
 	return cmd
 }
@@ -29,7 +29,7 @@ func forgetCommand() *cobra.Command {
 	var limit time.Duration
 	cmd := &cobra.Command{
 		Use:   "forget NODE",
-		Short: "name a node as lost: nothing waits for it any more",
+		Short: "Mark a node as lost: nothing waits for it any more",
 		Long: `Names a node as lost. Pods that leave the mesh, and pods that start, no longer wait for the node. The command sets the
 annotation tacit.dev/lost of the Node object, so the next leader of control knows it, too. When the node connects again,
 control removes the annotation.
@@ -41,7 +41,7 @@ Exit codes: 0: nothing waits for the node. 1: the node is connected to control, 
 		Args: cobra.ExactArgs(1),
 	}
 	t := newTarget(cmd.Flags())
-	cmd.Flags().DurationVar(&limit, "timeout", 30*time.Second, "wait this long for control to answer")
+	cmd.Flags().DurationVar(&limit, "timeout", 30*time.Second, "wait this long for an answer of control")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := t.connect()
 		if err != nil {

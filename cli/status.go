@@ -19,7 +19,7 @@ import (
 func statusCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "what is in the mesh, and what is not",
+		Short: "Show what is in the mesh, and what is not",
 		Long: `Tells how far the mesh of a cluster is: control, nodes, enrolled pods by namespace, and the exceptions.
 
 Exit codes: 0 it could be told, whatever it is; 1 otherwise. To act on it, use tacit check.`,

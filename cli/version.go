@@ -25,7 +25,7 @@ func versionCommand(version string) *cobra.Command {
 	var server bool
 	cmd := &cobra.Command{
 		Use:   "version",
-		Short: "print the version of this program, and of a cluster",
+		Short: "Print the version of this program, and of a cluster",
 		Long: `Prints the version of this program. With --server it also prints the version of Tacit on the cluster, and that of Kubernetes.
 
 Exit codes: 0: printed. 1: the cluster did not answer.`,

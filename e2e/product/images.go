@@ -15,8 +15,9 @@ const (
 	user = "65532:65532"
 	// source is where the project is at home.
 	source = "https://tacit.dev"
-	// license is an SPDX expression. The project has not stated one yet.
-	license = "NOASSERTION"
+	// license is an SPDX expression, of our own programs. Those of Debian's packages stand beside them, in
+	// usr/share/doc.
+	license = "Apache-2.0"
 	// nft is the one program that is not ours: the agent loads rules with it.
 	nft = "/usr/sbin/nft"
 )
