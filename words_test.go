@@ -149,7 +149,7 @@ var keyed = regexp.MustCompile(`\btacit\.dev/[A-Za-z](?:[A-Za-z0-9-]*[A-Za-z0-9]
 var onTheWire = []string{"wire/xds/*.go", "pod/cni/*.go"}
 
 // TestKeysAreDocumented: docs/reference/labels.md has a row for each label, annotation, taint,
-// condition and type that the source names, and what a page names so, there is.
+// condition and type that the source names, and whatever text names one, there is one of that name.
 func TestKeysAreDocumented(t *testing.T) {
 	keys, wire := map[string]bool{}, map[string]bool{"tacit.dev/v1alpha1": true}
 	collect := func(into map[string]bool, glob string) {
@@ -194,6 +194,19 @@ func TestKeysAreDocumented(t *testing.T) {
 			t.Fatal(err)
 		}
 		check(page, strings.ReplaceAll(string(text), "tacit.dev/exclude-*", ""))
+	}
+	for _, glob := range []string{"*/*.go", "*/*/*.go"} {
+		eachFile(t, glob, func(f *ast.File) {
+			ast.Inspect(f, func(n ast.Node) bool {
+				if _, ok := n.(*ast.ImportSpec); ok {
+					return false
+				}
+				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					check("the source", lit.Value)
+				}
+				return true
+			})
+		})
 	}
 }
 

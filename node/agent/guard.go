@@ -28,9 +28,9 @@ const (
 // forwardsReason and othersReason are what control and people are told of such a pod.
 const forwardsReason = "it forwards TCP for others (containers, machines or VPN clients within it) that cannot be captured, and is refused. " +
 	"Have the pod translate it to its own address (masquerade), exclude destinations by the annotation tacit.dev/exclude-outbound and ports that " +
-	"are led on by tacit.dev/exclude-inbound, make what is within pods of their own, or label the pod tacit.dev/mesh=off"
+	"are led on by tacit.dev/exclude-inbound-ports, make what is within pods of their own, or label the pod tacit.dev/mesh=off"
 const othersReason = "it has addresses that the mesh does not know (tacit-control --cluster-cidr, clusterCIDRs of the chart, has no range for them), " +
-	"where TCP to it is refused: nobody would speak TLS. Add their ranges, or exclude the ports by the annotation tacit.dev/exclude-inbound"
+	"where TCP to it is refused: nobody would speak TLS. Add their ranges, or exclude the ports by the annotation tacit.dev/exclude-inbound-ports"
 
 // guard is what the guard of a pod has dropped.
 type guard struct {
