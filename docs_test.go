@@ -19,7 +19,7 @@ var name = regexp.MustCompile("`([a-z]+(?:/[a-z]+)*)\\.([A-Za-z]\\w*(?:\\.\\w+)?
 
 // foreign is what stands before the dot in names that are none of our code's: files
 // of the CA, values of the chart, messages of others, fields of kinds.
-var foreign = []string{"bundle", "cluster", "cni", "destination", "from", "google", "intermediate", "istio", "net", "root", "security", "source", "spec", "status", "to", "when"}
+var foreign = []string{"bundle", "cluster", "cni", "destination", "from", "google", "intermediate", "istio", "net", "root", "security", "source", "spec", "status", "tacit", "to", "when"}
 
 // promised are the documents that there must be.
 var promised = []string{"README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md",

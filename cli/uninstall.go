@@ -34,7 +34,7 @@ func uninstallCommand(version string) *cobra.Command {
 	u := &removal{version: version}
 	cmd := &cobra.Command{
 		Use:   "uninstall",
-		Short: "take every pod out of the mesh, and leave nothing",
+		Short: "Take every pod out of the mesh, and remove Tacit",
 		Long: `Takes every pod out of the mesh, and removes all that install has made: rules in pods, the CNI plugin and its
 place in the chain on every node, the release, the kinds Mesh and AuthorizationPolicy that it brought, with all
 objects of them, the CA. Pods go on: new connections are plaintext, and those that began before a pod was enrolled

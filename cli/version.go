@@ -83,7 +83,7 @@ func imagesCommand(version string) *cobra.Command {
 	var vals valueFlags
 	cmd := &cobra.Command{
 		Use:   "images",
-		Short: "print the images that an installation with these values uses",
+		Short: "Print the images that an installation with these values uses",
 		Long: `Prints the images that an installation with these values uses, one a line, to copy them to a registry of your own or to
 load them on nodes. It needs no cluster.`,
 		Example: `  tacit images --set image.registry=registry.example.org/tacit`,
