@@ -127,8 +127,9 @@ func (k *pack) isGood(t *table) bool {
 func (k *pack) deflated() mem.Buffer {
 	k.once.Do(func() {
 		var b bytes.Buffer
-		w := deflaters.Get().(*flate.Writer)
-		defer deflaters.Put(w)
+		deflater.Lock()
+		defer deflater.Unlock()
+		w := deflater.Writer
 		w.Reset(&b)
 		for i, e := range k.found { // writing to memory does not fail
 			if e.gone {
@@ -145,13 +146,21 @@ func (k *pack) deflated() mem.Buffer {
 	return k.wire
 }
 
-var deflaters = sync.Pool{New: func() any {
+// deflater is one for all, since it takes 1.2 MB. A part takes it some milliseconds.
+var deflater = newDeflater()
+
+type locked struct {
+	sync.Mutex
+	*flate.Writer
+}
+
+func newDeflater() *locked {
 	w, err := flate.NewWriter(nil, flate.BestSpeed)
 	if err != nil {
 		panic(err) // the level is one
 	}
-	return w
-}}
+	return &locked{Writer: w}
+}
 
 // unpacker reads what is packed. It keeps its memory from one response to the next.
 type unpacker struct {
