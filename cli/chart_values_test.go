@@ -17,7 +17,7 @@ import (
 // when crd.install is false later.
 func TestKindsOutliveTheRelease(t *testing.T) {
 	all := objects(t)
-	for _, name := range []string{"meshes.tacit.dev", "authorizationpolicies.security.istio.io"} {
+	for _, name := range []string{"meshes.tacit.dev", "authorizationpolicies.security.istio.io", "peerauthentications.security.istio.io"} {
 		if got := all["CustomResourceDefinition "+name].GetAnnotations()["helm.sh/resource-policy"]; got != "keep" {
 			t.Errorf("%s: resource policy %q, want keep", name, got)
 		}

@@ -70,7 +70,12 @@ func (c *cluster) enrollNobody(ctx context.Context, p *progress) (before *kube.M
 }
 
 func (c *cluster) setEnrollment(ctx context.Context, enrollment string) error {
-	patch, err := json.Marshal(map[string]any{"spec": map[string]any{"enrollment": enrollment}})
+	return c.changeMesh(ctx, map[string]any{"enrollment": enrollment})
+}
+
+// changeMesh merges spec into that of the Mesh.
+func (c *cluster) changeMesh(ctx context.Context, spec any) error {
+	patch, err := json.Marshal(map[string]any{"spec": spec})
 	if err != nil {
 		return err
 	}

@@ -36,9 +36,9 @@ func uninstallCommand(version string) *cobra.Command {
 		Use:   "uninstall",
 		Short: "Take every pod out of the mesh, and remove Tacit",
 		Long: `Takes every pod out of the mesh, and removes all that install has made: rules in pods, the CNI plugin and its
-place in the chain on every node, the release, the kinds Mesh and AuthorizationPolicy that it brought, with all
-objects of them, the CA. Pods go on: new connections are plaintext, and those that began before a pod was enrolled
-were never touched. Connections that go through a proxy get --drain to end; after that they are reset.
+place in the chain on every node, the release, the kinds Mesh, AuthorizationPolicy and
+PeerAuthentication that it brought, with all objects of them, the CA. Pods go on: new connections are plaintext, and
+those that began before a pod was enrolled were never touched. Connections that go through a proxy get --drain to end; after that they are reset.
 
 --values and --set say how it was installed, if there is no record of that any more; else they are not needed.
 
@@ -58,7 +58,7 @@ Exit codes: 0 nothing is left; 1 something failed, and it may be run again; 2 no
 	u.values.add(f)
 	f.BoolVar(&u.yes, "yes", false, "do not ask")
 	f.BoolVar(&u.dryRun, "dry-run", false, "print what would be done, and change nothing")
-	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kinds Mesh and AuthorizationPolicy that were installed, and their objects")
+	f.BoolVar(&u.keepCRD, "keep-crd", false, "keep the kinds Mesh, AuthorizationPolicy and PeerAuthentication that were installed, and their objects")
 	f.BoolVar(&u.keepCA, "keep-ca", false, "keep the keys of the CA, and so the namespace: the next installation has the same roots")
 	f.BoolVar(&u.force, "force", false, "do not wait for control to release the pods, for when it is away")
 	f.DurationVar(&u.drain, "drain", 30*time.Second, "how long connections through a proxy may take to end")
@@ -123,7 +123,7 @@ func (u *removal) plan(c *cluster, installed bool) string {
 	say(installed && !u.force, "every pod leaves the mesh: new connections are plaintext")
 	say(true, "agents and proxies end, and every node is cleaned")
 	say(installed, "the release "+releaseName+" is removed")
-	say(!u.keepCRD, "the kinds Mesh and AuthorizationPolicy that it brought are removed, with all objects of them")
+	say(!u.keepCRD, "the kinds Mesh, AuthorizationPolicy and PeerAuthentication that it brought are removed, with all objects of them")
 	say(!u.keepCA, "the keys of the CA are destroyed, and namespace "+namespace+" if tacit install made it")
 	return strings.Join(lines, "\n")
 }

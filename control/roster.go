@@ -138,7 +138,7 @@ func (r *roster) police(d kube.Delta, now time.Time) {
 	for _, f := range d.Policed {
 		delete(r.policed, f.Key())
 		if want, differs := f.Conditions(now); differs {
-			r.policed[f.Key()] = kube.PolicyView{Namespace: f.Namespace, Name: f.Name, Is: f.Shown.Conditions, Want: want}
+			r.policed[f.Key()] = kube.PolicyView{Kind: f.Kind, Namespace: f.Namespace, Name: f.Name, Is: f.Shown.Conditions, Want: want}
 		}
 	}
 }

@@ -25,7 +25,9 @@
 //	bypass       traffic of an enrolled pod that was not captured
 //	protected    enrolled, captured, and with a valid certificate
 //	direct       one TLS connection per application connection (wire/direct)
-//	permissive   plaintext from outside the mesh is passed on, and counted
+//	mode         what becomes of plaintext: permissive or strict, inbound and outbound
+//	permissive   plaintext is passed on, and counted
+//	strict       plaintext is refused, but for exceptions
 //	outbound     from the application to the network
 //	inbound      from the network to the application
 //	pair         connections between two parties to one port, summed up

@@ -39,6 +39,7 @@ type Rarities struct {
 	ExcludeOutbound []Exclusion
 	HostPorts       []HostPort
 	Policies        []string
+	Mode            *Mode
 	// Called is the name, if the UID does not end with it.
 	Called string
 }
@@ -93,8 +94,8 @@ func (w *Workload) spot() Spot { return Spot{Node: w.Node, Zone: w.Zone} }
 // kind points to lists of the workload, and puts those that it makes into room.
 func (w *Workload) kind(room []Serving) Kind {
 	rare := nothingRare
-	if len(w.ExcludeInbound)+len(w.ExcludeOutbound)+len(w.HostPorts)+len(w.Policies) > 0 || !w.hasNameInUID() {
-		rare = &Rarities{w.ExcludeInbound, w.ExcludeOutbound, w.HostPorts, w.Policies, ""}
+	if len(w.ExcludeInbound)+len(w.ExcludeOutbound)+len(w.HostPorts)+len(w.Policies) > 0 || w.Mode != nil || !w.hasNameInUID() {
+		rare = &Rarities{w.ExcludeInbound, w.ExcludeOutbound, w.HostPorts, w.Policies, w.Mode, ""}
 		if !w.hasNameInUID() {
 			rare.Called = w.Name
 		}
@@ -124,7 +125,7 @@ func (p *Peer) Workload() *Workload {
 	w := &Workload{
 		UID: p.UID, Namespace: p.Namespace, Name: p.Name(), Node: p.Node, Zone: p.Zone, Addresses: p.Addresses, ID: p.ID,
 		Direct: p.Direct, Enrolled: p.Enrolled, ExcludeInbound: p.ExcludeInbound, ExcludeOutbound: p.ExcludeOutbound,
-		MarkedPorts: p.MarkedPorts, HostPorts: p.HostPorts, Policies: p.Policies, Listed: p.Listed, Of: p.Of, HostNetwork: p.HostNetwork, Ready: p.Ready,
+		MarkedPorts: p.MarkedPorts, HostPorts: p.HostPorts, Policies: p.Policies, Mode: p.Mode, Listed: p.Listed, Of: p.Of, HostNetwork: p.HostNetwork, Ready: p.Ready,
 		OwnerName: p.OwnerName, OwnerKind: p.OwnerKind, CanonicalName: p.CanonicalName, CanonicalRevision: p.CanonicalRevision, Cluster: p.Cluster,
 	}
 	for _, s := range p.Services {
@@ -143,7 +144,7 @@ func (k *Kind) Serves(service string) bool {
 
 func (k *Kind) same(as *Kind) bool {
 	return k.Traits == as.Traits && slices.Equal(k.ExcludeInbound, as.ExcludeInbound) && slices.Equal(k.ExcludeOutbound, as.ExcludeOutbound) &&
-		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services) && slices.Equal(k.Policies, as.Policies) && k.Called == as.Called
+		slices.Equal(k.HostPorts, as.HostPorts) && slices.Equal(k.Services, as.Services) && slices.Equal(k.Policies, as.Policies) && k.Mode.Equal(as.Mode) && k.Called == as.Called
 }
 
 func (k *Kind) hash() uint64 {
@@ -189,7 +190,7 @@ func (k *Kind) copy(one func(string) string) *Kind {
 	if k.Rarities == nothingRare {
 		return &c
 	}
-	c.Rarities = &Rarities{slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts), slices.Clone(k.Policies), one(k.Called)}
+	c.Rarities = &Rarities{slices.Clone(k.ExcludeInbound), slices.Clone(k.ExcludeOutbound), slices.Clone(k.HostPorts), slices.Clone(k.Policies), k.Mode, one(k.Called)}
 	for i := range c.Policies {
 		c.Policies[i] = one(c.Policies[i])
 	}

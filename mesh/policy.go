@@ -17,6 +17,9 @@ type Policy struct {
 	Rules []Rule
 	// DryRun policies decide nothing. What they would decide is told.
 	DryRun bool
+	// Mode is what else holds for them, nil for nothing. A policy with a Mode is a Deny without
+	// rules, and is not of those that name it.
+	Mode *Mode
 }
 
 // Scope says to whom a Policy applies.
@@ -112,6 +115,12 @@ func (p *Policy) Check() error {
 	}
 	if p.Scope != WholeMesh && p.Scope != WholeNamespace && p.Scope != Named || p.Action != Allow && p.Action != Deny {
 		return fmt.Errorf("policy %s with scope %.32q and action %.32q: want others", p.Key(), p.Scope, p.Action)
+	}
+	if p.Mode != nil {
+		if p.Scope == Named || p.Action != Deny || len(p.Rules) > 0 || p.DryRun {
+			return fmt.Errorf("policy %s with a mode, scope %s, action %s and %d rules: want nothing but a scope", p.Key(), p.Scope, p.Action, len(p.Rules))
+		}
+		return p.Mode.Check()
 	}
 	if len(p.Rules) > MaxPolicyRules {
 		return fmt.Errorf("policy %s has %d rules: want at most %d", p.Key(), len(p.Rules), MaxPolicyRules)

@@ -110,6 +110,9 @@ func (m *making) addPeer(p *Peer) {
 	for _, h := range p.HostPorts {
 		m.changeHostPort(hostPort{p.Node, h.Port}, nil, p)
 	}
+	if p.Mode != nil {
+		m.modes++
+	}
 	if p.Ready {
 		for _, s := range p.Services {
 			e := m.editOf(s).of(p)
@@ -125,6 +128,9 @@ func (m *making) removePeer(p *Peer) {
 	}
 	for _, h := range p.HostPorts {
 		m.changeHostPort(hostPort{p.Node, h.Port}, p, nil)
+	}
+	if p.Mode != nil {
+		m.modes--
 	}
 	if p.Ready {
 		for _, s := range p.Services {

@@ -188,6 +188,9 @@ func (r *dice) workload(uid string) *Workload {
 	for range r.IntN(3) {
 		w.Policies = append(w.Policies, r.name())
 	}
+	if r.IntN(4) == 0 {
+		w.Mode = &Mode{Inbound: []Level{Inherited, Permissive, Strict}[r.IntN(3)], Admit: []Admission{{Port: r.port()}}}
+	}
 	for range r.IntN(2) {
 		p := HostPort{Port: r.port(), Target: uint16(8000 + r.IntN(9))}
 		if r.flip() {
@@ -265,6 +268,9 @@ func differ(w *World, want *truth, now time.Time) error {
 	}
 	if got := w.MaxAge(); got != want.trust.MaxAge {
 		return fmt.Errorf("connections may be %s old: want %s", got, want.trust.MaxAge)
+	}
+	if got, want := w.HasModes(), slices.ContainsFunc(slices.Collect(w.Workloads()), func(p *Peer) bool { return p.Mode != nil }); got != want {
+		return fmt.Errorf("a workload has a mode: %v", got)
 	}
 	for _, p := range testRanges {
 		if got, want := w.HasNodeIn(p), want.HasNodeIn(p); got != want {

@@ -54,6 +54,8 @@ type Workload struct {
 	// Policies are the Keys of those that apply to this workload besides those of the whole
 	// mesh and of its namespace.
 	Policies []string
+	// Mode is the workload's own, nil for none.
+	Mode *Mode
 
 	// What metrics and logs name it by. OwnerKind is deployment, job, cronjob or pod.
 	OwnerName         string

@@ -21,6 +21,7 @@ type Book struct {
 type page struct {
 	policies []*mesh.Policy
 	unknown  []string
+	own      *mesh.Mode
 	set      *Set
 }
 
@@ -32,15 +33,16 @@ func (b *Book) Next() *Book { return &Book{before: b} }
 func (b *Book) Close() { b.before = nil }
 
 // Compile is the package's, but that it does nothing twice. Policies are the same if they
-// are the same pointers.
-func (b *Book) Compile(policies []*mesh.Policy, unknown []string) *Set {
-	h := hashOf(policies, unknown)
-	if p := b.find(h, policies, unknown); p != nil {
+// are the same pointers. own is the workload's mode, nil for none.
+func (b *Book) Compile(policies []*mesh.Policy, unknown []string, own *mesh.Mode) *Set {
+	key := page{policies: policies, unknown: unknown, own: own}
+	h := key.hash()
+	if p := b.find(h, &key); p != nil {
 		return p.set
 	}
-	p := b.before.find(h, policies, unknown)
+	p := b.before.find(h, &key)
 	if p == nil {
-		p = &page{slices.Clone(policies), slices.Clone(unknown), b.newSet(policies, unknown)}
+		p = &page{slices.Clone(policies), slices.Clone(unknown), own, b.newSet(policies, unknown, own)}
 	}
 	for _, one := range policies {
 		b.policy(one) // what a Set was made of is kept as long as it
@@ -58,32 +60,40 @@ func (b *Book) Len() int { return b.count }
 
 var seed = maphash.MakeSeed()
 
-func hashOf(policies []*mesh.Policy, unknown []string) uint64 {
+// hash says little of a mode: two that are equal need not be one.
+func (p *page) hash() uint64 {
 	var h maphash.Hash
 	h.SetSeed(seed)
-	for _, p := range policies {
-		maphash.WriteComparable(&h, p)
+	for _, one := range p.policies {
+		maphash.WriteComparable(&h, one)
 	}
-	for _, name := range unknown {
+	for _, name := range p.unknown {
 		maphash.WriteComparable(&h, name)
+	}
+	if p.own != nil {
+		maphash.WriteComparable(&h, [3]mesh.Level{p.own.Inbound, p.own.Outbound, p.own.Outside})
 	}
 	return h.Sum64()
 }
 
-func (b *Book) find(h uint64, policies []*mesh.Policy, unknown []string) *page {
+func (p *page) isOf(o *page) bool {
+	return slices.Equal(p.policies, o.policies) && slices.Equal(p.unknown, o.unknown) && p.own.Equal(o.own)
+}
+
+func (b *Book) find(h uint64, key *page) *page {
 	if b == nil {
 		return nil
 	}
 	for _, p := range b.sets[h] {
-		if slices.Equal(p.policies, policies) && slices.Equal(p.unknown, unknown) {
+		if p.isOf(key) {
 			return p
 		}
 	}
 	return nil
 }
 
-func (b *Book) newSet(policies []*mesh.Policy, unknown []string) *Set {
-	s := &Set{unknown: slices.Clone(unknown)}
+func (b *Book) newSet(policies []*mesh.Policy, unknown []string, own *mesh.Mode) *Set {
+	s := &Set{unknown: slices.Clone(unknown), mode: newMode(policies, own)}
 	var enforced, tried []*compiled
 	for _, p := range policies {
 		c := b.policy(p)

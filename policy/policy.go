@@ -24,6 +24,8 @@ type Connection struct {
 	// in IPv6, nor has a zone.
 	Source      netip.Addr
 	Destination netip.AddrPort
+	// FromNode: Source is an address of a node.
+	FromNode bool
 }
 
 // Peer is an identity that was proved. The zero Peer is nobody: plaintext.
@@ -46,7 +48,7 @@ func (p Peer) ID() mesh.ID { return p.id }
 // Reason says why a Verdict is what it is.
 type Reason uint8
 
-// Only Open and Matched by an Allow let somebody in.
+// Only Open, Excepted, and Matched by an Allow let somebody pass.
 const (
 	// Open: no Allow applies, and no Deny matches.
 	Open Reason = iota
@@ -58,6 +60,10 @@ const (
 	Unenforceable
 	// Unknown: the workload names a policy that is not known.
 	Unknown
+	// Strict: it is plaintext, and the mode is strict. Detail is whose mode.
+	Strict
+	// Excepted: the mode is strict, and it may leave in plaintext all the same.
+	Excepted
 )
 
 // Verdict is what was decided. The zero Verdict denies.
@@ -77,6 +83,10 @@ func (v Verdict) String() string {
 	switch {
 	case v.Reason == Open && v.Allowed:
 		return "no policy applies"
+	case v.Reason == Excepted && v.Allowed:
+		return "an exception of the strict mode"
+	case v.Reason == Strict:
+		return "plaintext, and the mode of the " + v.Detail + " is strict"
 	case v.Allowed:
 		return fmt.Sprintf("allowed by rule %d of policy %s", v.Rule, v.Policy)
 	case v.Reason == Matched:
@@ -95,6 +105,7 @@ func (v Verdict) String() string {
 type Set struct {
 	// unknown are policies that the workload names and nobody knows.
 	unknown []string
+	mode    mode
 	// enforced decide. tried are these and those of a dry run, nil if there are none of those.
 	enforced decision
 	tried    *decision
@@ -102,12 +113,15 @@ type Set struct {
 
 // Compile makes the Set of policies, of which some have names that are not known. What
 // policies point to must not be changed afterwards.
-func Compile(policies []*mesh.Policy, unknown []string) *Set {
-	return new(Book).Compile(policies, unknown)
+func Compile(policies []*mesh.Policy, unknown []string, own *mesh.Mode) *Set {
+	return new(Book).Compile(policies, unknown, own)
 }
 
 // Decide judges a connection. It allocates nothing.
 func (s *Set) Decide(c *Connection) Verdict {
+	if v, is := s.mode.refuses(c); is {
+		return v
+	}
 	if len(s.unknown) > 0 {
 		return Verdict{Reason: Unknown, Policy: s.unknown[0], Rule: -1}
 	}
@@ -120,8 +134,8 @@ func (s *Set) Try(c *Connection) (v Verdict, is bool) {
 	if s.tried == nil {
 		return v, false
 	}
-	if len(s.unknown) > 0 {
-		return s.Decide(c), true
+	if v := s.Decide(c); v.Reason == Unknown || v.Reason == Strict {
+		return v, true
 	}
 	return s.tried.decide(c), true
 }

@@ -76,7 +76,7 @@ func TestDecide(t *testing.T) {
 		{"that of another namespace", []*mesh.Policy{named("sa", mesh.Allow, rules(mesh.Match{ServiceAccounts: []mesh.ServiceAccount{{Namespace: "default", Name: "admin"}}})...)}, nil, from("other", "admin"), "allowed by no rule of policy default/sa or of another one"},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			if got := Compile(row.policies, row.unknown).Decide(&row.from); got.String() != row.want {
+			if got := Compile(row.policies, row.unknown, nil).Decide(&row.from); got.String() != row.want {
 				t.Errorf("%s: want %s", got, row.want)
 			}
 		})
@@ -87,10 +87,10 @@ func TestDecide(t *testing.T) {
 func TestTry(t *testing.T) {
 	none := &mesh.Policy{Namespace: "default", Name: "none", Action: mesh.Allow, DryRun: true}
 	c := from("default", "admin")
-	if v, is := Compile([]*mesh.Policy{none}, nil).Try(&c); !is || v.Allowed || v.Policy != "default/none" {
+	if v, is := Compile([]*mesh.Policy{none}, nil, nil).Try(&c); !is || v.Allowed || v.Policy != "default/none" {
 		t.Errorf("%v, %v: want a denial", v, is)
 	}
-	if v, is := Compile(nil, nil).Try(&c); is {
+	if v, is := Compile(nil, nil, nil).Try(&c); is {
 		t.Errorf("%v without a dry run", v)
 	}
 }
@@ -149,7 +149,7 @@ func (r dice) connection() Connection {
 	addresses := []string{"10.0.0.1", "10.0.0.2", "10.0.1.1", "192.0.2.1", "fd00::1", "fd00:1::"}
 	return Connection{
 		Peer: Proved(ids[r.IntN(len(ids))]), Source: netip.MustParseAddr(addresses[r.IntN(6)]),
-		Destination: netip.AddrPortFrom(netip.MustParseAddr(addresses[r.IntN(6)]), uint16(79+r.IntN(4))),
+		Destination: netip.AddrPortFrom(netip.MustParseAddr(addresses[r.IntN(6)]), uint16(79+r.IntN(4))), FromNode: r.IntN(3) == 0,
 	}
 }
 
@@ -175,19 +175,27 @@ func FuzzDecide(f *testing.F) {
 			if r.IntN(8) == 0 {
 				unknown = []string{"d/gone"}
 			}
+			modes := r.modes()
+			all := append(slices.Clone(policies), modes.policies...)
 			book = book.Next()
-			set := book.Compile(policies, unknown)
+			set := book.Compile(all, unknown, modes.own)
 			book.Close()
 			for range 40 {
-				check(t, set, policies, unknown, r.connection())
+				check(t, set, policies, unknown, modes, r.connection())
+				modes.checkLeave(t, set, r.departure())
 			}
 		}
 	})
 }
 
-func check(t *testing.T, set *Set, policies []*mesh.Policy, unknown []string, c Connection) {
+func check(t *testing.T, set *Set, policies []*mesh.Policy, unknown []string, modes modes, c Connection) {
 	t.Helper()
 	v := set.Decide(&c)
+	if strict := modes.refuse(c); strict != (v.Reason == Strict) || strict && v.Allowed {
+		t.Fatalf("%+v: %s: want strict %v, of %+v", c, v, strict, modes)
+	} else if strict {
+		return
+	}
 	allowed, why := obvious(policies, unknown, c, false)
 	if v.Allowed != allowed || v.Reason != why && !(v.Reason == Matched && why == Unenforceable) {
 		t.Fatalf("%+v: %s (%d): want %v for %d, of %+v", c, v, v.Reason, allowed, why, policies)
@@ -236,7 +244,7 @@ func town() (mine []*mesh.Policy, book *Book) {
 		all = append(all, p)
 	}
 	for i := range 100 {
-		book.Compile(all[i*100:i*100+100], nil)
+		book.Compile(all[i*100:i*100+100], nil, nil)
 	}
 	return all[4200:4300], book
 }
@@ -244,7 +252,7 @@ func town() (mine []*mesh.Policy, book *Book) {
 // The acceptance of the engine is under 2 µs. Obvious is what it is compared with.
 func BenchmarkDecide(b *testing.B) {
 	mine, book := town()
-	set := book.Compile(mine, nil)
+	set := book.Compile(mine, nil, nil)
 	connections := map[string]Connection{
 		"last":      {Peer: Proved(mesh.ID{TrustDomain: "cluster.local", Namespace: "team-495", ServiceAccount: "app-42995"}), Source: netip.MustParseAddr("192.0.2.1"), Destination: netip.MustParseAddrPort("10.1.1.1:8080")},
 		"none":      {Peer: Proved(mesh.ID{TrustDomain: "cluster.local", Namespace: "other", ServiceAccount: "other"}), Source: netip.MustParseAddr("192.0.2.1"), Destination: netip.MustParseAddrPort("10.1.1.1:8080")},
@@ -268,13 +276,13 @@ func BenchmarkDecide(b *testing.B) {
 func BenchmarkCompile(b *testing.B) {
 	mine, _ := town()
 	for b.Loop() {
-		Compile(mine, nil)
+		Compile(mine, nil, nil)
 	}
 }
 
 func TestDecideAllocatesNothing(t *testing.T) {
 	mine, book := town()
-	set, c := book.Compile(mine, nil), from("team-42", "x")
+	set, c := book.Compile(mine, nil, nil), from("team-42", "x")
 	if n := testing.AllocsPerRun(100, func() { set.Decide(&c) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
@@ -285,18 +293,18 @@ func TestBookMakesNothingTwice(t *testing.T) {
 	r := dice{rand.New(rand.NewPCG(1, 0))}
 	policies := []*mesh.Policy{r.policy("a"), r.policy("b")}
 	book := new(Book)
-	set := book.Compile(policies, nil)
-	if book.Compile(slices.Clone(policies), nil) != set {
+	set := book.Compile(policies, nil, nil)
+	if book.Compile(slices.Clone(policies), nil, nil) != set {
 		t.Error("the same policies make another Set")
 	}
 	next := book.Next()
-	if next.Compile(policies, nil) != set {
+	if next.Compile(policies, nil, nil) != set {
 		t.Error("a change elsewhere makes another Set")
 	}
 	next.Close()
 	last := next.Next()
 	last.Close()
-	if last.Compile(policies, nil) == set {
+	if last.Compile(policies, nil, nil) == set {
 		t.Error("what nobody asked for is remembered")
 	}
 }

@@ -48,7 +48,7 @@ func parse(args []string) (cfg control.Config, log *admin.Log, err error) {
 	f.StringVar(&from.proxyAudience, "proxy-audience", "tacit-proxy", "with kubernetes: `audience` of the tokens of proxies")
 	f.StringVar(&from.agentAudience, "agent-audience", "tacit-agent", "with kubernetes: `audience` of the tokens of agents")
 	f.StringVar(&from.namespace, "namespace", "tacit-system", "with kubernetes: `namespace` of what control keeps")
-	f.StringVar(&cfg.RootNamespace, "root-namespace", "", "`namespace` whose AuthorizationPolicies apply to the whole mesh (default that of --namespace with kubernetes, none with a folder)")
+	f.StringVar(&cfg.RootNamespace, "root-namespace", "", "`namespace` whose AuthorizationPolicies and PeerAuthentications apply to the whole mesh (default that of --namespace with kubernetes, none with a folder)")
 	f.StringVar(&from.account, "node-account", "tacit-system/tacit-node", "with kubernetes: service account of the nodes' processes, as `NAMESPACE/NAME`")
 	f.IntVar(&from.statusWrites, "status-writes", kube.DefaultStatusWrites, "with kubernetes: write at most `N` conditions of pods, and of policies, per second to the API server")
 	f.DurationVar(&cfg.GoneAfter, "gone-after", 30*time.Second, "how long a withdrawal waits for a node that is not connected")

@@ -27,7 +27,7 @@ const mostQuiets = 5
 // APIConfig is what NewAPI needs.
 type APIConfig struct {
 	// Client talks to the API server. It needs list and watch for namespaces,
-	// pods, services, endpointslices, nodes, servicecidrs, meshes and authorizationpolicies:
+	// pods, services, endpointslices, nodes, servicecidrs, meshes, authorizationpolicies and peerauthentications:
 	// docs/rights.md.
 	Client Client
 	// Quiet is how long nothing must have changed before the objects are told,
@@ -96,14 +96,19 @@ func (a *API) Run(ctx context.Context, apply func([]Event)) error {
 	if err != nil {
 		return fmt.Errorf("watch the API server: %w", err)
 	}
+	peers, err := a.watchPeers()
+	if err != nil {
+		return fmt.Errorf("watch the API server: %w", err)
+	}
 	var watching sync.WaitGroup
 	defer watching.Wait()
 	defer cancel()
 	watching.Go(func() { meshes.informer.RunWithContext(ctx) })
 	watching.Go(func() { ranges.informer.RunWithContext(ctx) })
 	watching.Go(func() { policies.informer.RunWithContext(ctx) })
+	watching.Go(func() { peers.informer.RunWithContext(ctx) })
 	factory.Start(ctx.Done())
-	cache.WaitForCacheSync(ctx.Done(), append(known, meshes.known, ranges.known, policies.known)...)
+	cache.WaitForCacheSync(ctx.Done(), append(known, meshes.known, ranges.known, policies.known, peers.known)...)
 	for first := true; ctx.Err() == nil; first = false {
 		if events := a.take(); first || len(events) > 0 {
 			apply(events)
@@ -238,6 +243,8 @@ func keepRead(v any) (any, error) {
 		return &Mesh{ObjectMeta: keepMesh(o.ObjectMeta), Spec: o.Spec, Status: o.Status}, nil
 	case *AuthorizationPolicy:
 		return keepPolicy(o), nil
+	case *PeerAuthentication:
+		return keepPeer(o), nil
 	case *corev1.Node:
 		return &corev1.Node{
 			ObjectMeta: keepMeta(o.ObjectMeta),

@@ -77,6 +77,7 @@ func TestAPITellsOfChanges(t *testing.T) {
 	older := PolicyResources()[1]
 	meshes := dynamicfake.NewSimpleDynamicClientWithCustomListKinds(runtime.NewScheme(), map[schema.GroupVersionResource]string{
 		MeshResource(): "MeshList", PolicyResources()[0]: "AuthorizationPolicyList", older: "AuthorizationPolicyList",
+		PeerResources()[0]: "PeerAuthenticationList", PeerResources()[1]: "PeerAuthenticationList",
 	})
 	// The newer version is not there, as before Istio 1.22.
 	meshes.PrependReactor("*", older.Resource, func(a clienttesting.Action) (bool, runtime.Object, error) {
@@ -92,9 +93,16 @@ func TestAPITellsOfChanges(t *testing.T) {
 	if err := meshes.Tracker().Create(MeshResource(), mesh, ""); err != nil {
 		t.Fatal(err)
 	}
+	peer := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{"mtls": map[string]any{"mode": "STRICT"}}}}
+	peer.SetGroupVersionKind(PeerResources()[0].GroupVersion().WithKind(PeerKind))
+	peer.SetNamespace("default")
+	peer.SetName("strict")
+	if err := meshes.Tracker().Create(PeerResources()[0], peer, "default"); err != nil {
+		t.Fatal(err)
+	}
 	client.PrependWatchReactor("*", noWatchList)
 	meshes.PrependWatchReactor("*", noWatchList)
-	api := NewAPI(APIConfig{Client: Client{Interface: client, Meshes: meshes.Resource(MeshResource()), Policies: Policies(meshes)}, Quiet: time.Millisecond})
+	api := NewAPI(APIConfig{Client: Client{Interface: client, Meshes: meshes.Resource(MeshResource()), Policies: Policies(meshes), Peers: Peers(meshes)}, Quiet: time.Millisecond})
 	ctx, cancel := context.WithCancel(t.Context())
 	told, ended := make(chan string, 100), make(chan error, 1)
 	go func() {
@@ -123,7 +131,7 @@ func TestAPITellsOfChanges(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await("default default default/a default/b default/p")
+	await("default default default/a default/b default/p default/strict")
 	update(pod("a", "4", func(p *corev1.Pod) {
 		p.Status.Message, p.Finalizers = "nobody reads this", []string{"nor.this/x"}
 	}))

@@ -147,6 +147,14 @@ func readLabels() []string {
 	}
 }
 
+// readAnnotations are all annotations that Build reads, policies apart.
+func readAnnotations() []string {
+	return []string{
+		AnnotationExcludeOutbound, AnnotationExcludeInbound, AnnotationLost,
+		AnnotationOutboundMode, AnnotationOutboundAllowed, AnnotationAdmitNodes,
+	}
+}
+
 // keepMeta leaves of metadata what Build reads. A long annotation stays too long.
 func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	kept := metav1.ObjectMeta{
@@ -158,7 +166,7 @@ func keepMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 			metav1.SetMetaDataLabel(&kept, key, head(v, maxLabel+1))
 		}
 	}
-	for _, key := range []string{AnnotationExcludeOutbound, AnnotationExcludeInbound, AnnotationLost} {
+	for _, key := range readAnnotations() {
 		if v, ok := m.Annotations[key]; ok {
 			metav1.SetMetaDataAnnotation(&kept, key, head(v, maxAnnotation+1))
 		}

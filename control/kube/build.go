@@ -31,6 +31,7 @@ type Objects struct {
 	ServiceCIDRs   []*networkingv1.ServiceCIDR
 	Meshes         []*Mesh
 	Policies       []*AuthorizationPolicy
+	Peers          []*PeerAuthentication
 	// Told are the addresses of pods, by UID, as their agents have them: they know them
 	// before the pod's object says so.
 	Told map[string][]netip.Addr
@@ -59,6 +60,8 @@ type BuildConfig struct {
 	NodePorts mesh.NodePorts
 	// Before is what the Mesh asked for when it was last understood.
 	Before Policy
+	// BeforeModes is the same of plaintext, nil if it was never understood.
+	BeforeModes *Modes
 }
 
 func (c BuildConfig) withDefaults() BuildConfig {
@@ -151,11 +154,12 @@ func Build(o Objects, cfg BuildConfig) Result {
 		b.result.Nodes = append(b.result.Nodes, nodeOf(n))
 	}
 	b.result.Mesh = b.mesh(o.Meshes)
-	b.policy = b.result.Mesh.Policy
+	b.policy, b.modes = b.result.Mesh.Policy, b.result.Mesh.Modes
 	b.places()
 	b.claims()
 	b.readPods()
 	b.readServices()
+	b.readModes()
 	b.readPolicies()
 	b.enrolling()
 	return b.sorted()

@@ -25,6 +25,8 @@ import (
 //	                             agents see others
 //	Mesh                         all pods, if it enrolls others
 //	AuthorizationPolicy          itself; pods that it is for, if those differ
+//	PeerAuthentication           the mode of its namespace, or of the mesh; pods of its namespace, if
+//	                             one with a selector differs
 //
 // What stays the same keeps its pointer, and nothing that was given away is changed. One
 // goroutine uses it.
@@ -42,7 +44,9 @@ type Builder struct {
 	cidrs      map[string]*networkingv1.ServiceCIDR
 	meshes     map[string]*Mesh
 	policed    map[string]*policed // by namespace
-	counts     podCounts           // of all pods
+	peered     map[string]*peered  // by namespace
+	meshMode   *mesh.Policy
+	counts     podCounts // of all pods
 	facts      MeshFacts
 	cluster    *mesh.Place
 	trust      *mesh.Place
@@ -169,6 +173,7 @@ func NewBuilder(cfg BuildConfig) *Builder {
 		cidrs:      make(map[string]*networkingv1.ServiceCIDR),
 		meshes:     make(map[string]*Mesh),
 		policed:    make(map[string]*policed),
+		peered:     make(map[string]*peered),
 		rangeAsked: make(map[*serviceState]bool),
 		disputes:   make(map[netip.Addr]bool),
 		enrolling:  make(map[string]bool),
@@ -190,6 +195,7 @@ type batch struct {
 	services  map[*serviceState]struct{}
 	uids      map[string]struct{}
 	policed   map[string]struct{}       // namespaces with policies that are different
+	peered    map[string]struct{}       // namespaces whose mode may be different
 	shown     map[*policyState]struct{} // of which people may have to see something else
 	unnamed   []*podState               // which a service has asked for and does not any more
 	emptied   []string                  // nodes that have lost a pod
@@ -215,6 +221,7 @@ func newBatch() batch {
 		services:  make(map[*serviceState]struct{}),
 		uids:      make(map[string]struct{}),
 		policed:   make(map[string]struct{}),
+		peered:    make(map[string]struct{}),
 		shown:     make(map[*policyState]struct{}),
 	}
 }
@@ -234,6 +241,7 @@ func (b *Builder) Apply(events []Event, said []Said) Delta {
 	b.decide()
 	b.readPods()
 	b.readServices()
+	b.readModes()
 	b.readPolicies()
 	b.join()
 	b.readUIDs()
@@ -276,6 +284,9 @@ func (b *Builder) take(e Event) {
 	case "AuthorizationPolicy":
 		o, _ := e.Object.(*AuthorizationPolicy)
 		b.takePolicy(e, o)
+	case PeerKind:
+		o, _ := e.Object.(*PeerAuthentication)
+		b.takePeer(e, o)
 	}
 }
 
@@ -329,6 +340,9 @@ func (b *Builder) takeNamespace(name string, o *corev1.Namespace) {
 	b.batch.spaces[name] = struct{}{}
 	if !maps.Equal(labelsOf(had), labelsOf(o)) {
 		maps.Copy(b.batch.pods, s.pods)
+	}
+	if was, is := value(had), value(o); !maps.Equal(was.Annotations, is.Annotations) {
+		b.batch.peered[name] = struct{}{}
 	}
 }
 

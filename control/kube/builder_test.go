@@ -118,7 +118,7 @@ func TestBuilderForgets(t *testing.T) {
 		x := b.builder
 		for what, n := range map[string]int{
 			"said": len(x.said), "pods": len(x.pods), "spaces": len(x.spaces), "nodes": len(x.nodes), "services": len(x.services), "sliced": len(x.sliced),
-			"addresses": len(x.addresses), "uids": len(x.uids), "range asked": len(x.rangeAsked), "disputes": len(x.disputes), "policed": len(x.policed), "counted": x.counts.all + x.counts.outside, "enrolling": len(x.enrolling),
+			"addresses": len(x.addresses), "uids": len(x.uids), "range asked": len(x.rangeAsked), "disputes": len(x.disputes), "policed": len(x.policed), "peered": len(x.peered), "counted": x.counts.all + x.counts.outside, "enrolling": len(x.enrolling),
 			"exceptions": len(x.exceptions), "told": len(x.tally.at), "told by namespace": len(x.tally.spaces), "ranges": len(x.ranges.count) + len(x.ranges.lengths),
 		} {
 			if n != 0 {
@@ -131,17 +131,18 @@ func TestBuilderForgets(t *testing.T) {
 // builderTest is a Builder, the objects that it should know, and what somebody knows who
 // heard all that it told.
 type builderTest struct {
-	builder   *Builder
-	objects   Set
-	said      map[string]Said
-	before    Policy
-	workloads map[string]*mesh.Workload
-	services  map[string]*mesh.Service
-	places    map[string]*mesh.Place
-	policies  map[string]*mesh.Policy
-	policed   map[string]PolicyFacts
-	pods      map[string]*Pod
-	nodes     map[string]Node
+	builder     *Builder
+	objects     Set
+	said        map[string]Said
+	beforeModes *Modes
+	before      Policy
+	workloads   map[string]*mesh.Workload
+	services    map[string]*mesh.Service
+	places      map[string]*mesh.Place
+	policies    map[string]*mesh.Policy
+	policed     map[string]PolicyFacts
+	pods        map[string]*Pod
+	nodes       map[string]Node
 	// copies are the workloads as they were when they were told.
 	copies map[string]mesh.Workload
 }
@@ -170,9 +171,9 @@ func (b *builderTest) apply(events []Event, said []Said) string {
 		o.Told[uid], o.Others[uid], o.Vouched[uid] = s.Told, s.Others, s.Vouched
 	}
 	cfg := labConfig
-	cfg.Before = b.before
+	cfg.Before, cfg.BeforeModes = b.before, b.beforeModes
 	want, got := Build(o, cfg), b.builder.Result()
-	b.before = want.Mesh.Policy
+	b.before, b.beforeModes = want.Mesh.Policy, &want.Mesh.Modes
 	if diff := b.diff(want, got); diff != "" {
 		return diff
 	}
@@ -366,7 +367,9 @@ func (g *generator) nodeAddress() string    { return fmt.Sprintf("10.8.0.%d", 1+
 // event changes an object that is there as often as it makes a new one.
 func (g *generator) event(known Set) Event {
 	var o metav1.Object
-	switch n := g.random.IntN(23); {
+	switch n := g.random.IntN(26); {
+	case n >= 23:
+		o = g.peer()
 	case n >= 20:
 		o = g.policy()
 	case n < 9:
@@ -384,7 +387,13 @@ func (g *generator) event(known Set) Event {
 	default:
 		o = &Mesh{ObjectMeta: metav1.ObjectMeta{Name: g.of(MeshName, MeshName, "other"), Generation: g.random.Int64N(3)},
 			Spec: MeshSpec{Enrollment: g.of("", "", Labeled, All, None, "odd"), Namespaces: []string{g.of("a", "b", "kube-system")}, NamespaceSelector: g.selector(),
-				Revoked: []string{g.of("a/x", "a/y", "spiffe://lab/ns/a/sa/x", "odd")}, MaxConnectionAge: g.of("", "1h", "odd")}}
+				Revoked: []string{g.of("a/x", "a/y", "spiffe://lab/ns/a/sa/x", "odd")}, MaxConnectionAge: g.of("", "1h", "odd"), Mode: g.of("", "", PermissiveMode, StrictMode, "odd")}}
+		if g.is(2) {
+			o.(*Mesh).Spec.Outbound = &MeshOutbound{Mode: g.of("", StrictMode, "odd"), Outside: g.of("", OutsideListed, "odd"), Allowed: []string{g.of("10.9.0.1:443", "odd")}}
+		}
+		if g.is(2) {
+			o.(*Mesh).Spec.Exceptions = []MeshException{{Namespace: g.namespace(), Workload: g.of("", "p1", "p2"), Selector: map[string]string{"app": g.of("1", "2")}, Ports: []int32{80}, From: []string{g.of("10.8.0.0/16", "odd")}[:g.random.IntN(2)]}}
+		}
 	}
 	k, _ := keyOf(o)
 	if g.is(5) {
@@ -471,6 +480,30 @@ func (g *generator) policy() *AuthorizationPolicy {
 	return p
 }
 
+// peer is for a namespace, or for some of its pods; those of tacit are for the whole mesh.
+func (g *generator) peer() *PeerAuthentication {
+	p := &PeerAuthentication{ObjectMeta: metav1.ObjectMeta{
+		Namespace: g.of("a", "a", "b", labConfig.Namespace), Name: g.of("x", "y", "z"), Generation: g.random.Int64N(3),
+		CreationTimestamp: metav1.Unix(g.random.Int64N(3), 0),
+	}}
+	mode := func() string {
+		return `{"mode":"` + g.of("STRICT", "PERMISSIVE", "DISABLE", "UNSET", "", "?") + `"}`
+	}
+	var fields []string
+	if g.is(2) {
+		fields = append(fields, `"selector":{"matchLabels":`+g.of(`{"app":"1"}`, `{"app":"2"}`, `{}`)+`}`)
+	}
+	if g.is(3) {
+		fields = append(fields, `"portLevelMtls":{"`+g.of("80", "81", "x")+`":`+mode()+`}`)
+	}
+	fields = append(fields, `"mtls":`+g.of(mode(), mode(), "null"))
+	if g.is(9) {
+		fields = append(fields, `"newer":1`)
+	}
+	p.Spec = json.RawMessage("{" + strings.Join(fields, ",") + "}")
+	return p
+}
+
 func (g *generator) pod() *PodObject {
 	p := &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{
@@ -481,6 +514,9 @@ func (g *generator) pod() *PodObject {
 	}
 	if g.is(6) {
 		p.Spec.HostNetwork, p.Status.PodIP = true, g.nodeAddress()
+	}
+	if g.is(5) {
+		p.Annotations = map[string]string{AnnotationOutboundMode: g.of("", StrictMode, PermissiveMode, "odd"), AnnotationOutboundAllowed: g.of("", "443", "x"), AnnotationAdmitNodes: g.of("", "80", "z")}
 	}
 	if g.is(4) {
 		p.Status.PodIPs = []corev1.PodIP{{IP: p.Status.PodIP}, {IP: "fd00::" + g.of("1", "2")}}
@@ -510,7 +546,11 @@ func (g *generator) pod() *PodObject {
 }
 
 func (g *generator) space() *corev1.Namespace {
-	return &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: g.namespace(), Labels: g.labels()}}
+	n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: g.namespace(), Labels: g.labels()}}
+	if g.is(3) {
+		n.Annotations = map[string]string{AnnotationOutboundMode: g.of("", StrictMode, PermissiveMode, "odd"), AnnotationOutboundAllowed: g.of("", "443", "x")}
+	}
+	return n
 }
 
 func (g *generator) node() *corev1.Node {

@@ -3,6 +3,7 @@ package kube
 import (
 	"fmt"
 
+	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -22,6 +23,8 @@ type Client struct {
 	Meshes dynamic.ResourceInterface
 	// Policies are the AuthorizationPolicies, as of PolicyResources.
 	Policies []dynamic.NamespaceableResourceInterface
+	// Peers are the PeerAuthentications, as of PeerResources.
+	Peers []dynamic.NamespaceableResourceInterface
 }
 
 // NewClient talks to the API server that a kubeconfig names, or, if path is "", to
@@ -57,12 +60,21 @@ func NewClient(path string) (Client, error) {
 	if err != nil {
 		return Client{}, fmt.Errorf("talk to the API server: %w", err)
 	}
-	return Client{c, reviews, shows, d.Resource(MeshResource()), Policies(d)}, nil
+	return Client{c, reviews, shows, d.Resource(MeshResource()), Policies(d), Peers(d)}, nil
 }
 
 // Policies are the AuthorizationPolicies of a cluster, as of PolicyResources.
-func Policies(d dynamic.Interface) (list []dynamic.NamespaceableResourceInterface) {
-	for _, at := range PolicyResources() {
+func Policies(d dynamic.Interface) []dynamic.NamespaceableResourceInterface {
+	return resources(d, PolicyResources())
+}
+
+// Peers are the PeerAuthentications of a cluster, as of PeerResources.
+func Peers(d dynamic.Interface) []dynamic.NamespaceableResourceInterface {
+	return resources(d, PeerResources())
+}
+
+func resources(d dynamic.Interface, all []schema.GroupVersionResource) (list []dynamic.NamespaceableResourceInterface) {
+	for _, at := range all {
 		list = append(list, d.Resource(at))
 	}
 	return list

@@ -96,14 +96,26 @@ func (o *Objects) object(raw []byte, depth int) (found int, err error) {
 	case "tacit.dev/v1alpha1 Mesh":
 		o.Meshes, err = add(o.Meshes, raw)
 	case "security.istio.io/v1 AuthorizationPolicy", "security.istio.io/v1beta1 AuthorizationPolicy":
-		if o.Policies, err = add(o.Policies, raw); err == nil && !(isSegment(head.Metadata.Name) && isSegment(cmp.Or(head.Metadata.Namespace, "default"))) {
-			err = errors.New("want a name and a namespace of a-z 0-9 . -")
+		if o.Policies, err = add(o.Policies, raw); err == nil {
+			err = checkSegments(head.Metadata.Name, head.Metadata.Namespace)
+		}
+	case "security.istio.io/v1 PeerAuthentication", "security.istio.io/v1beta1 PeerAuthentication":
+		if o.Peers, err = add(o.Peers, raw); err == nil {
+			err = checkSegments(head.Metadata.Name, head.Metadata.Namespace)
 		}
 	}
 	if err != nil {
 		return 0, fmt.Errorf("%s %s: %w%s", head.Kind, head.Metadata.Name, err, hint(err))
 	}
 	return 1, nil
+}
+
+// checkSegments: names of others are made of these.
+func checkSegments(name, namespace string) error {
+	if isSegment(name) && isSegment(cmp.Or(namespace, "default")) {
+		return nil
+	}
+	return errors.New("want a name and a namespace of a-z 0-9 . -")
 }
 
 func (o *Objects) list(items []json.RawMessage, depth int) (found int, err error) {
@@ -159,6 +171,7 @@ func (o *Objects) append(more Objects, seen map[string]bool) (twice []string) {
 	o.ServiceCIDRs = merge(o.ServiceCIDRs, more.ServiceCIDRs, "ServiceCIDR", seen, &twice)
 	o.Meshes = merge(o.Meshes, more.Meshes, "Mesh", seen, &twice)
 	o.Policies = merge(o.Policies, more.Policies, "AuthorizationPolicy", seen, &twice)
+	o.Peers = merge(o.Peers, more.Peers, PeerKind, seen, &twice)
 	return twice
 }
 
@@ -175,4 +188,4 @@ func merge[T metav1.Object](to, from []T, kind string, seen map[string]bool, twi
 	return to
 }
 
-var _ = []metav1.Object{&corev1.Namespace{}, &PodObject{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}, &AuthorizationPolicy{}}
+var _ = []metav1.Object{&corev1.Namespace{}, &PodObject{}, &corev1.Service{}, &discoveryv1.EndpointSlice{}, &corev1.Node{}, &networkingv1.ServiceCIDR{}, &Mesh{}, &AuthorizationPolicy{}, &PeerAuthentication{}}

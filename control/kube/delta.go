@@ -90,6 +90,15 @@ func (b *Builder) Result() Result {
 			r.Policies = append(r.Policies, x.standIn)
 		}
 	}
+	for _, x := range b.peered {
+		r.Policed = slices.AppendSeq(r.Policed, maps.Values(x.facts))
+		if x.mode != nil {
+			r.Policies = append(r.Policies, x.mode)
+		}
+	}
+	if b.meshMode != nil {
+		r.Policies = append(r.Policies, b.meshMode)
+	}
 	place(b.cluster)
 	place(b.trust)
 	r.sort()

@@ -38,6 +38,8 @@ func keyOf(o metav1.Object) (k Key, ok bool) {
 		k.Kind = "Mesh"
 	case *AuthorizationPolicy:
 		k.Kind = "AuthorizationPolicy"
+	case *PeerAuthentication:
+		k.Kind = PeerKind
 	default:
 		return k, false
 	}
@@ -128,6 +130,8 @@ func (s Set) Objects() (o Objects) {
 			o.Meshes = append(o.Meshes, v)
 		case *AuthorizationPolicy:
 			o.Policies = append(o.Policies, v)
+		case *PeerAuthentication:
+			o.Peers = append(o.Peers, v)
 		}
 	}
 	return o
@@ -144,6 +148,7 @@ func (o Objects) Set() Set {
 	put(s, o.ServiceCIDRs)
 	put(s, o.Meshes)
 	put(s, o.Policies)
+	put(s, o.Peers)
 	return s
 }
 
@@ -165,6 +170,7 @@ func (o Objects) kept() Objects {
 	keep(o.ServiceCIDRs)
 	keep(o.Meshes)
 	keep(o.Policies)
+	keep(o.Peers)
 	return o
 }
 

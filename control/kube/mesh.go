@@ -56,12 +56,56 @@ type MeshSpec struct {
 	Revoked []string `json:"revoked,omitempty"`
 	// MaxConnectionAge is how old a connection between pods of the mesh may become. "" is any age.
 	MaxConnectionAge string `json:"maxConnectionAge,omitempty"`
+	// Mode is whether pods of the mesh take plaintext. PeerAuthentications say more.
+	Mode string `json:"mode,omitempty"`
+	// Outbound is whether they send it.
+	Outbound *MeshOutbound `json:"outbound,omitempty"`
+	// Exceptions are plaintext that pods take all the same.
+	Exceptions []MeshException `json:"exceptions,omitempty"`
+}
+
+// Modes of plaintext.
+const (
+	// PermissiveMode lets plaintext pass. It is the default.
+	PermissiveMode = "Permissive"
+	// StrictMode refuses it.
+	StrictMode = "Strict"
+)
+
+// Addresses outside of the cluster, if outbound is strict.
+const (
+	// OutsideAll: plaintext may go to all of them. It is the default.
+	OutsideAll = "All"
+	// OutsideListed: it may go to those that are allowed.
+	OutsideListed = "Listed"
+)
+
+// MeshOutbound is whether plaintext leaves pods of the mesh.
+type MeshOutbound struct {
+	Mode    string `json:"mode,omitempty"`
+	Outside string `json:"outside,omitempty"`
+	// Allowed are destinations, in the cluster or outside of it, to which plaintext may go all the same.
+	Allowed []string `json:"allowed,omitempty"`
+}
+
+// MeshException is plaintext that some pods take all the same.
+type MeshException struct {
+	Namespace string `json:"namespace"`
+	// Workload is the name of their Deployment, or what else they belong to; Selector has labels of
+	// theirs. Without both it is every pod of the namespace.
+	Workload string            `json:"workload,omitempty"`
+	Selector map[string]string `json:"selector,omitempty"`
+	Ports    []int32           `json:"ports"`
+	// From are addresses and ranges that it comes from. None means the addresses of nodes.
+	From []string `json:"from,omitempty"`
 }
 
 // MeshStatus is what control answers.
 type MeshStatus struct {
 	ObservedGeneration int64              `json:"observedGeneration,omitempty"`
 	TrustDomain        string             `json:"trustDomain,omitempty"`
+	Mode               string             `json:"mode,omitempty"`
+	OutboundMode       string             `json:"outboundMode,omitempty"`
 	Pods               PodCounts          `json:"pods"`
 	Nodes              NodeCounts         `json:"nodes"`
 	Waiting            []WaitedNode       `json:"waiting,omitempty"`
@@ -163,6 +207,10 @@ type MeshFacts struct {
 	// Policy holds: what the spec says or, where it cannot be understood, what
 	// it said before.
 	Policy Policy
+	// Modes hold as Policy does.
+	Modes Modes
+	// Effective is the mode of the whole mesh, after PeerAuthentications.
+	Effective mesh.Mode
 }
 
 var namespaceName = regexp.MustCompile(`^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$`)
@@ -176,7 +224,7 @@ func (r *reader) mesh(list []*Mesh) MeshFacts {
 			continue
 		}
 		f.Found, f.Generation, f.Shown = true, m.Generation, m.Status
-		f.Policy, f.Faults = r.understand(m.Spec)
+		f.Policy, f.Modes, f.Faults = r.understand(m.Spec)
 	}
 	for _, fault := range f.Faults {
 		r.problem("Mesh", "", MeshName, fault)
@@ -184,8 +232,9 @@ func (r *reader) mesh(list []*Mesh) MeshFacts {
 	return f
 }
 
-func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
+func (r *reader) understand(s MeshSpec) (p Policy, m Modes, told []string) {
 	var f faults
+	m = r.understandModes(s, &f)
 	p = Policy{Enrollment: s.Enrollment, Namespaces: make(map[string]bool)}
 	if !slices.Contains([]string{"", Labeled, All, None}, s.Enrollment) {
 		f.add("enrollment %.80q: want %s, %s or %s; what held before holds", s.Enrollment, Labeled, All, None)
@@ -214,7 +263,7 @@ func (r *reader) understand(s MeshSpec) (p Policy, told []string) {
 		f.add("trustDomain %.255q: control was started with %s: say that here, or start it with the other, and a CA made for it", s.TrustDomain, r.cfg.TrustDomain)
 	}
 	p.Trust = r.trust(s, &f)
-	return p, f.told()
+	return p, m, f.told()
 }
 
 // system tells whether a namespace is never enrolled: what starts the cluster, and
@@ -239,6 +288,8 @@ const (
 	OptedOut = "OptedOut"
 	// PartlyExcluded by annotations.
 	PartlyExcluded = "PartlyExcluded"
+	// PlaintextAllowed by annotations, or an exception of the Mesh, although the mode may be strict.
+	PlaintextAllowed = "PlaintextAllowed"
 )
 
 func (e Exception) compare(f Exception) int {

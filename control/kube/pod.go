@@ -42,6 +42,7 @@ func (r *reader) readPod(p *PodObject) (*mesh.Workload, *Pod) {
 	if w != nil {
 		w.ExcludeInbound, w.ExcludeOutbound = m.ExcludeInbound, m.ExcludeOutbound
 		w.HostPorts = r.hostPorts(p)
+		w.Mode = r.ownMode(p, w.OwnerName, m.Enroll)
 	}
 	return w, &Pod{Pod: m, Node: p.Spec.NodeName, Workload: w, Shown: shown(p), Ending: p.DeletionTimestamp != nil, Contested: r.isContested(p)}
 }

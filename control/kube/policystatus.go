@@ -39,10 +39,14 @@ const (
 	OutsideMesh = "OutsideMesh"
 	// DryRun: it is told what it would do.
 	DryRun = "DryRun"
+	// Older: an older one counts in its stead.
+	Older = "Older"
 )
 
 // PolicyFacts is what people should see of a policy, and what they see.
 type PolicyFacts struct {
+	// Kind is PeerKind, or "" for an AuthorizationPolicy.
+	Kind            string
 	Namespace, Name string
 	Generation      int64
 	Shown           PolicyStatus
@@ -50,24 +54,31 @@ type PolicyFacts struct {
 	Want [2]metav1.Condition
 }
 
-// Key is NAMESPACE/NAME.
-func (f PolicyFacts) Key() string { return f.Namespace + "/" + f.Name }
+// Key is NAMESPACE/NAME, after the kind if that is another than AuthorizationPolicy.
+func (f PolicyFacts) Key() string { return keyOfPolicy(f.Kind, f.Namespace, f.Name) }
+
+func keyOfPolicy(kind, namespace, name string) string {
+	if kind == "" {
+		return namespace + "/" + name
+	}
+	return kind + " " + namespace + "/" + name
+}
 
 func (f PolicyFacts) compare(g PolicyFacts) int {
-	return cmp.Or(cmp.Compare(f.Namespace, g.Namespace), cmp.Compare(f.Name, g.Name))
+	return cmp.Or(cmp.Compare(f.Kind, g.Kind), cmp.Compare(f.Namespace, g.Namespace), cmp.Compare(f.Name, g.Name))
 }
 
 func factsOf(p *AuthorizationPolicy, t *translation, counts podCounts) PolicyFacts {
 	return PolicyFacts{
 		Namespace: p.Namespace, Name: p.Name, Generation: p.Generation, Shown: p.Status,
-		Want: [2]metav1.Condition{accepted(t), enforced(t, counts)},
+		Want: [2]metav1.Condition{accepted(t.faults), enforced(t, counts)},
 	}
 }
 
-func accepted(t *translation) metav1.Condition {
+func accepted(list []Fault) metav1.Condition {
 	c := metav1.Condition{Type: PolicyAccepted, Status: metav1.ConditionTrue, Reason: Accepted, Message: "the whole policy is enforced as written"}
 	var told faults
-	for _, f := range t.faults {
+	for _, f := range list {
 		if f.Reason == "" {
 			continue
 		}
@@ -76,8 +87,8 @@ func accepted(t *translation) metav1.Condition {
 		}
 		told.add("%s (%s; remedy: %s)", f, f.Effect, f.Remedy)
 	}
-	if list := told.told(); len(list) > 0 {
-		c.Message = strings.Join(list, "\n")
+	if texts := told.told(); len(texts) > 0 {
+		c.Message = strings.Join(texts, "\n")
 	}
 	return c
 }
@@ -158,12 +169,13 @@ func (f PolicyFacts) Conditions(now time.Time) (all []json.RawMessage, differs b
 
 // PolicyView is all the conditions of one policy, as they are and as they should be.
 type PolicyView struct {
+	Kind            string // as that of PolicyFacts
 	Namespace, Name string
 	Is, Want        []json.RawMessage
 }
 
-// Key is NAMESPACE/NAME.
-func (v PolicyView) Key() string { return v.Namespace + "/" + v.Name }
+// Key is that of PolicyFacts.
+func (v PolicyView) Key() string { return keyOfPolicy(v.Kind, v.Namespace, v.Name) }
 
 // mostPolicies is how many policies are written before pods have their turn again. What is
 // left comes with the next view: what was written comes back, and makes one.
@@ -190,7 +202,7 @@ func (d *Display) showPolicies(ctx context.Context, list []PolicyView) error {
 			err = d.showPolicy(ctx, v)
 		}
 		if err != nil {
-			return fmt.Errorf("show conditions of AuthorizationPolicy %s: %w", v.Key(), err)
+			return fmt.Errorf("show conditions of policy %s: %w", v.Key(), err)
 		}
 		d.policies[v.Key()] = writtenPolicy{want, time.Now()}
 	}
@@ -220,7 +232,11 @@ func (d *Display) showPolicy(ctx context.Context, v PolicyView) error {
 	if err != nil {
 		return err
 	}
-	_, err = firstFound(d.client.Policies, func(r dynamic.NamespaceableResourceInterface) (*unstructured.Unstructured, error) {
+	versions := d.client.Policies
+	if v.Kind == PeerKind {
+		versions = d.client.Peers
+	}
+	_, err = firstFound(versions, func(r dynamic.NamespaceableResourceInterface) (*unstructured.Unstructured, error) {
 		return r.Namespace(v.Namespace).Patch(ctx, v.Name, how, patch, metav1.PatchOptions{FieldManager: fieldManager}, "status")
 	})
 	if apierrors.IsNotFound(err) || apierrors.IsInvalid(err) || apierrors.IsConflict(err) {

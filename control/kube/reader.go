@@ -11,6 +11,7 @@ import (
 type reader struct {
 	cfg    BuildConfig
 	policy Policy // of the Mesh
+	modes  Modes
 	around around
 	out    sink
 }

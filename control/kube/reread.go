@@ -21,12 +21,13 @@ func (b *Builder) readMesh() {
 	}
 	facts := b.reader.mesh(slices.Collect(maps.Values(b.meshes)))
 	b.tell(meshPiece{})
+	facts.Effective = b.facts.Effective // see readModes
 	b.batch.delta.Mesh = !reflect.DeepEqual(facts, b.facts)
-	b.facts, b.reader.cfg.Before = facts, facts.Policy
-	had := b.reader.policy
-	b.reader.policy = facts.Policy
+	b.facts, b.reader.cfg.Before, b.reader.cfg.BeforeModes = facts, facts.Policy, &facts.Modes
+	had, modes := b.reader.policy, b.reader.modes
+	b.reader.policy, b.reader.modes = facts.Policy, facts.Modes
 	b.trust = b.replacePlace(b.trust, b.reader.trustPlace())
-	if had.enrollsLike(facts.Policy) {
+	if had.enrollsLike(facts.Policy) && reflect.DeepEqual(modes.Exceptions, facts.Modes.Exceptions) {
 		return
 	}
 	for _, p := range b.pods {
@@ -398,6 +399,7 @@ func (b *Builder) joined(p *podState, was *podWas) *mesh.Workload {
 	if len(p.serves) == 1 { // as most do, and their siblings do the same
 		unify(&w.Services, &p.serves[0].service.alone)
 	}
+	b.setMode(p, &w)
 	b.police(p, &w)
 	if was.workload != nil && reflect.DeepEqual(*was.workload, w) {
 		return was.workload

@@ -21,6 +21,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	applycorev1 "k8s.io/client-go/applyconfigurations/core/v1"
 	"k8s.io/client-go/util/flowcontrol"
+
+	"tacit.dev/mesh"
 )
 
 const (
@@ -322,7 +324,8 @@ type Summary struct {
 // that stay as they are stay, too.
 func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
 	status = MeshStatus{
-		ObservedGeneration: s.Facts.Generation, TrustDomain: s.TrustDomain, Pods: s.Pods, Nodes: s.Nodes,
+		ObservedGeneration: s.Facts.Generation, TrustDomain: s.TrustDomain,
+		Mode: modeName(s.Facts.Effective.Inbound), OutboundMode: modeName(s.Facts.Effective.Outbound), Pods: s.Pods, Nodes: s.Nodes,
 		Waiting: s.Waiting[:min(len(s.Waiting), MostListed)], Behind: s.Behind[:min(len(s.Behind), MostListed)], Lost: s.Lost[:min(len(s.Lost), mostLost)],
 		Exceptions: Count(s.Exceptions), Unprotected: s.Unprotected[:min(len(s.Unprotected), MostListed)],
 		Conditions: slices.Clone(s.Facts.Shown.Conditions),
@@ -335,6 +338,13 @@ func (s Summary) Status(now time.Time) (status MeshStatus, differs bool) {
 	is, _ := json.Marshal(s.Facts.Shown)
 	want, _ := json.Marshal(status)
 	return status, string(is) != string(want)
+}
+
+func modeName(l mesh.Level) string {
+	if l == mesh.Strict {
+		return StrictMode
+	}
+	return PermissiveMode
 }
 
 func (s Summary) ready() metav1.Condition {

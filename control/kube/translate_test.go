@@ -91,7 +91,8 @@ func decide(t *testing.T, w *mesh.World, connection string) bool {
 	for p := range w.Workloads() {
 		if p.Namespace+"/"+p.Name() == to {
 			c.Destination = netip.AddrPortFrom(p.Addresses[0], uint16(port))
-			return policy.Compile(w.PoliciesOf(p)).Decide(&c).Allowed
+			all, unknown := w.PoliciesOf(p)
+			return policy.Compile(all, unknown, p.Mode).Decide(&c).Allowed
 		}
 	}
 	t.Fatalf("%s: no such pod", connection)
@@ -251,11 +252,11 @@ func TestPoliciesAreBounded(t *testing.T) {
 		faults := CheckPolicy(keepPolicy(p), policyConfig)
 		r := reader{cfg: policyConfig}
 		got := r.translate(keepPolicy(p))
-		if c := accepted(&got); c.Status != metav1.ConditionFalse || len(c.Message) > 4096 || len(faults) == 0 || len(faults) > maxPolicyFaults {
+		if c := accepted(got.faults); c.Status != metav1.ConditionFalse || len(c.Message) > 4096 || len(faults) == 0 || len(faults) > maxPolicyFaults {
 			t.Errorf("%s: %d faults, condition %+.300v", name, len(faults), c)
 		}
 		c := policy.Connection{Source: netip.MustParseAddr("10.0.0.1"), Destination: netip.MustParseAddrPort("10.0.0.2:1")}
-		if policy.Compile([]*mesh.Policy{got.policy}, nil).Decide(&c).Allowed {
+		if policy.Compile([]*mesh.Policy{got.policy}, nil, nil).Decide(&c).Allowed {
 			t.Errorf("%s: it lets somebody in", name)
 		}
 	}
@@ -325,7 +326,7 @@ func FuzzTranslate(f *testing.F) {
 				t.Fatalf("rule %+v, and nobody is told", x)
 			}
 		}
-		if c := accepted(&got); len(c.Message) > 4096 {
+		if c := accepted(got.faults); len(c.Message) > 4096 {
 			t.Fatalf("a message of %d bytes", len(c.Message))
 		}
 	})

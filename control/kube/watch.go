@@ -81,7 +81,7 @@ func (a *API) readMesh(v any) (any, error) {
 		// The schema of the kind keeps this from happening. Without a spec that
 		// can be read what held before holds.
 		a.cfg.Log.Error("Mesh not understood", "name", u.GetName(), "error", err)
-		m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrollment: "?"}}
+		m = Mesh{ObjectMeta: metav1.ObjectMeta{Name: u.GetName(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration()}, Spec: MeshSpec{Enrollment: "?", Mode: "?", Outbound: &MeshOutbound{Mode: "?", Outside: "?"}}}
 	}
 	return keepRead(&m)
 }
@@ -89,14 +89,23 @@ func (a *API) readMesh(v any) (any, error) {
 // watchPolicies watches the kind AuthorizationPolicy, in the first version that there is.
 // Where it is not installed, as before Istio 1.22 the first version, there are no policies.
 func (a *API) watchPolicies() (*optionalWatch, error) {
+	return a.watchVersions(a.cfg.Client.Policies, a.readPolicy, "the kind AuthorizationPolicy is not installed, there are no policies")
+}
+
+// watchPeers watches the kind PeerAuthentication in the same way.
+func (a *API) watchPeers() (*optionalWatch, error) {
+	return a.watchVersions(a.cfg.Client.Peers, a.readPeer, "the kind PeerAuthentication is not installed, the Mesh says all modes")
+}
+
+func (a *API) watchVersions(versions []dynamic.NamespaceableResourceInterface, read cache.TransformFunc, told string) (*optionalWatch, error) {
 	return a.watchOptional(&cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-			return firstFound(a.cfg.Client.Policies, func(r dynamic.NamespaceableResourceInterface) (runtime.Object, error) { return r.List(ctx, o) })
+			return firstFound(versions, func(r dynamic.NamespaceableResourceInterface) (runtime.Object, error) { return r.List(ctx, o) })
 		},
 		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (apiwatch.Interface, error) {
-			return firstFound(a.cfg.Client.Policies, func(r dynamic.NamespaceableResourceInterface) (apiwatch.Interface, error) { return r.Watch(ctx, o) })
+			return firstFound(versions, func(r dynamic.NamespaceableResourceInterface) (apiwatch.Interface, error) { return r.Watch(ctx, o) })
 		},
-	}, &unstructured.Unstructured{}, a.readPolicy, apierrors.IsNotFound, "the kind AuthorizationPolicy is not installed, there are no policies")
+	}, &unstructured.Unstructured{}, read, apierrors.IsNotFound, told)
 }
 
 // firstFound asks for each version of a kind until the API server knows one.
@@ -116,16 +125,38 @@ func (a *API) readPolicy(v any) (any, error) {
 	if !is {
 		return keepRead(v)
 	}
-	p := AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{
-		Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration(), Annotations: u.GetAnnotations(),
-	}}
-	var err error
-	if p.Spec, err = json.Marshal(u.Object["spec"]); err != nil {
-		a.cfg.Log.Error("AuthorizationPolicy not understood", "namespace", u.GetNamespace(), "name", u.GetName(), "error", err)
-		p.Spec = json.RawMessage(`"?"`)
+	p := AuthorizationPolicy{ObjectMeta: metaOf(u)}
+	p.Spec, p.Status = a.rawOf(u)
+	return keepRead(&p)
+}
+
+// readPeer makes a PeerAuthentication of it. One that cannot be read is strict.
+func (a *API) readPeer(v any) (any, error) {
+	u, is := v.(*unstructured.Unstructured)
+	if !is {
+		return keepRead(v)
+	}
+	p := PeerAuthentication{ObjectMeta: metaOf(u)}
+	p.Spec, p.Status = a.rawOf(u)
+	return keepRead(&p)
+}
+
+func metaOf(u *unstructured.Unstructured) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Namespace: u.GetNamespace(), Name: u.GetName(), UID: u.GetUID(), ResourceVersion: u.GetResourceVersion(), Generation: u.GetGeneration(),
+		Annotations: u.GetAnnotations(), CreationTimestamp: u.GetCreationTimestamp(),
+	}
+}
+
+// rawOf are the spec and the status as they came. A spec that cannot be read is nobody's.
+func (a *API) rawOf(u *unstructured.Unstructured) (spec json.RawMessage, s PolicyStatus) {
+	spec, err := json.Marshal(u.Object["spec"])
+	if err != nil {
+		a.cfg.Log.Error("object not understood", "kind", u.GetKind(), "namespace", u.GetNamespace(), "name", u.GetName(), "error", err)
+		spec = json.RawMessage(`"?"`)
 	}
 	if status, err := json.Marshal(u.Object["status"]); err == nil && len(status) <= maxPolicyStatus {
-		_ = p.Status.UnmarshalJSON(status) // never fails
+		_ = s.UnmarshalJSON(status) // never fails
 	}
-	return keepRead(&p)
+	return spec, s
 }

@@ -102,8 +102,8 @@ func (k *knowledge) apply(c mesh.Changes) <-chan struct{} {
 	return e.settled
 }
 
-// addressesOf are those of the workloads that are new or other ones; nil, for all, if only the last
-// part is there.
+// addressesOf are those of the workloads and places that are new or other ones; nil, for all, if only the
+// last part is there, or other ranges are.
 func addressesOf(c mesh.Changes, isPart bool) []netip.Addr {
 	if isPart {
 		return nil
@@ -111,6 +111,12 @@ func addressesOf(c mesh.Changes, isPart bool) []netip.Addr {
 	all := make([]netip.Addr, 0, len(c.Workloads))
 	for _, w := range c.Workloads {
 		all = append(all, w.Addresses...)
+	}
+	for _, p := range c.Places {
+		if len(p.Ranges) > 0 {
+			return nil
+		}
+		all = append(all, p.Addresses...)
 	}
 	return all
 }

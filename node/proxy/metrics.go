@@ -49,6 +49,7 @@ type metrics struct {
 	policyResets prometheus.Counter
 	trustResets  *prometheus.CounterVec
 	dryRuns      prometheus.Counter
+	exceptions   [2]prometheus.Counter
 	// waited are how long handshakes waited for their turn, if they did.
 	waited [2]prometheus.Observer
 }
@@ -84,7 +85,14 @@ func newMetrics(reg *prometheus.Registry, p *Proxy) *metrics {
 		Name: "tacit_policy_dry_runs_total",
 		Help: "Inbound connections that dry-run policies would decide otherwise.",
 	})
-	reg.MustRegister(m.refusals, m.otherPorts, m.retries, m.acceptErrors, m.policyResets, m.trustResets, m.dryRuns)
+	exceptions := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "tacit_strict_exceptions_total",
+		Help: "Connections in plaintext that passed a strict mode, because an exception is set for them.",
+	}, []string{"direction"})
+	for _, inbound := range []bool{false, true} {
+		m.exceptions[index(inbound)] = exceptions.WithLabelValues(direction(inbound))
+	}
+	reg.MustRegister(exceptions, m.refusals, m.otherPorts, m.retries, m.acceptErrors, m.policyResets, m.trustResets, m.dryRuns)
 	m.registerKinds(reg)
 	m.registerWaits(reg)
 	registerGauges(reg, p)
@@ -189,5 +197,7 @@ func (m *metrics) judged(why *refusal) {
 	}
 	m.policyResets.Inc()
 }
+
+func (m *metrics) exception(inbound bool) { m.exceptions[index(inbound)].Inc() }
 
 func (m *metrics) otherPort(reason string) { m.otherPorts.WithLabelValues(reason).Inc() }

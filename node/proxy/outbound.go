@@ -54,7 +54,9 @@ func (d *pod) reach(ctx context.Context, j *journey) (far relay.Conn, sent int64
 	defer func() { d.p.know.release(j.lease) }()
 	f, w := d.facts.Load(), d.p.know.world()
 	j.flow.Source = d.self(w)
-	r, err := f.caller.find(w, j.flow.Dialled)
+	from := f.caller
+	from.mayReach = d.mayReach(w, j.flow.Dialled)
+	r, err := from.find(w, j.flow.Dialled)
 	j.flow.Service = r.service
 	if err != nil {
 		return nil, 0, err
@@ -121,6 +123,7 @@ func (d *pod) try(ctx context.Context, within bounds, t target, j *journey, firs
 		far, err = d.tryPlain(ctx, within.reach, t, j)
 		return far, time.Since(began), err
 	}
+	d.follows(j, nil) // that of a target before
 	w := d.p.know.world()
 	if why := revoked(w, t.workload.ID); why != nil {
 		return nil, 0, why
@@ -207,6 +210,11 @@ func (j *journey) towards(t target, inside bool) {
 
 // tryPlain dials one that is not reached by direct.
 func (d *pod) tryPlain(ctx context.Context, within time.Duration, t target, j *journey) (relay.Conn, error) {
+	if !t.within {
+		if err := d.letOut(j, t); err != nil {
+			return nil, err
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	var c *net.TCPConn

@@ -19,6 +19,8 @@ import (
 //	knowledge.apply: the next World decides ──► review: what is open and denied now is reset
 //	                                              └──► only then is that World settled
 //
+// What leaves the pod in plaintext goes the same way (letOut): the mode of the pod decides.
+//
 // A passage is entered before it is decided. So a World that comes between the two either
 // decides it, or finds it open.
 
@@ -33,16 +35,19 @@ const spareSets = 64
 func isDenied(err error) bool { return errors.As(err, new(denial)) }
 
 // passage is an inbound connection that a policy has let in, or is about to; or one that is
-// kept for the next.
+// kept for the next; or one that leaves in plaintext.
 type passage struct {
+	// connection is what comes in. Of one that leaves, its Source is where that leads.
 	connection policy.Connection
+	// departure is one that leaves, nil for what comes in.
+	departure *policy.Departure
 	// end ends it, for a reason. It may be called at any time, also after its end.
 	end func(*refusal)
 	// next and before are those of the same source; guarded by passages.mu.
 	next, before *passage
 }
 
-// passages are those of one pod, by source. It is safe for concurrent use.
+// passages are those of one pod, by the address at the other end. It is safe for concurrent use.
 type passages struct {
 	mu   sync.Mutex
 	from map[netip.Addr]*passage // the first of each source
@@ -125,19 +130,25 @@ type laws struct {
 }
 
 // compile makes the Set of who is self in w. Which policies name somebody who is not known
-// is not known either.
+// is not known either, nor which mode that has.
 func (l *laws) compile(w *mesh.World, d *pod, self *mesh.Peer) *policy.Set {
 	var unknown []string
 	f := d.facts.Load()
+	own := (*mesh.Mode)(nil)
 	if self == nil {
 		if self = f.workload; w.HasNamed() {
 			unknown = []string{"of " + f.pod}
 		}
+		if w.HasModes() {
+			own = mesh.StrictMode()
+		}
+	} else {
+		own = self.Mode
 	}
 	all, missing := w.PoliciesOf(self)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.book.Compile(all, append(unknown, missing...))
+	return l.book.Compile(all, append(unknown, missing...), own)
 }
 
 // law returns what applies to the pod in w.
@@ -159,7 +170,7 @@ func (d *pod) newLaw(w *mesh.World, self *mesh.Peer) *law {
 }
 
 func sameLaw(a, b *mesh.Peer) bool {
-	return a == b || a != nil && b != nil && a.Namespace == b.Namespace && slices.Equal(a.Policies, b.Policies)
+	return a == b || a != nil && b != nil && a.Namespace == b.Namespace && slices.Equal(a.Policies, b.Policies) && a.Mode.Equal(b.Mode)
 }
 
 // own is the pod itself in w, and never another one that has its address: nil then.
@@ -176,22 +187,62 @@ func (d *pod) own(w *mesh.World) *mesh.Peer {
 // permit lets j pass, of a peer that has proved id, or is nobody. The passage is open from
 // before the decision until finished.
 func (d *pod) permit(j *journey, id mesh.ID) error {
-	d.passages.leave(j.passage)
-	j.passage = &passage{connection: j.connection(id), end: func(why *refusal) { j.queued.reset(why) }}
-	d.passages.enter(j.passage)
-	c := &j.passage.connection
+	d.follows(j, &passage{connection: j.connection(id), end: func(why *refusal) { j.queued.reset(why) }})
+	c := j.passage.connection
 	w := d.p.know.world()
 	set := d.law(w).set
-	v := set.Decide(c)
-	if tried, is := set.Try(c); is && tried.Allowed != v.Allowed {
+	v := judge(&c, set, w)
+	if tried, is := set.Try(&c); is && tried.Allowed != v.Allowed {
 		j.flow.DryRun = tried.String()
 		d.p.metrics.dryRuns.Inc()
 	}
 	j.flow.Policy = v.Policy
-	if why := d.object(c, v, w); why != nil {
+	if why := d.object(&c, v, w); why != nil {
 		return why
 	}
+	if set.IsException(&c) {
+		return d.except(j, true)
+	}
 	return nil
+}
+
+// follows has j found by p from now on, and by no other one.
+func (d *pod) follows(j *journey, p *passage) {
+	d.passages.leave(j.passage)
+	if j.passage = p; p != nil {
+		d.passages.enter(p)
+	}
+}
+
+// except lets plaintext pass although the mode is strict, and counts it where an exception says so.
+// Without a certificate not even that passes. That has ended when control has been away for long,
+// and the World is too old.
+func (d *pod) except(j *journey, counts bool) error {
+	if _, err := d.leaf(); err != nil {
+		return err
+	}
+	if counts {
+		d.p.metrics.exception(j.inbound)
+	}
+	return nil
+}
+
+// judge decides about c by the set and w.
+func judge(c *policy.Connection, set *policy.Set, w *mesh.World) policy.Verdict {
+	c.FromNode = w.IsNode(c.Source)
+	return set.Decide(c)
+}
+
+// objection tells why what is open may not be, nil if it may.
+func (d *pod) objection(p *passage, set *policy.Set, w *mesh.World) *refusal {
+	if p.departure != nil {
+		if v := judgeDeparture(*p.departure, set, w); !v.Allowed {
+			return denied(v)
+		}
+		return nil
+	}
+	c := p.connection
+	return d.object(&c, judge(&c, set, w), w)
 }
 
 // object tells why a connection may not be open, nil if it may. Whoever has the address of
@@ -213,7 +264,13 @@ func (d *pod) object(c *policy.Connection, v policy.Verdict, w *mesh.World) *ref
 	return nil
 }
 
-func denied(v policy.Verdict) *refusal { return &refusal{reasonDenied, flagDenied, denial{v}} }
+func denied(v policy.Verdict) *refusal {
+	reason := reasonDenied
+	if v.Reason == policy.Strict {
+		reason = reasonStrict
+	}
+	return &refusal{reason, flagDenied, denial{v}}
+}
 
 // connection is what policies see of j.
 func (j *journey) connection(id mesh.ID) policy.Connection {
@@ -253,7 +310,7 @@ func (p *Proxy) review(w *mesh.World, sources []netip.Addr) {
 			continue
 		}
 		for _, one := range d.passages.list(look) {
-			if why := d.object(&one.connection, now.set.Decide(&one.connection), w); why != nil {
+			if why := d.objection(one, now.set, w); why != nil {
 				one.end(why)
 				p.metrics.judged(why)
 			}

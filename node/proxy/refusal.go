@@ -40,6 +40,7 @@ const (
 	reasonDenied          = "denied"
 	reasonRevoked         = "revoked"
 	reasonMaxAge          = "max_age"
+	reasonStrict          = "strict"
 )
 
 // Envoy's response flags, as Istio's dashboards know them.

@@ -43,6 +43,8 @@ type caller struct {
 	pick func(n int) int
 	// affinity is the pod's; nil for none.
 	affinity *affinity
+	// mayReach tells which targets it may reach; nil for all.
+	mayReach func(target) bool
 }
 
 // find decides where a connection to the address to leads. It is pure but for the clock
@@ -145,6 +147,15 @@ func (c *caller) findEndpoints(w *mesh.World, s *mesh.Service, to netip.AddrPort
 			r.targets = append(r.targets, t)
 		}
 	}
+	if c.mayReach != nil && !all(r.targets, c.mayReach) {
+		may := only(endpoints, func(e mesh.Endpoint) bool {
+			t, ok := c.endpoint(w, e, to.Addr())
+			return ok && c.mayReach(t)
+		})
+		if len(may) > 0 { // otherwise the refusal names one that is there
+			return c.findEndpoints(w, s, to, may)
+		}
+	}
 	if len(r.targets) < len(chosen) {
 		return c.findEndpoints(w, s, to, only(endpoints, func(e mesh.Endpoint) bool {
 			_, ok := c.endpoint(w, e, to.Addr())
@@ -238,6 +249,10 @@ func addressLike(wl *mesh.Peer, a netip.Addr) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
+}
+
+func all(targets []target, f func(target) bool) bool {
+	return !slices.ContainsFunc(targets, func(t target) bool { return !f(t) })
 }
 
 // sample returns at most k different numbers of [0,n), each order of them

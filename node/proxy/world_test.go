@@ -94,6 +94,7 @@ type cluster struct {
 	// pods in the order of their making.
 	pods     []*testPod
 	services []*mesh.Service
+	places   []*mesh.Place
 	// policies are those that order has told.
 	policies []*mesh.Policy
 	nodes    []*node
@@ -204,7 +205,7 @@ func (c *cluster) told() mesh.Changes {
 		wl := *p.wl
 		wls = append(wls, &wl)
 	}
-	return mesh.Changes{Workloads: wls, Services: c.services}
+	return mesh.Changes{Workloads: wls, Services: c.services, Places: c.places}
 }
 
 // publish gives the World to all nodes.

@@ -82,6 +82,16 @@ func encodeMore(m *message.Workload, w *mesh.Workload) (*message.Address, error)
 		}
 		m.Extensions = append(m.Extensions, e)
 	}
+	if w.Mode != nil {
+		if err := w.Mode.Check(); err != nil {
+			return nil, err
+		}
+		e, err := newExtension(modeExtension, encodeMode(w.Mode))
+		if err != nil {
+			return nil, err
+		}
+		m.Extensions = append(m.Extensions, e)
+	}
 	if w.Listed {
 		e, err := newExtension(listedExtension, &message.Listed{Of: w.Of})
 		if err != nil {
@@ -199,7 +209,7 @@ func decodeWorkload(m *message.Workload) (*mesh.Workload, error) {
 	if w.ExcludeInbound, err = decodeNumbers(excluded.GetExcludeInbound()); err != nil {
 		return nil, err
 	}
-	w.MarkedPorts = excluded.GetMarkedPorts()
+	w.MarkedPorts, w.Mode = excluded.GetMarkedPorts(), modeOf(m.GetExtensions())
 	w.ExcludeOutbound, err = decodeExclusions(excluded.GetExcludeOutbound())
 	return w, err
 }

@@ -33,7 +33,7 @@ func TestFieldNumbers(t *testing.T) {
 		{&message.NetworkAddress{}, "istio.workload.NetworkAddress", `network=1 address=2 length=3`},
 		{&message.GatewayAddress{}, "istio.workload.GatewayAddress", `hostname=1 address=2 hbone_mtls_port=3`},
 		{&message.LoadBalancing{}, "istio.workload.LoadBalancing", `routing_preference=1 mode=2 health_policy=3`},
-		{&message.Authorization{}, "istio.security.Authorization", `name=1 namespace=2 scope=3 action=4 rules=5 dry_run=6`},
+		{&message.Authorization{}, "istio.security.Authorization", `name=1 namespace=2 scope=3 action=4 rules=5 dry_run=6 mode=15013`},
 		{&message.Rule{}, "istio.security.Rule", `clauses=1 unenforceable=15012`},
 		{&message.Clause{}, "istio.security.Clause", `matches=2`},
 		{&message.Match{}, "istio.security.Match", `namespaces=1 not_namespaces=2 principals=3 not_principals=4 source_ips=5 not_source_ips=6

@@ -41,6 +41,9 @@ func encodePolicy(p *mesh.Policy) (proto.Message, error) {
 		}
 	}
 	m := &message.Authorization{Name: p.Name, Namespace: p.Namespace, Scope: scopes[p.Scope], Action: actions[p.Action], DryRun: p.DryRun}
+	if p.Mode != nil {
+		m.Mode = encodeMode(p.Mode)
+	}
 	for _, r := range p.Rules {
 		m.Rules = append(m.Rules, encodeRule(p.Action, r))
 	}
@@ -117,6 +120,9 @@ func decodePolicy(m *message.Authorization) (*mesh.Policy, error) {
 	if len(m.GetRules()) > mesh.MaxPolicyRules || isForeign(m) || p.Action == "" {
 		return p.Refused(fmt.Sprintf("%d rules and action %s: want at most %d, and nothing that is newer than this proxy",
 			len(m.GetRules()), m.GetAction(), mesh.MaxPolicyRules)), nil
+	}
+	if m.Mode != nil {
+		p.Mode = decodeMode(m.GetMode())
 	}
 	for _, x := range m.GetRules() {
 		r, err := decodeRule(x)

@@ -190,3 +190,39 @@ func FuzzPolicy(f *testing.F) {
 		}
 	})
 }
+
+// What a mode says that is not known, or not possible, is strict, and has no exceptions.
+func TestModeThatIsNotUnderstoodIsStrict(t *testing.T) {
+	newer := &message.Mode{Inbound: message.Level_LEVEL_PERMISSIVE}
+	newer.ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 99, protowire.VarintType), 1))
+	for name, m := range map[string]*message.Mode{
+		"a newer field":       newer,
+		"a newer level":       {Inbound: 7, Outbound: 7, Outside: 7},
+		"port 70000":          {Ports: []*message.PortLevel{{Port: 70000}}},
+		"no port":             {Ports: []*message.PortLevel{{Level: message.Level_LEVEL_PERMISSIVE}}},
+		"a range of 33 bits":  {Admit: []*message.Admission{{From: []*message.Range{{Address: make([]byte, 4), Length: 33}}}}},
+		"every destination":   {Allowed: []*message.Exclusion{{}}},
+		"an address of 3":     {Allowed: []*message.Exclusion{{Address: make([]byte, 3)}}},
+		"an admission of 1e6": {Admit: []*message.Admission{{Port: 1e6}}},
+	} {
+		if got := decodeMode(m); !got.Equal(mesh.StrictMode()) {
+			t.Errorf("%s: %+v", name, got)
+		}
+		e, err := newExtension(modeExtension, m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w, err := decodeWorkload(&message.Workload{Uid: "u", Namespace: "ns", Extensions: []*message.Extension{e}})
+		if err != nil || !w.Mode.Equal(mesh.StrictMode()) {
+			t.Errorf("%s, of a workload: %+v, %v", name, w, err)
+		}
+	}
+	if m := modeOf([]*message.Extension{{Name: modeExtension, Config: &anypb.Any{TypeUrl: "nonsense"}}}); !m.Equal(mesh.StrictMode()) {
+		t.Errorf("nonsense: %+v", m)
+	}
+	// With rules it is no mode, and denies.
+	p, err := decodePolicy(&message.Authorization{Namespace: "d", Name: "x", Action: message.Action_DENY, Mode: &message.Mode{}, Rules: []*message.Rule{{}}})
+	if err != nil || p.Mode != nil || len(p.Rules) != 1 || p.Rules[0].Unenforceable == "" {
+		t.Errorf("a mode with rules: %+v, %v", p, err)
+	}
+}

@@ -96,6 +96,9 @@ func (r *randomMesh) workload(i int) *mesh.Workload {
 	for range r.IntN(3) {
 		w.Policies = append(w.Policies, r.policy(r.IntN(10)).Key())
 	}
+	if r.IntN(4) == 0 {
+		w.Mode = r.mode()
+	}
 	return w
 }
 
@@ -104,10 +107,30 @@ func (r *randomMesh) policy(i int) *mesh.Policy {
 	s := r.service(i)
 	p := &mesh.Policy{Namespace: s.Namespace, Name: s.Hostname, Scope: []mesh.Scope{mesh.WholeMesh, mesh.WholeNamespace, mesh.Named}[r.IntN(3)],
 		Action: []mesh.Action{mesh.Allow, mesh.Deny}[r.IntN(2)], DryRun: r.IntN(8) == 0}
+	if p.Scope != mesh.Named && r.IntN(3) == 0 {
+		p.Action, p.DryRun, p.Mode = mesh.Deny, false, r.mode()
+		return p
+	}
 	for range r.IntN(3) {
 		p.Rules = append(p.Rules, r.rule(p.Action))
 	}
 	return p
+}
+
+func (r *randomMesh) mode() *mesh.Mode {
+	levels := []mesh.Level{mesh.Inherited, mesh.Permissive, mesh.Strict}
+	m := &mesh.Mode{Inbound: levels[r.IntN(3)], Outbound: levels[r.IntN(3)], Outside: levels[r.IntN(3)]}
+	for range r.IntN(3) {
+		m.Ports = append(m.Ports, mesh.PortLevel{Port: uint16(1 + r.IntN(9000)), Level: levels[1+r.IntN(2)]})
+		m.Admit = append(m.Admit, mesh.Admission{Port: uint16(r.IntN(2) * 80), From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd00::1/128")}[:r.IntN(3)]})
+		m.Allowed = append(m.Allowed, mesh.Exclusion{Port: 443}, mesh.Exclusion{Prefix: netip.MustParsePrefix("192.0.2.0/24")})
+	}
+	for i := range m.Admit {
+		if len(m.Admit[i].From) == 0 {
+			m.Admit[i].From = nil
+		}
+	}
+	return m
 }
 
 func (r *randomMesh) rule(action mesh.Action) (rule mesh.Rule) {

@@ -23,6 +23,55 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Level int32
+
+const (
+	Level_LEVEL_INHERITED  Level = 0
+	Level_LEVEL_PERMISSIVE Level = 1
+	Level_LEVEL_STRICT     Level = 2
+)
+
+// Enum value maps for Level.
+var (
+	Level_name = map[int32]string{
+		0: "LEVEL_INHERITED",
+		1: "LEVEL_PERMISSIVE",
+		2: "LEVEL_STRICT",
+	}
+	Level_value = map[string]int32{
+		"LEVEL_INHERITED":  0,
+		"LEVEL_PERMISSIVE": 1,
+		"LEVEL_STRICT":     2,
+	}
+)
+
+func (x Level) Enum() *Level {
+	p := new(Level)
+	*p = x
+	return p
+}
+
+func (x Level) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Level) Descriptor() protoreflect.EnumDescriptor {
+	return file_node_proto_enumTypes[0].Descriptor()
+}
+
+func (Level) Type() protoreflect.EnumType {
+	return &file_node_proto_enumTypes[0]
+}
+
+func (x Level) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Level.Descriptor instead.
+func (Level) EnumDescriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{0}
+}
+
 type PodState int32
 
 const (
@@ -59,11 +108,11 @@ func (x PodState) String() string {
 }
 
 func (PodState) Descriptor() protoreflect.EnumDescriptor {
-	return file_node_proto_enumTypes[0].Descriptor()
+	return file_node_proto_enumTypes[1].Descriptor()
 }
 
 func (PodState) Type() protoreflect.EnumType {
-	return &file_node_proto_enumTypes[0]
+	return &file_node_proto_enumTypes[1]
 }
 
 func (x PodState) Number() protoreflect.EnumNumber {
@@ -72,7 +121,7 @@ func (x PodState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use PodState.Descriptor instead.
 func (PodState) EnumDescriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{0}
+	return file_node_proto_rawDescGZIP(), []int{1}
 }
 
 type Crossing int32
@@ -114,11 +163,11 @@ func (x Crossing) String() string {
 }
 
 func (Crossing) Descriptor() protoreflect.EnumDescriptor {
-	return file_node_proto_enumTypes[1].Descriptor()
+	return file_node_proto_enumTypes[2].Descriptor()
 }
 
 func (Crossing) Type() protoreflect.EnumType {
-	return &file_node_proto_enumTypes[1]
+	return &file_node_proto_enumTypes[2]
 }
 
 func (x Crossing) Number() protoreflect.EnumNumber {
@@ -127,7 +176,7 @@ func (x Crossing) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Crossing.Descriptor instead.
 func (Crossing) EnumDescriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{1}
+	return file_node_proto_rawDescGZIP(), []int{2}
 }
 
 // Pod is a pod of the asking agent's own node. Control gives it to no other.
@@ -351,6 +400,199 @@ func (x *Direct) GetMarkedPorts() bool {
 	return false
 }
 
+// Mode is what may be in plaintext: of the whole mesh and of namespaces in an Authorization, of
+// a Workload as the config of its extension tacit.dev/mode.
+type Mode struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Inbound  Level                  `protobuf:"varint,1,opt,name=inbound,proto3,enum=tacit.node.v1.Level" json:"inbound,omitempty"`
+	Ports    []*PortLevel           `protobuf:"bytes,2,rep,name=ports,proto3" json:"ports,omitempty"`
+	Admit    []*Admission           `protobuf:"bytes,3,rep,name=admit,proto3" json:"admit,omitempty"`
+	Outbound Level                  `protobuf:"varint,4,opt,name=outbound,proto3,enum=tacit.node.v1.Level" json:"outbound,omitempty"`
+	// Outbound, to addresses outside of the cluster.
+	Outside Level `protobuf:"varint,5,opt,name=outside,proto3,enum=tacit.node.v1.Level" json:"outside,omitempty"`
+	// Where plaintext may go all the same.
+	Allowed       []*Exclusion `protobuf:"bytes,6,rep,name=allowed,proto3" json:"allowed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mode) Reset() {
+	*x = Mode{}
+	mi := &file_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mode) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mode) ProtoMessage() {}
+
+func (x *Mode) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mode.ProtoReflect.Descriptor instead.
+func (*Mode) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Mode) GetInbound() Level {
+	if x != nil {
+		return x.Inbound
+	}
+	return Level_LEVEL_INHERITED
+}
+
+func (x *Mode) GetPorts() []*PortLevel {
+	if x != nil {
+		return x.Ports
+	}
+	return nil
+}
+
+func (x *Mode) GetAdmit() []*Admission {
+	if x != nil {
+		return x.Admit
+	}
+	return nil
+}
+
+func (x *Mode) GetOutbound() Level {
+	if x != nil {
+		return x.Outbound
+	}
+	return Level_LEVEL_INHERITED
+}
+
+func (x *Mode) GetOutside() Level {
+	if x != nil {
+		return x.Outside
+	}
+	return Level_LEVEL_INHERITED
+}
+
+func (x *Mode) GetAllowed() []*Exclusion {
+	if x != nil {
+		return x.Allowed
+	}
+	return nil
+}
+
+type PortLevel struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Level         Level                  `protobuf:"varint,2,opt,name=level,proto3,enum=tacit.node.v1.Level" json:"level,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PortLevel) Reset() {
+	*x = PortLevel{}
+	mi := &file_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PortLevel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PortLevel) ProtoMessage() {}
+
+func (x *PortLevel) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PortLevel.ProtoReflect.Descriptor instead.
+func (*PortLevel) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PortLevel) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *PortLevel) GetLevel() Level {
+	if x != nil {
+		return x.Level
+	}
+	return Level_LEVEL_INHERITED
+}
+
+// Admission: port 0 means all ports, no range the addresses of nodes.
+type Admission struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	From          []*Range               `protobuf:"bytes,2,rep,name=from,proto3" json:"from,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Admission) Reset() {
+	*x = Admission{}
+	mi := &file_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Admission) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Admission) ProtoMessage() {}
+
+func (x *Admission) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Admission.ProtoReflect.Descriptor instead.
+func (*Admission) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Admission) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *Admission) GetFrom() []*Range {
+	if x != nil {
+		return x.From
+	}
+	return nil
+}
+
 // Listed is the config of the extension tacit.dev/listed of a Workload that is no pod but
 // an address that a service lists.
 type Listed struct {
@@ -363,7 +605,7 @@ type Listed struct {
 
 func (x *Listed) Reset() {
 	*x = Listed{}
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -375,7 +617,7 @@ func (x *Listed) String() string {
 func (*Listed) ProtoMessage() {}
 
 func (x *Listed) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[3]
+	mi := &file_node_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -388,7 +630,7 @@ func (x *Listed) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Listed.ProtoReflect.Descriptor instead.
 func (*Listed) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{3}
+	return file_node_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Listed) GetOf() string {
@@ -414,7 +656,7 @@ type Place struct {
 
 func (x *Place) Reset() {
 	*x = Place{}
-	mi := &file_node_proto_msgTypes[4]
+	mi := &file_node_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -426,7 +668,7 @@ func (x *Place) String() string {
 func (*Place) ProtoMessage() {}
 
 func (x *Place) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[4]
+	mi := &file_node_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -439,7 +681,7 @@ func (x *Place) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Place.ProtoReflect.Descriptor instead.
 func (*Place) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{4}
+	return file_node_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Place) GetContested() bool {
@@ -483,7 +725,7 @@ type Trust struct {
 
 func (x *Trust) Reset() {
 	*x = Trust{}
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -495,7 +737,7 @@ func (x *Trust) String() string {
 func (*Trust) ProtoMessage() {}
 
 func (x *Trust) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[5]
+	mi := &file_node_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -508,7 +750,7 @@ func (x *Trust) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Trust.ProtoReflect.Descriptor instead.
 func (*Trust) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{5}
+	return file_node_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Trust) GetRevoked() []string {
@@ -535,7 +777,7 @@ type Range struct {
 
 func (x *Range) Reset() {
 	*x = Range{}
-	mi := &file_node_proto_msgTypes[6]
+	mi := &file_node_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -547,7 +789,7 @@ func (x *Range) String() string {
 func (*Range) ProtoMessage() {}
 
 func (x *Range) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[6]
+	mi := &file_node_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -560,7 +802,7 @@ func (x *Range) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Range.ProtoReflect.Descriptor instead.
 func (*Range) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{6}
+	return file_node_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Range) GetAddress() []byte {
@@ -587,7 +829,7 @@ type HostPorts struct {
 
 func (x *HostPorts) Reset() {
 	*x = HostPorts{}
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -599,7 +841,7 @@ func (x *HostPorts) String() string {
 func (*HostPorts) ProtoMessage() {}
 
 func (x *HostPorts) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -612,7 +854,7 @@ func (x *HostPorts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPorts.ProtoReflect.Descriptor instead.
 func (*HostPorts) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{7}
+	return file_node_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *HostPorts) GetPorts() []*HostPort {
@@ -634,7 +876,7 @@ type HostPort struct {
 
 func (x *HostPort) Reset() {
 	*x = HostPort{}
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -646,7 +888,7 @@ func (x *HostPort) String() string {
 func (*HostPort) ProtoMessage() {}
 
 func (x *HostPort) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[8]
+	mi := &file_node_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -659,7 +901,7 @@ func (x *HostPort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostPort.ProtoReflect.Descriptor instead.
 func (*HostPort) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{8}
+	return file_node_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *HostPort) GetAddress() []byte {
@@ -697,7 +939,7 @@ type External struct {
 
 func (x *External) Reset() {
 	*x = External{}
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +951,7 @@ func (x *External) String() string {
 func (*External) ProtoMessage() {}
 
 func (x *External) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[9]
+	mi := &file_node_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +964,7 @@ func (x *External) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use External.ProtoReflect.Descriptor instead.
 func (*External) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{9}
+	return file_node_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *External) GetAddresses() [][]byte {
@@ -763,7 +1005,7 @@ type NodePort struct {
 
 func (x *NodePort) Reset() {
 	*x = NodePort{}
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +1017,7 @@ func (x *NodePort) String() string {
 func (*NodePort) ProtoMessage() {}
 
 func (x *NodePort) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[10]
+	mi := &file_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +1030,7 @@ func (x *NodePort) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodePort.ProtoReflect.Descriptor instead.
 func (*NodePort) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{10}
+	return file_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *NodePort) GetNode() uint32 {
@@ -817,7 +1059,7 @@ type Exclusion struct {
 
 func (x *Exclusion) Reset() {
 	*x = Exclusion{}
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -829,7 +1071,7 @@ func (x *Exclusion) String() string {
 func (*Exclusion) ProtoMessage() {}
 
 func (x *Exclusion) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[11]
+	mi := &file_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -842,7 +1084,7 @@ func (x *Exclusion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exclusion.ProtoReflect.Descriptor instead.
 func (*Exclusion) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{11}
+	return file_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Exclusion) GetAddress() []byte {
@@ -888,7 +1130,7 @@ type PodReport struct {
 
 func (x *PodReport) Reset() {
 	*x = PodReport{}
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -900,7 +1142,7 @@ func (x *PodReport) String() string {
 func (*PodReport) ProtoMessage() {}
 
 func (x *PodReport) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[12]
+	mi := &file_node_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -913,7 +1155,7 @@ func (x *PodReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PodReport.ProtoReflect.Descriptor instead.
 func (*PodReport) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{12}
+	return file_node_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *PodReport) GetSequence() uint64 {
@@ -996,7 +1238,7 @@ type ReportAck struct {
 
 func (x *ReportAck) Reset() {
 	*x = ReportAck{}
-	mi := &file_node_proto_msgTypes[13]
+	mi := &file_node_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1250,7 @@ func (x *ReportAck) String() string {
 func (*ReportAck) ProtoMessage() {}
 
 func (x *ReportAck) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[13]
+	mi := &file_node_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1263,7 @@ func (x *ReportAck) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportAck.ProtoReflect.Descriptor instead.
 func (*ReportAck) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{13}
+	return file_node_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ReportAck) GetSequence() uint64 {
@@ -1043,7 +1285,7 @@ type PairReport struct {
 
 func (x *PairReport) Reset() {
 	*x = PairReport{}
-	mi := &file_node_proto_msgTypes[14]
+	mi := &file_node_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1055,7 +1297,7 @@ func (x *PairReport) String() string {
 func (*PairReport) ProtoMessage() {}
 
 func (x *PairReport) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[14]
+	mi := &file_node_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1068,7 +1310,7 @@ func (x *PairReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PairReport.ProtoReflect.Descriptor instead.
 func (*PairReport) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{14}
+	return file_node_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *PairReport) GetSequence() uint64 {
@@ -1111,7 +1353,7 @@ type Pair struct {
 
 func (x *Pair) Reset() {
 	*x = Pair{}
-	mi := &file_node_proto_msgTypes[15]
+	mi := &file_node_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1123,7 +1365,7 @@ func (x *Pair) String() string {
 func (*Pair) ProtoMessage() {}
 
 func (x *Pair) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[15]
+	mi := &file_node_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1136,7 +1378,7 @@ func (x *Pair) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pair.ProtoReflect.Descriptor instead.
 func (*Pair) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{15}
+	return file_node_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Pair) GetSource() *Party {
@@ -1219,7 +1461,7 @@ type Party struct {
 
 func (x *Party) Reset() {
 	*x = Party{}
-	mi := &file_node_proto_msgTypes[16]
+	mi := &file_node_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1231,7 +1473,7 @@ func (x *Party) String() string {
 func (*Party) ProtoMessage() {}
 
 func (x *Party) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[16]
+	mi := &file_node_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1244,7 +1486,7 @@ func (x *Party) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Party.ProtoReflect.Descriptor instead.
 func (*Party) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{16}
+	return file_node_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Party) GetNamespace() string {
@@ -1318,7 +1560,20 @@ const file_node_proto_rawDesc = "" +
 	"\x06Direct\x12'\n" +
 	"\x0fexclude_inbound\x18\x01 \x03(\rR\x0eexcludeInbound\x12C\n" +
 	"\x10exclude_outbound\x18\x02 \x03(\v2\x18.tacit.node.v1.ExclusionR\x0fexcludeOutbound\x12!\n" +
-	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"\x18\n" +
+	"\fmarked_ports\x18\x03 \x01(\bR\vmarkedPorts\"\xac\x02\n" +
+	"\x04Mode\x12.\n" +
+	"\ainbound\x18\x01 \x01(\x0e2\x14.tacit.node.v1.LevelR\ainbound\x12.\n" +
+	"\x05ports\x18\x02 \x03(\v2\x18.tacit.node.v1.PortLevelR\x05ports\x12.\n" +
+	"\x05admit\x18\x03 \x03(\v2\x18.tacit.node.v1.AdmissionR\x05admit\x120\n" +
+	"\boutbound\x18\x04 \x01(\x0e2\x14.tacit.node.v1.LevelR\boutbound\x12.\n" +
+	"\aoutside\x18\x05 \x01(\x0e2\x14.tacit.node.v1.LevelR\aoutside\x122\n" +
+	"\aallowed\x18\x06 \x03(\v2\x18.tacit.node.v1.ExclusionR\aallowed\"K\n" +
+	"\tPortLevel\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12*\n" +
+	"\x05level\x18\x02 \x01(\x0e2\x14.tacit.node.v1.LevelR\x05level\"I\n" +
+	"\tAdmission\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12(\n" +
+	"\x04from\x18\x02 \x03(\v2\x14.tacit.node.v1.RangeR\x04from\"\x18\n" +
 	"\x06Listed\x12\x0e\n" +
 	"\x02of\x18\x01 \x01(\tR\x02of\"\x9e\x01\n" +
 	"\x05Place\x12\x1c\n" +
@@ -1391,7 +1646,11 @@ const file_node_proto_rawDesc = "" +
 	"\aaddress\x18\x05 \x01(\fR\aaddress\x12\x16\n" +
 	"\x06length\x18\x06 \x01(\rR\x06length\x12\x1d\n" +
 	"\n" +
-	"in_cluster\x18\a \x01(\bR\tinCluster*p\n" +
+	"in_cluster\x18\a \x01(\bR\tinCluster*D\n" +
+	"\x05Level\x12\x13\n" +
+	"\x0fLEVEL_INHERITED\x10\x00\x12\x14\n" +
+	"\x10LEVEL_PERMISSIVE\x10\x01\x12\x10\n" +
+	"\fLEVEL_STRICT\x10\x02*p\n" +
 	"\bPodState\x12\x19\n" +
 	"\x15POD_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12POD_STATE_CAPTURED\x10\x01\x12\x16\n" +
@@ -1421,50 +1680,62 @@ func file_node_proto_rawDescGZIP() []byte {
 	return file_node_proto_rawDescData
 }
 
-var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_node_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_node_proto_goTypes = []any{
-	(PodState)(0),      // 0: tacit.node.v1.PodState
-	(Crossing)(0),      // 1: tacit.node.v1.Crossing
-	(*Pod)(nil),        // 2: tacit.node.v1.Pod
-	(*Namespace)(nil),  // 3: tacit.node.v1.Namespace
-	(*Direct)(nil),     // 4: tacit.node.v1.Direct
-	(*Listed)(nil),     // 5: tacit.node.v1.Listed
-	(*Place)(nil),      // 6: tacit.node.v1.Place
-	(*Trust)(nil),      // 7: tacit.node.v1.Trust
-	(*Range)(nil),      // 8: tacit.node.v1.Range
-	(*HostPorts)(nil),  // 9: tacit.node.v1.HostPorts
-	(*HostPort)(nil),   // 10: tacit.node.v1.HostPort
-	(*External)(nil),   // 11: tacit.node.v1.External
-	(*NodePort)(nil),   // 12: tacit.node.v1.NodePort
-	(*Exclusion)(nil),  // 13: tacit.node.v1.Exclusion
-	(*PodReport)(nil),  // 14: tacit.node.v1.PodReport
-	(*ReportAck)(nil),  // 15: tacit.node.v1.ReportAck
-	(*PairReport)(nil), // 16: tacit.node.v1.PairReport
-	(*Pair)(nil),       // 17: tacit.node.v1.Pair
-	(*Party)(nil),      // 18: tacit.node.v1.Party
+	(Level)(0),         // 0: tacit.node.v1.Level
+	(PodState)(0),      // 1: tacit.node.v1.PodState
+	(Crossing)(0),      // 2: tacit.node.v1.Crossing
+	(*Pod)(nil),        // 3: tacit.node.v1.Pod
+	(*Namespace)(nil),  // 4: tacit.node.v1.Namespace
+	(*Direct)(nil),     // 5: tacit.node.v1.Direct
+	(*Mode)(nil),       // 6: tacit.node.v1.Mode
+	(*PortLevel)(nil),  // 7: tacit.node.v1.PortLevel
+	(*Admission)(nil),  // 8: tacit.node.v1.Admission
+	(*Listed)(nil),     // 9: tacit.node.v1.Listed
+	(*Place)(nil),      // 10: tacit.node.v1.Place
+	(*Trust)(nil),      // 11: tacit.node.v1.Trust
+	(*Range)(nil),      // 12: tacit.node.v1.Range
+	(*HostPorts)(nil),  // 13: tacit.node.v1.HostPorts
+	(*HostPort)(nil),   // 14: tacit.node.v1.HostPort
+	(*External)(nil),   // 15: tacit.node.v1.External
+	(*NodePort)(nil),   // 16: tacit.node.v1.NodePort
+	(*Exclusion)(nil),  // 17: tacit.node.v1.Exclusion
+	(*PodReport)(nil),  // 18: tacit.node.v1.PodReport
+	(*ReportAck)(nil),  // 19: tacit.node.v1.ReportAck
+	(*PairReport)(nil), // 20: tacit.node.v1.PairReport
+	(*Pair)(nil),       // 21: tacit.node.v1.Pair
+	(*Party)(nil),      // 22: tacit.node.v1.Party
 }
 var file_node_proto_depIdxs = []int32{
-	13, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	13, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
-	8,  // 2: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
-	7,  // 3: tacit.node.v1.Place.trust:type_name -> tacit.node.v1.Trust
-	10, // 4: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
-	12, // 5: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
-	0,  // 6: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
-	17, // 7: tacit.node.v1.PairReport.pairs:type_name -> tacit.node.v1.Pair
-	18, // 8: tacit.node.v1.Pair.source:type_name -> tacit.node.v1.Party
-	18, // 9: tacit.node.v1.Pair.destination:type_name -> tacit.node.v1.Party
-	1,  // 10: tacit.node.v1.Pair.crossing:type_name -> tacit.node.v1.Crossing
-	14, // 11: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
-	16, // 12: tacit.node.v1.Observations.Observe:input_type -> tacit.node.v1.PairReport
-	15, // 13: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
-	15, // 14: tacit.node.v1.Observations.Observe:output_type -> tacit.node.v1.ReportAck
-	13, // [13:15] is the sub-list for method output_type
-	11, // [11:13] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	17, // 0: tacit.node.v1.Pod.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	17, // 1: tacit.node.v1.Direct.exclude_outbound:type_name -> tacit.node.v1.Exclusion
+	0,  // 2: tacit.node.v1.Mode.inbound:type_name -> tacit.node.v1.Level
+	7,  // 3: tacit.node.v1.Mode.ports:type_name -> tacit.node.v1.PortLevel
+	8,  // 4: tacit.node.v1.Mode.admit:type_name -> tacit.node.v1.Admission
+	0,  // 5: tacit.node.v1.Mode.outbound:type_name -> tacit.node.v1.Level
+	0,  // 6: tacit.node.v1.Mode.outside:type_name -> tacit.node.v1.Level
+	17, // 7: tacit.node.v1.Mode.allowed:type_name -> tacit.node.v1.Exclusion
+	0,  // 8: tacit.node.v1.PortLevel.level:type_name -> tacit.node.v1.Level
+	12, // 9: tacit.node.v1.Admission.from:type_name -> tacit.node.v1.Range
+	12, // 10: tacit.node.v1.Place.ranges:type_name -> tacit.node.v1.Range
+	11, // 11: tacit.node.v1.Place.trust:type_name -> tacit.node.v1.Trust
+	14, // 12: tacit.node.v1.HostPorts.ports:type_name -> tacit.node.v1.HostPort
+	16, // 13: tacit.node.v1.External.node_ports:type_name -> tacit.node.v1.NodePort
+	1,  // 14: tacit.node.v1.PodReport.state:type_name -> tacit.node.v1.PodState
+	21, // 15: tacit.node.v1.PairReport.pairs:type_name -> tacit.node.v1.Pair
+	22, // 16: tacit.node.v1.Pair.source:type_name -> tacit.node.v1.Party
+	22, // 17: tacit.node.v1.Pair.destination:type_name -> tacit.node.v1.Party
+	2,  // 18: tacit.node.v1.Pair.crossing:type_name -> tacit.node.v1.Crossing
+	18, // 19: tacit.node.v1.Enrollment.Report:input_type -> tacit.node.v1.PodReport
+	20, // 20: tacit.node.v1.Observations.Observe:input_type -> tacit.node.v1.PairReport
+	19, // 21: tacit.node.v1.Enrollment.Report:output_type -> tacit.node.v1.ReportAck
+	19, // 22: tacit.node.v1.Observations.Observe:output_type -> tacit.node.v1.ReportAck
+	21, // [21:23] is the sub-list for method output_type
+	19, // [19:21] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -1477,8 +1748,8 @@ func file_node_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   17,
+			NumEnums:      3,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

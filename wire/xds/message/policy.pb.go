@@ -127,8 +127,10 @@ type Authorization struct {
 	Scope     Scope                  `protobuf:"varint,3,opt,name=scope,proto3,enum=istio.security.Scope" json:"scope,omitempty"`
 	Action    Action                 `protobuf:"varint,4,opt,name=action,proto3,enum=istio.security.Action" json:"action,omitempty"`
 	// One of them matches.
-	Rules         []*Rule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
-	DryRun        bool    `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Rules  []*Rule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
+	DryRun bool    `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// What of those in the scope may be in plaintext. Istio has no such field.
+	Mode          *Mode `protobuf:"bytes,15013,opt,name=mode,proto3" json:"mode,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -203,6 +205,13 @@ func (x *Authorization) GetDryRun() bool {
 		return x.DryRun
 	}
 	return false
+}
+
+func (x *Authorization) GetMode() *Mode {
+	if x != nil {
+		return x.Mode
+	}
+	return nil
 }
 
 type Rule struct {
@@ -659,14 +668,16 @@ var File_policy_proto protoreflect.FileDescriptor
 
 const file_policy_proto_rawDesc = "" +
 	"\n" +
-	"\fpolicy.proto\x12\x0eistio.security\x1a\x1bgoogle/protobuf/empty.proto\"\xe3\x01\n" +
+	"\fpolicy.proto\x12\x0eistio.security\x1a\x1bgoogle/protobuf/empty.proto\x1a\n" +
+	"node.proto\"\x8d\x02\n" +
 	"\rAuthorization\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1c\n" +
 	"\tnamespace\x18\x02 \x01(\tR\tnamespace\x12+\n" +
 	"\x05scope\x18\x03 \x01(\x0e2\x15.istio.security.ScopeR\x05scope\x12.\n" +
 	"\x06action\x18\x04 \x01(\x0e2\x16.istio.security.ActionR\x06action\x12*\n" +
 	"\x05rules\x18\x05 \x03(\v2\x14.istio.security.RuleR\x05rules\x12\x17\n" +
-	"\adry_run\x18\x06 \x01(\bR\x06dryRun\"_\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12(\n" +
+	"\x04mode\x18\xa5u \x01(\v2\x13.tacit.node.v1.ModeR\x04mode\"_\n" +
 	"\x04Rule\x120\n" +
 	"\aclauses\x18\x01 \x03(\v2\x16.istio.security.ClauseR\aclauses\x12%\n" +
 	"\runenforceable\x18\xa4u \x01(\tR\runenforceable\"9\n" +
@@ -737,30 +748,32 @@ var file_policy_proto_goTypes = []any{
 	(*ServiceAccountMatch)(nil), // 6: istio.security.ServiceAccountMatch
 	(*IPRange)(nil),             // 7: istio.security.IPRange
 	(*StringMatch)(nil),         // 8: istio.security.StringMatch
-	(*emptypb.Empty)(nil),       // 9: google.protobuf.Empty
+	(*Mode)(nil),                // 9: tacit.node.v1.Mode
+	(*emptypb.Empty)(nil),       // 10: google.protobuf.Empty
 }
 var file_policy_proto_depIdxs = []int32{
 	0,  // 0: istio.security.Authorization.scope:type_name -> istio.security.Scope
 	1,  // 1: istio.security.Authorization.action:type_name -> istio.security.Action
 	3,  // 2: istio.security.Authorization.rules:type_name -> istio.security.Rule
-	4,  // 3: istio.security.Rule.clauses:type_name -> istio.security.Clause
-	5,  // 4: istio.security.Clause.matches:type_name -> istio.security.Match
-	8,  // 5: istio.security.Match.namespaces:type_name -> istio.security.StringMatch
-	8,  // 6: istio.security.Match.not_namespaces:type_name -> istio.security.StringMatch
-	8,  // 7: istio.security.Match.principals:type_name -> istio.security.StringMatch
-	8,  // 8: istio.security.Match.not_principals:type_name -> istio.security.StringMatch
-	7,  // 9: istio.security.Match.source_ips:type_name -> istio.security.IPRange
-	7,  // 10: istio.security.Match.not_source_ips:type_name -> istio.security.IPRange
-	7,  // 11: istio.security.Match.destination_ips:type_name -> istio.security.IPRange
-	7,  // 12: istio.security.Match.not_destination_ips:type_name -> istio.security.IPRange
-	6,  // 13: istio.security.Match.service_accounts:type_name -> istio.security.ServiceAccountMatch
-	6,  // 14: istio.security.Match.not_service_accounts:type_name -> istio.security.ServiceAccountMatch
-	9,  // 15: istio.security.StringMatch.presence:type_name -> google.protobuf.Empty
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	9,  // 3: istio.security.Authorization.mode:type_name -> tacit.node.v1.Mode
+	4,  // 4: istio.security.Rule.clauses:type_name -> istio.security.Clause
+	5,  // 5: istio.security.Clause.matches:type_name -> istio.security.Match
+	8,  // 6: istio.security.Match.namespaces:type_name -> istio.security.StringMatch
+	8,  // 7: istio.security.Match.not_namespaces:type_name -> istio.security.StringMatch
+	8,  // 8: istio.security.Match.principals:type_name -> istio.security.StringMatch
+	8,  // 9: istio.security.Match.not_principals:type_name -> istio.security.StringMatch
+	7,  // 10: istio.security.Match.source_ips:type_name -> istio.security.IPRange
+	7,  // 11: istio.security.Match.not_source_ips:type_name -> istio.security.IPRange
+	7,  // 12: istio.security.Match.destination_ips:type_name -> istio.security.IPRange
+	7,  // 13: istio.security.Match.not_destination_ips:type_name -> istio.security.IPRange
+	6,  // 14: istio.security.Match.service_accounts:type_name -> istio.security.ServiceAccountMatch
+	6,  // 15: istio.security.Match.not_service_accounts:type_name -> istio.security.ServiceAccountMatch
+	10, // 16: istio.security.StringMatch.presence:type_name -> google.protobuf.Empty
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_policy_proto_init() }
@@ -768,6 +781,7 @@ func file_policy_proto_init() {
 	if File_policy_proto != nil {
 		return
 	}
+	file_node_proto_init()
 	file_policy_proto_msgTypes[6].OneofWrappers = []any{
 		(*StringMatch_Exact)(nil),
 		(*StringMatch_Prefix)(nil),
