@@ -64,6 +64,10 @@ func (s State) direct() bool { return s == Announced }
 // mayDial tells whether the pod's proxy may dial by direct, with a leaf of its own.
 func (s State) mayDial() bool { return s != Outside }
 
+// leaves tells whether the pod is on its way out. It is to be as any pod outside of the mesh, which
+// others reach in plaintext already: no mode is strict with it.
+func (s State) leaves() bool { return s == Withdrawing || s == Releasing }
+
 // word is what the agent has said about a pod.
 type word string
 

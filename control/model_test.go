@@ -346,7 +346,7 @@ func (m *model) checkTold() {
 		}
 		workloads++
 		is := slices.IndexFunc(m.server.latest.Workloads, func(w *mesh.Workload) bool {
-			return w.UID == e.pod.Workload.UID && w.Direct == e.direct() && w.Enrolled == e.state.mayDial()
+			return w.UID == e.pod.Workload.UID && w.Direct == e.direct() && w.Enrolled == e.state.mayDial() && (w.Mode != nil) == e.state.leaves()
 		})
 		if is < 0 {
 			m.t.Fatalf("workload of %s, %s, is told as %+v; steps:\n%s", e.pod.UID, e.state, m.server.latest.Workloads, strings.Join(m.trace, "\n"))

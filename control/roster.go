@@ -374,6 +374,9 @@ func (r *roster) update() xds.Update {
 		if e := r.at[w.UID]; e != nil && e.pod.Workload == w && e.state.mayDial() {
 			dressed := *w
 			dressed.Enrolled, dressed.Direct, dressed.MarkedPorts = true, e.direct(), e.markedPorts
+			if e.state.leaves() {
+				dressed.Mode = &mesh.Mode{Inbound: mesh.Permissive, Outbound: mesh.Permissive}
+			}
 			u.Workloads[i] = &dressed
 		}
 	}

@@ -103,9 +103,14 @@ func (m *Mode) Check() error {
 // StrictMode is for what is not understood, and for whom nobody knows yet: it lets nothing pass.
 func StrictMode() *Mode { return &Mode{Inbound: Strict, Outbound: Strict, Outside: Strict} }
 
-// HasModes reports whether workloads have modes of their own: one that the World does not know
-// yet may have one, too.
-func (w *World) HasModes() bool { return w.modes > 0 }
+// HasStrict reports whether workloads have strict modes of their own: one that the World does not
+// know yet may have one, too.
+func (w *World) HasStrict() bool { return w.stricts > 0 }
+
+// isStrict reports whether anything in it is.
+func (m *Mode) isStrict() bool {
+	return m != nil && (m.Inbound == Strict || m.Outbound == Strict || slices.ContainsFunc(m.Ports, func(p PortLevel) bool { return p.Level == Strict }))
+}
 
 // OrNil is m, or nil if that says nothing.
 func (m *Mode) OrNil() *Mode {

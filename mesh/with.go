@@ -110,8 +110,8 @@ func (m *making) addPeer(p *Peer) {
 	for _, h := range p.HostPorts {
 		m.changeHostPort(hostPort{p.Node, h.Port}, nil, p)
 	}
-	if p.Mode != nil {
-		m.modes++
+	if p.Mode.isStrict() {
+		m.stricts++
 	}
 	if p.Ready {
 		for _, s := range p.Services {
@@ -129,8 +129,8 @@ func (m *making) removePeer(p *Peer) {
 	for _, h := range p.HostPorts {
 		m.changeHostPort(hostPort{p.Node, h.Port}, p, nil)
 	}
-	if p.Mode != nil {
-		m.modes--
+	if p.Mode.isStrict() {
+		m.stricts--
 	}
 	if p.Ready {
 		for _, s := range p.Services {

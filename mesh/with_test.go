@@ -269,8 +269,8 @@ func differ(w *World, want *truth, now time.Time) error {
 	if got := w.MaxAge(); got != want.trust.MaxAge {
 		return fmt.Errorf("connections may be %s old: want %s", got, want.trust.MaxAge)
 	}
-	if got, want := w.HasModes(), slices.ContainsFunc(slices.Collect(w.Workloads()), func(p *Peer) bool { return p.Mode != nil }); got != want {
-		return fmt.Errorf("a workload has a mode: %v", got)
+	if got, want := w.HasStrict(), slices.ContainsFunc(slices.Collect(w.Workloads()), func(p *Peer) bool { return p.Mode != nil && p.Mode.Inbound == Strict }); got != want {
+		return fmt.Errorf("a workload is strict: %v", got)
 	}
 	for _, p := range testRanges {
 		if got, want := w.HasNodeIn(p), want.HasNodeIn(p); got != want {

@@ -42,9 +42,9 @@ type World struct {
 	// policyVersion counts the changes of policies, and named those that workloads name.
 	policyVersion uint64
 	named         int
-	// modes counts the workloads that have one of their own.
-	modes  int
-	former former
+	// stricts counts the workloads that have a strict mode of their own.
+	stricts int
+	former  former
 	// revoked are the identities that count no more, trustVersion counts their changes, and
 	// maxAge has who says how old connections may become.
 	revoked      trie[ID, int]

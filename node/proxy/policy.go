@@ -139,7 +139,7 @@ func (l *laws) compile(w *mesh.World, d *pod, self *mesh.Peer) *policy.Set {
 		if self = f.workload; w.HasNamed() {
 			unknown = []string{"of " + f.pod}
 		}
-		if w.HasModes() {
+		if w.HasStrict() {
 			own = mesh.StrictMode()
 		}
 	} else {
