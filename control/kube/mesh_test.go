@@ -23,7 +23,7 @@ func TestNamespacesAreSelected(t *testing.T) {
 	prod := &metav1.LabelSelector{MatchLabels: map[string]string{"env": "prod"}}
 	odd := &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "env", Operator: "Like"}}}
 	before := Policy{Enrollment: Labeled, Selector: func() (p Policy) {
-		p, _ = (&reader{}).understand(MeshSpec{NamespaceSelector: prod})
+		p, _, _ = (&reader{}).understand(MeshSpec{NamespaceSelector: prod})
 		return p
 	}().Selector}
 	for name, tt := range map[string]struct {
