@@ -48,7 +48,7 @@ type Admitted struct {
 	Admit               []mesh.Admission
 }
 
-func (a *Admitted) isFor(p *corev1.Pod, workload string) bool {
+func (a *Admitted) isFor(p *PodObject, workload string) bool {
 	return a.Namespace == p.Namespace && (a.Workload == "" || a.Workload == workload) && hasAll(p.Labels, a.Selector)
 }
 
@@ -170,7 +170,7 @@ func (r *reader) outbound(kind string, o metav1.ObjectMeta) (l mesh.Level, allow
 
 // ownMode is what the annotations of a pod and the exceptions of the Mesh say of it, nil for
 // nothing.
-func (r *reader) ownMode(p *corev1.Pod, workload string, enroll bool) *mesh.Mode {
+func (r *reader) ownMode(p *PodObject, workload string, enroll bool) *mesh.Mode {
 	m := &mesh.Mode{}
 	m.Outbound, m.Allowed = r.outbound("Pod", p.ObjectMeta)
 	ports, bad := parsePorts(p.Annotations[AnnotationAdmitNodes])
@@ -371,7 +371,7 @@ func (b *Builder) setMode(p *podState, w *mesh.Workload) {
 
 // modeOf is that of a workload, whose mode is so far that of ownMode, or what this function has
 // made of it before.
-func (r *reader) modeOf(p *corev1.Pod, w *mesh.Workload, x *peers) *mesh.Mode {
+func (r *reader) modeOf(p *PodObject, w *mesh.Workload, x *peers) *mesh.Mode {
 	if w.HostNetwork {
 		return nil
 	}

@@ -37,14 +37,14 @@ func peersOf(t *testing.T, lines ...string) (all []*PeerAuthentication) {
 }
 
 // modePods are finance and web in foo, and web in bar.
-func modePods() []*corev1.Pod {
-	pod := func(namespace, name, address string) *corev1.Pod {
-		return &corev1.Pod{
+func modePods() []*PodObject {
+	pod := func(namespace, name, address string) *PodObject {
+		return KeepPod(&corev1.Pod{
 			ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Labels: map[string]string{"app": name, LabelMesh: "on"}},
 			Spec:       corev1.PodSpec{NodeName: "n1"}, Status: corev1.PodStatus{PodIP: address},
-		}
+		})
 	}
-	return []*corev1.Pod{pod("foo", "finance", "10.1.0.1"), pod("foo", "web", "10.1.0.2"), pod("bar", "web", "10.1.0.3")}
+	return []*PodObject{pod("foo", "finance", "10.1.0.1"), pod("foo", "web", "10.1.0.2"), pod("bar", "web", "10.1.0.3")}
 }
 
 // set compiles what is said of one pod.
