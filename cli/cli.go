@@ -34,7 +34,7 @@ func rootCommand(version string) *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.AddCommand(installCommand(version), upgradeCommand(version), uninstallCommand(version), checkCommand(version), statusCommand(),
-		policyCommand(), strictCommand(), permissiveCommand(), nodeCommand(), imagesCommand(version), versionCommand(version), labCommand())
+		policyCommand(), flowsCommand(), strictCommand(), permissiveCommand(), nodeCommand(), imagesCommand(version), versionCommand(version), labCommand())
 	return root
 }
 

@@ -13,8 +13,8 @@ import (
 )
 
 func policyCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Check AuthorizationPolicies"}
-	cmd.AddCommand(policyCheckCommand())
+	cmd := &cobra.Command{Use: "policy", Short: "Check and suggest AuthorizationPolicies"}
+	cmd.AddCommand(policyCheckCommand(), policySuggestCommand())
 	return cmd
 }
 
