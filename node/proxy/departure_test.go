@@ -197,11 +197,13 @@ func TestModeOfWorkload(t *testing.T) {
 	if err := askOnce(w.stranger, at); err != nil {
 		t.Errorf("a permissive port: %v", err)
 	}
+	w.server.wl.Mode = &strictIn
+	w.publish()
 	d := w.server.node.proxy.pod(w.server.name)
 	stranger := &pod{p: d.p, id: idOf("nobody")}
 	stranger.facts.Store(d.facts.Load())
 	if !stranger.law(d.p.know.world()).set.IsStrictOutbound() {
-		t.Error("a pod that nobody knows yet, where workloads have modes of their own: want strict")
+		t.Error("a pod that nobody knows yet, where a workload is strict: want strict")
 	}
 }
 
