@@ -36,7 +36,7 @@ Connections of excluded ports, and between pods that are both not enrolled, are 
 	t := newTarget(cmd.Flags())
 	output := cmd.Flags().StringP("output", "o", "", "set the `format`: json; a table if empty")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := parseScope(args)
+		s, err := parseModeTarget(args)
 		if err != nil {
 			return err
 		}
@@ -58,7 +58,7 @@ Connections of excluded ports, and between pods that are both not enrolled, are 
 	return cmd
 }
 
-func showFlows(out io.Writer, seen kube.PairShard, s scope, asJSON bool) error {
+func showFlows(out io.Writer, seen kube.PairShard, s modeTarget, asJSON bool) error {
 	seen.Pairs = slices.DeleteFunc(seen.Pairs, func(p mesh.Pair) bool { return !s.has(p.Source) && !s.has(p.Destination) })
 	if asJSON {
 		e := json.NewEncoder(out)

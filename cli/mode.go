@@ -52,8 +52,8 @@ type modeChange struct {
 	inbound, outbound bool
 }
 
-// modeCommand is strict or permissive.
-func modeCommand(use, mode, short, long string) *cobra.Command {
+// modeCommand is strict or permissive. What before says decides whether the mode is set; nil is yes.
+func modeCommand(use, mode, short, long string, before func(*cobra.Command, *cluster, modeTarget, modeChange) (goOn bool, err error)) *cobra.Command {
 	m := modeChange{mode: mode}
 	cmd := &cobra.Command{
 		Use: use + " [NAMESPACE[/WORKLOAD]]", Short: short, Args: cobra.MaximumNArgs(1),
@@ -82,18 +82,18 @@ tacit.dev/outbound-mode of its pods, which this command does not write.`,
 		if err != nil {
 			return err
 		}
+		if before != nil {
+			if goOn, err := before(cmd, c, of, m); err != nil || !goOn {
+				return err
+			}
+		}
 		return c.setMode(cmd.Context(), of, m, cmd.OutOrStdout())
 	}
 	return cmd
 }
 
 func permissiveCommand() *cobra.Command {
-	return modeCommand("permissive", kube.PermissiveMode, "let plaintext pass again", "Lets plaintext pass again, at once.")
-}
-
-func strictCommand() *cobra.Command {
-	return modeCommand("strict", kube.StrictMode, "refuse plaintext", `Refuses plaintext: pods of the mesh take none, and send none to addresses of the cluster. Open connections in plaintext
-are reset.`)
+	return modeCommand("permissive", kube.PermissiveMode, "let plaintext pass again", "Lets plaintext pass again, at once.", nil)
 }
 
 // setMode sets it, and says so. Control brings it to all nodes within seconds.

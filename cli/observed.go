@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +17,7 @@ import (
 
 	"tacit.dev/control/kube"
 	"tacit.dev/mesh"
+	"tacit.dev/policy"
 )
 
 // observed is what nodes saw, and what is in the cluster now.
@@ -27,7 +28,9 @@ type observed struct {
 
 // present is what is in the cluster.
 type present struct {
-	result kube.Result
+	objects kube.Objects
+	cfg     kube.BuildConfig
+	result  kube.Result
 	// pods are those of each workload, by NAMESPACE/WORKLOAD.
 	pods map[string][]podNow
 }
@@ -69,6 +72,9 @@ func (c *cluster) present(ctx context.Context, root string) (present, error) {
 	if objects.Policies, err = listAll[kube.AuthorizationPolicy](ctx, c, kube.PolicyResources()); err != nil {
 		return present{}, err
 	}
+	if objects.Peers, err = listAll[kube.PeerAuthentication](ctx, c, kube.PeerResources()); err != nil {
+		return present{}, err
+	}
 	return newPresent(objects, kube.BuildConfig{TrustDomain: trustDomainOf(objects), Namespace: namespace, RootNamespace: root}), nil
 }
 
@@ -83,7 +89,7 @@ func trustDomainOf(o kube.Objects) string {
 }
 
 func newPresent(o kube.Objects, cfg kube.BuildConfig) present {
-	p := present{result: kube.Build(o, cfg), pods: make(map[string][]podNow)}
+	p := present{objects: o, cfg: cfg, result: kube.Build(o, cfg), pods: make(map[string][]podNow)}
 	objects := make(map[string]*kube.PodObject, len(o.Pods))
 	for _, pod := range o.Pods {
 		objects[pod.Namespace+"/"+pod.Name] = pod
@@ -102,6 +108,38 @@ func newPresent(o kube.Objects, cfg kube.BuildConfig) present {
 		p.pods[name] = append(p.pods[name], podNow{pod, w, is.Enroll, is.Shown})
 	}
 	return p
+}
+
+// world is what nodes know of it.
+func (p *present) world() *mesh.World {
+	return new(mesh.World).With(mesh.Changes{
+		Workloads: p.result.Workloads, Services: p.result.Services, Places: p.result.Places, Policies: p.result.Policies,
+	}, time.Time{})
+}
+
+// setOf is what applies to a pod.
+func setOf(w *mesh.World, pod *podNow) *policy.Set {
+	all, unknown := w.PoliciesOf(pod.workload.Peer())
+	return policy.Compile(all, unknown, pod.workload.Mode)
+}
+
+// addressesOf are those of a party, the one that is nobody's if there are none.
+func (p *present) addressesOf(party mesh.Party) (all []netip.Addr) {
+	if party.Block.IsValid() {
+		return []netip.Addr{party.Block.Addr()}
+	}
+	for _, place := range p.result.Places {
+		if party.Where == mesh.AtNode && place.Node == party.Node {
+			all = append(all, place.Addresses...)
+		}
+	}
+	for _, pod := range p.pods[party.String()] {
+		all = append(all, pod.workload.Addresses...)
+	}
+	if len(all) == 0 {
+		all = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
+	}
+	return all
 }
 
 // all tells whether there are pods of the workload, and each is so.
@@ -125,6 +163,18 @@ func (p *present) protectedSince(workload string) (since time.Time) {
 		}
 	}
 	return since
+}
+
+// nodeOf names the node whose pods get the address, "" for none.
+func (p *present) nodeOf(a netip.Addr) string {
+	for _, n := range p.objects.Nodes {
+		for _, text := range append(n.Spec.PodCIDRs, n.Spec.PodCIDR) {
+			if r, err := netip.ParsePrefix(text); err == nil && r.Contains(a) {
+				return n.Name
+			}
+		}
+	}
+	return ""
 }
 
 // listAll reads all objects of a kind, none if there is no such kind.
@@ -153,26 +203,12 @@ func listAll[T any](ctx context.Context, c *cluster, at []schema.GroupVersionRes
 	return nil, nil
 }
 
-// scope is what people name: nothing for all, NAMESPACE, or NAMESPACE/WORKLOAD.
-type scope struct{ namespace, workload string }
-
-func parseScope(args []string) (s scope, err error) {
-	if len(args) == 0 {
-		return s, nil
-	}
-	s.namespace, s.workload, _ = strings.Cut(args[0], "/")
-	if s.namespace == "" || strings.Contains(s.workload, "/") || strings.HasSuffix(args[0], "/") {
-		return s, fmt.Errorf("%q: want NAMESPACE or NAMESPACE/WORKLOAD", args[0])
-	}
-	return s, nil
-}
-
 // has tells whether it is about the party.
-func (s scope) has(p mesh.Party) bool {
-	if s.namespace == "" {
+func (t modeTarget) has(p mesh.Party) bool {
+	if t.namespace == "" {
 		return true
 	}
-	return p.Where == mesh.AtWorkload && p.Namespace == s.namespace && (s.workload == "" || p.Workload == s.workload)
+	return p.Where == mesh.AtWorkload && p.Namespace == t.namespace && (t.workload == "" || p.Workload == t.workload)
 }
 
 // labelsOf are those that all pods of a workload have, and others of it will have: its selector.
@@ -203,21 +239,4 @@ func clock(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 // count is a number and what it counts.
 func count(n uint64, one string) string {
 	return fmt.Sprintf("%d %s%s", n, one, map[bool]string{true: "", false: "s"}[n == 1])
-}
-
-// observedLate is how much later than a connection begins or ends it may be seen: a pod counts as
-// protected a moment before its peers know.
-const observedLate = 30 * time.Second
-
-// isOver tells whether both ends are workloads of the mesh by now, and were seen in plaintext
-// before that only.
-func (o *observed) isOver(p mesh.Pair) bool {
-	from, to := o.protectedSince(p.Source.String()), o.protectedSince(p.Destination.String())
-	if from.IsZero() || to.IsZero() {
-		return false
-	}
-	if to.After(from) {
-		from = to
-	}
-	return p.Last.Before(from.Add(observedLate))
 }

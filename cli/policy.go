@@ -13,8 +13,8 @@ import (
 )
 
 func policyCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Check and suggest AuthorizationPolicies"}
-	cmd.AddCommand(policyCheckCommand(), policySuggestCommand())
+	cmd := &cobra.Command{Use: "policy", Short: "Check, suggest and question AuthorizationPolicies"}
+	cmd.AddCommand(policyCheckCommand(), policySuggestCommand(), policyWhoCanCommand())
 	return cmd
 }
 

@@ -37,7 +37,7 @@ The order of the output is stable: keep it in Git, and review it. Nothing is app
 	t := newTarget(cmd.Flags())
 	network := cmd.Flags().Bool("network", false, "also write a NetworkPolicy for each workload")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		s, err := parseScope(args)
+		s, err := parseModeTarget(args)
 		if err != nil || s.workload != "" {
 			return fmt.Errorf("want at most one NAMESPACE: %v", args)
 		}
@@ -65,7 +65,7 @@ type access struct {
 }
 
 // suggest writes policies for the destinations in the scope.
-func (o *observed) suggest(out io.Writer, s scope, network bool) error {
+func (o *observed) suggest(out io.Writer, s modeTarget, network bool) error {
 	tellGaps(commented{out}, o.PairShard)
 	seen := make(map[string]bool)
 	accesses := o.accesses(s)
@@ -121,7 +121,7 @@ func (c commented) Write(b []byte) (int, error) {
 }
 
 // accesses are the destinations that were seen, by name. Only their own nodes' word counts.
-func (o *observed) accesses(s scope) []*access {
+func (o *observed) accesses(s modeTarget) []*access {
 	all := make(map[string]*access)
 	for _, p := range o.Pairs {
 		if p.Reporter != mesh.ByDestination || p.Crossing == mesh.Denied || !s.has(p.Destination) || p.Destination.Workload == "" {
