@@ -20,7 +20,6 @@ const (
 	ofMesh      = "mesh"
 	ofNamespace = "namespace"
 	ofWorkload  = "workload"
-	ofNobody    = "workload not known"
 )
 
 // mode is what the modes of one workload come to.
