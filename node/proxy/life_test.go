@@ -21,7 +21,7 @@ func TestDrainWaitsForTheLastConnection(t *testing.T) {
 	n := c.nodes[0]
 	conn := mustDial(t, client, server.at(false, 1))
 	say(t, conn, "before")
-	client.capture("drain.nft")
+	client.capture("drain-kept.nft")
 	client.keep(conn)
 	n.agent.send(handle.Drain, client.name)
 	await(t, "the pod drains", func() bool { return n.proxy.pod(client.name).stateNow() == draining })

@@ -16,8 +16,9 @@ var update = flag.Bool("update", false, "write testdata/*.nft anew")
 
 func configs() map[string]Config {
 	return map[string]Config{
-		"capture": {},
-		"drain":   {Drain: true, ExcludeInbound: []uint16{22}},
+		"capture":    {},
+		"drain":      {Drain: true, ExcludeInbound: []uint16{22}},
+		"drain-kept": {Drain: true, kept: true},
 		"exclude": {
 			ExcludeOutbound: []mesh.Exclusion{
 				{Prefix: netip.MustParsePrefix("10.1.2.3/8")},
