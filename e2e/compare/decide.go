@@ -56,7 +56,7 @@ func (c *comparison) decisions(d dice, t *town) {
 			sets = append(sets, []*mesh.Policy{one})
 		}
 		for _, set := range sets {
-			compiled := policy.Compile(set, unknown)
+			compiled := policy.Compile(set, unknown, nil)
 			for range 30 {
 				c.decide(compiled, set, d.connection(address(p)), t)
 			}
@@ -65,7 +65,7 @@ func (c *comparison) decisions(d dice, t *town) {
 	// Those that are for no pod of the town decide as well.
 	for _, p := range t.policies {
 		set := []*mesh.Policy{c.ours.Policy(key(p))}
-		compiled := policy.Compile(set, nil)
+		compiled := policy.Compile(set, nil, nil)
 		for range 30 {
 			c.decide(compiled, set, d.connection(address(t.pods[0])), t)
 		}

@@ -56,7 +56,7 @@ func (c *comparison) differences(t *town) {
 	}
 	for i, d := range differences {
 		k := key(t.differing[i])
-		if p := c.ours.Policy(k); p == nil || policy.Compile([]*mesh.Policy{p}, nil).Decide(&x).Allowed {
+		if p := c.ours.Policy(k); p == nil || policy.Compile([]*mesh.Policy{p}, nil, nil).Decide(&x).Allowed {
 			c.differ("%s: Tacit lets it in, or does not know it", d.name)
 		}
 		var theirs []*message.Authorization
