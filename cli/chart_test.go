@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"helm.sh/helm/v4/pkg/chart/common"
+	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
@@ -22,6 +23,20 @@ import (
 func rendered(t *testing.T, set ...string) ([]*unstructured.Unstructured, error) {
 	t.Helper()
 	return renderedOf(t, "v1.2.3-4-gabc", set...)
+}
+
+// renderedNode is the DaemonSet in what is rendered.
+func renderedNode(t *testing.T, set ...string) *appsv1.DaemonSet {
+	t.Helper()
+	list, err := rendered(t, set...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ds, err := daemonSetOf(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ds
 }
 
 // renderedOf is rendered, of a version.
@@ -121,14 +136,7 @@ func shortened(t *testing.T, names []any, short string, shards int, name func(in
 }
 
 func TestNodesHaveThePrivilegesOfTheDesign(t *testing.T) {
-	list, err := rendered(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ds, err := daemonSetOf(list)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ds := renderedNode(t)
 	spec := ds.Spec.Template.Spec
 	if spec.HostNetwork || spec.HostPID || spec.HostIPC || *spec.AutomountServiceAccountToken || spec.PriorityClassName != "system-node-critical" {
 		t.Errorf("host network %v, pid %v, ipc %v, token %v, priority %q", spec.HostNetwork, spec.HostPID, spec.HostIPC, *spec.AutomountServiceAccountToken, spec.PriorityClassName)
@@ -248,14 +256,7 @@ func TestMetricsAreClosedToStrangers(t *testing.T) {
 			t.Errorf("--set %q: ingress %s, want %s", set, got, want)
 		}
 	}
-	list, err := rendered(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ds, err := daemonSetOf(list)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ds := renderedNode(t)
 	for _, c := range ds.Spec.Template.Spec.Containers {
 		if c.LivenessProbe.Exec == nil {
 			t.Errorf("%s: liveness is asked for over the network", c.Name)
@@ -345,14 +346,7 @@ func TestChartVersions(t *testing.T) {
 
 // Who looks at a node has what the agent has, and makes no folder there.
 func TestVisitorIsLikeTheAgent(t *testing.T) {
-	list, err := rendered(t, "image.registry=r.example", "image.pullSecrets[0]=s")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ds, err := daemonSetOf(list)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ds := renderedNode(t, "image.registry=r.example", "image.pullSecrets[0]=s")
 	p, err := examination.pod(ds, "n1")
 	if err != nil {
 		t.Fatal(err)

@@ -144,14 +144,7 @@ func TestPlatforms(t *testing.T) {
 
 // Nodes find control before anybody answers names: CoreDNS may wait for the nodes.
 func TestNodesNeedNoNames(t *testing.T) {
-	list, err := rendered(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ds, err := daemonSetOf(list)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ds := renderedNode(t)
 	spec := ds.Spec.Template.Spec
 	if spec.EnableServiceLinks == nil || !*spec.EnableServiceLinks {
 		t.Error("the kubelet tells nodes no address of control's Service")

@@ -255,14 +255,7 @@ func TestImagesAreThoseOfTheMakefile(t *testing.T) {
 	}
 	_, rest, _ := strings.Cut(string(text), "\nREGISTRY ?= ")
 	registry, _, _ := strings.Cut(rest, "\n")
-	list, err := rendered(t)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ds, err := daemonSetOf(list)
-	if err != nil {
-		t.Fatal(err)
-	}
+	ds := renderedNode(t)
 	if got, want := ds.Spec.Template.Spec.Containers[0].Image, registry+"/tacit-node:v1.2.3-4-gabc"; registry == "" || got != want {
 		t.Errorf("image %s, want %s", got, want)
 	}
